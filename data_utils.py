@@ -1,0 +1,577 @@
+"""From dumps on disk to per-stage features: read, check, identify, featurize, and store as shards of padded sequences.
+
+Pure functions, except `iter_dumps` and the `read_*` and `write_*` functions, which touch files. The stage order everywhere is that
+of Halide's featurizations: the output Func first, and within a Func the last update first and the pure stage last.
+
+Axes: N schedules, T stages (padded), F features.
+"""
+
+import hashlib
+import itertools
+import json
+import lzma
+import math
+import re
+import tarfile
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import orjson
+import pandas as pd
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from config import UserError
+
+# Halide's Adams2019 featurization, version 3 (Featurization.h): a stage is 39 schedule features, then the histograms by type.
+
+SCHEDULE_FEATURES = """
+num_realizations num_productions points_computed_per_realization points_computed_per_production points_computed_total
+points_computed_minimum innermost_loop_extent innermost_pure_loop_extent unrolled_loop_extent inner_parallelism outer_parallelism
+bytes_at_realization bytes_at_production bytes_at_root innermost_bytes_at_realization innermost_bytes_at_production
+innermost_bytes_at_root inlined_calls unique_bytes_read_per_realization unique_lines_read_per_realization
+allocation_bytes_read_per_realization working_set vector_size native_vector_size num_vectors num_scalars scalar_loads_per_vector
+vector_loads_per_vector scalar_loads_per_scalar bytes_at_task innermost_bytes_at_task unique_bytes_read_per_vector
+unique_lines_read_per_vector unique_bytes_read_per_task unique_lines_read_per_task working_set_at_task working_set_at_production
+working_set_at_realization working_set_at_root
+""".split()
+TYPES = ["bool", "uint8", "uint16", "uint32", "uint64", "float", "double"]
+OPS = """
+const cast variable param add sub mod mul div min max eq ne lt le and or not select image_call func_call self_call extern_call let
+""".split()
+# Halide's labels transpose and broadcast are swapped in its source; they are kept as its own weights were trained with them.
+PATTERNS = [f"{pattern}_{access}" for pattern in ("pointwise", "transpose", "broadcast", "slice") for access in ("load_func", "load_self", "load_image", "store")]  # fmt: skip
+
+N_SCHEDULE = len(SCHEDULE_FEATURES)  # 39
+N_HISTOGRAMS = 1 + len(OPS) + len(PATTERNS)  # 41 rows: types in use, operations, memory access patterns
+STAGE_BYTES = 4 * (N_SCHEDULE + N_HISTOGRAMS * len(TYPES))  # 1,304
+ANDERSON_STAGE_BYTES = 1440  # Anderson2021, for GPUs: 73 + 287 floats
+# JSON dumps do not tell types: their histograms go into a column of their own behind Halide's seven types.
+TYPE_COLUMNS = [*TYPES, "unknown"]
+
+COMPANIONS = (".schedule.h", "bench.txt", "collection.json", "program.json", ".weights", ".log")
+ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".zip")
+ARCHIVE_ERRORS = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError)
+MAX_DUMP_BYTES = 2**28
+MAX_SCHEDULE_FEATURE = 1e14  # what Halide's own trainer accepts
+MIN_RUNTIME_MS = 1e-6  # a picosecond scale runtime is no measurement
+
+
+class Unusable(Exception):
+    """A dump that can't be used: a reason to count it under, and a detail for a person."""
+
+    def __init__(self, reason, detail):
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
+
+
+@dataclass
+class Dump:
+    """A file that may hold a schedule, before it is parsed. `file` is its label; `data` is None where it lies at `path`."""
+
+    file: str
+    collection: str
+    root: int = 0
+    path: str = ""
+    data: bytes | None = None
+    bench: bytes | None = None
+    error: tuple = ()
+
+
+@dataclass
+class Schedule:
+    """One measured schedule of one program.
+
+    schedule_features : (T, 39) float32, as Halide computes them
+    algorithm_features : (T, 41, 8) float32: types in use, operation and access histograms, by type
+    runtime_ms : float; NaN where the dump need not tell
+    """
+
+    schedule_features: np.ndarray
+    algorithm_features: np.ndarray
+    runtime_ms: float
+
+    @property
+    def program(self):
+        """The program: a hash of the algorithm features, never an id from the file."""
+        return stable_hash(self.algorithm_features)
+
+    @property
+    def schedule(self):
+        return stable_hash(self.schedule_features)
+
+    @property
+    def instance(self):
+        """The program at these sizes."""
+        return stable_hash(self.algorithm_features, self.schedule_features[:, SCHEDULE_FEATURES.index("points_computed_minimum")])
+
+
+def stable_hash(*parts):
+    """63 bits that depend on the contents (arrays or text) alone, the same on every machine."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(str(part).encode() if not isinstance(part, np.ndarray) else np.ascontiguousarray(part + np.float32(0), "<f4").tobytes())
+    return int.from_bytes(digest.digest()[:8], "little") >> 1
+
+
+def hex_id(number):
+    return f"{int(number):016x}"
+
+
+# Finding dumps
+
+
+def iter_dumps(raw_path):
+    """Every dump under `raw_path` in a stable order, companions left out; archives are read without unpacking.
+
+    `raw_path` : a folder (searched in depth), one file, or several separated by commas. Raises UserError where one is missing.
+    """
+    for root, text in enumerate(part.strip() for part in raw_path.split(",") if part.strip()):
+        path = Path(text)
+        if path.is_dir():
+            files = sorted(p for p in path.rglob("*") if p.is_file())
+        elif path.exists():
+            files = [path]
+        else:
+            raise UserError(f"{text}: no such file or folder; give --raw_path the measured schedules")
+        marked = {p.parent for p in files if p.name == "collection.json"}
+        for file in files:
+            label = str(file.relative_to(path)) if path.is_dir() else file.name
+            if is_companion(file.name):
+                continue
+            if is_archive(file):
+                yield from _archive_members(file, Dump(label, without_suffixes(label), root))
+            else:
+                collection = _collection_of(file, path, marked)
+                bench = file.with_name("bench.txt")
+                text = bench.read_bytes() if file.suffix == ".featurization" and bench.is_file() else None
+                yield Dump(label, collection, root, path=str(file), bench=text)
+
+
+def is_companion(name):
+    return name.endswith(COMPANIONS)
+
+
+def is_archive(path):
+    """By name, or by the first bytes of the compressed formats."""
+    if path.name.lower().endswith(ARCHIVE_SUFFIXES):
+        return True
+    try:
+        with open(path, "rb") as f:
+            head = f.read(6)
+    except OSError:
+        return False
+    return head[:4] == b"PK\x03\x04" or head[:3] == b"\x1f\x8b\x08" or head == b"\xfd7zXZ\x00"
+
+
+def without_suffixes(label):
+    """`a/b.tar.xz` -> `a/b`."""
+    for suffix in sorted(ARCHIVE_SUFFIXES, key=len, reverse=True):
+        if label.lower().endswith(suffix):
+            return label[: -len(suffix)]
+    return str(Path(label).with_suffix(""))
+
+
+def _collection_of(file, root, marked):
+    """The folder with a collection.json that a loose dump lies in, else the topmost folder below `root`, else `root` itself."""
+    if root == file:
+        return without_suffixes(file.name)
+    for parent in file.parents:
+        if parent in marked:
+            return str(parent.relative_to(root)) if parent != root else root.resolve().name
+        if parent == root:
+            break
+    relative = file.relative_to(root)
+    return relative.parts[0] if len(relative.parts) > 1 else root.resolve().name
+
+
+def _archive_members(path, archive):
+    """The archive's dumps, and a Dump with an error for what can't be read in it; its readable members are kept."""
+    benches, waiting = {}, []
+    try:
+        with open(path, "rb") as f:
+            is_zip = f.read(4) == b"PK\x03\x04" or path.name.lower().endswith(".zip")
+        for name, data, error in _zip_files(path) if is_zip else _tar_files(path):
+            folder, _, base = name.rpartition("/")
+            if base == "bench.txt":
+                benches[folder] = data
+            elif not is_companion(base):
+                dump = Dump(f"{archive.file}/{name}", archive.collection, archive.root, data=data, error=error)
+                if base.endswith(".featurization"):
+                    waiting.append((folder, dump))  # its bench.txt may come later
+                else:
+                    yield dump
+    except ARCHIVE_ERRORS as error:
+        archive.error = ("unreadable_archive", f"{type(error).__name__}: {' '.join(str(error).split())}"[:200])
+        yield archive
+    for folder, dump in waiting:
+        dump.bench = benches.get(folder)
+        yield dump
+
+
+def _tar_files(path):
+    with tarfile.open(path, "r|*") as tar:
+        for member in tar:
+            if member.isfile():
+                if member.size > MAX_DUMP_BYTES:
+                    yield member.name, b"", ("too_large", f"{member.size} bytes")
+                else:
+                    yield member.name, tar.extractfile(member).read(), ()
+
+
+def _zip_files(path):
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if member.is_dir():
+                continue
+            if member.file_size > MAX_DUMP_BYTES:
+                yield member.filename, b"", ("too_large", f"{member.file_size} bytes")
+                continue
+            try:
+                yield member.filename, archive.read(member), ()
+            except ARCHIVE_ERRORS as error:
+                yield member.filename, b"", ("truncated", f"damaged in its archive: {error}")
+
+
+# Parsing dumps
+
+
+def parse_dump(dump, max_runtime_ms, need_runtime=True):
+    """The Schedule in a Dump, recognised by content. Raises Unusable with one of the reasons README.md lists."""
+    if dump.error:
+        raise Unusable(*dump.error)
+    data = dump.data
+    if data is None:
+        try:
+            if Path(dump.path).stat().st_size > MAX_DUMP_BYTES:
+                raise Unusable("too_large", f"more than {MAX_DUMP_BYTES} bytes")
+            data = Path(dump.path).read_bytes()
+        except OSError as error:
+            raise Unusable("unreadable", error.strerror or str(error)) from None
+    suffix = Path(dump.file).suffix.lower()
+    if not data:
+        raise Unusable("truncated", "the file is empty")
+    if suffix == ".json" or data[:64].lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
+        try:
+            schedule = parse_json(data)
+        except Unusable as unusable:
+            if suffix == ".json" or unusable.reason != "malformed_json":
+                raise
+            schedule = parse_binary(data, suffix, dump.bench)  # floats whose first byte happens to be a brace
+    else:
+        schedule = parse_binary(data, suffix, dump.bench)
+    _check(schedule, max_runtime_ms, need_runtime)
+    return schedule
+
+
+def parse_binary(data, suffix, bench=None):
+    """A `.sample` (stages, runtime in ms, two ids) or a `.featurization` (stages only; its runtime is in `bench`)."""
+    footer = 12 if len(data) % STAGE_BYTES == 12 else 0
+    if suffix in (".sample", ".featurization") and len(data) % STAGE_BYTES != (12 if suffix == ".sample" else 0):
+        if len(data) % ANDERSON_STAGE_BYTES == (12 if suffix == ".sample" else 0):
+            raise Unusable("other_featurization", "360 floats a stage: Anderson2021's, for GPUs; this project reads Adams2019's 326")
+        raise Unusable("truncated", f"{len(data)} bytes is no whole number of stages of {STAGE_BYTES} bytes")
+    if len(data) % STAGE_BYTES not in (0, 12):
+        if len(data) % ANDERSON_STAGE_BYTES in (0, 12) and _plausible(data[: len(data) // 1440 * 1440]):
+            raise Unusable("other_featurization", "360 floats a stage: Anderson2021's, for GPUs; this project reads Adams2019's 326")
+        raise Unusable("unknown_format", "neither a .sample, a .featurization nor a JSON dump")
+    body = data[: len(data) - footer]
+    if suffix not in (".sample", ".featurization") and not _plausible(body):
+        raise Unusable("unknown_format", "neither a .sample, a .featurization nor a JSON dump")
+    stages = np.frombuffer(body, "<f4").reshape(-1, STAGE_BYTES // 4)  # (T, 326)
+    if footer:
+        runtime_ms = float(np.frombuffer(data, "<f4", 1, len(body))[0])
+    else:
+        runtime_ms = _bench_runtime(bench)
+    histograms = np.zeros((len(stages), N_HISTOGRAMS, len(TYPE_COLUMNS)), np.float32)
+    histograms[:, :, : len(TYPES)] = stages[:, N_SCHEDULE:].reshape(-1, N_HISTOGRAMS, len(TYPES))
+    return Schedule(stages[:, :N_SCHEDULE].astype(np.float32), histograms, runtime_ms)
+
+
+def _plausible(body):
+    """Whether bytes without a telling name look like features: finite, not negative, whole numbers for the most part."""
+    values = np.frombuffer(body[: len(body) // 4 * 4], "<f4")
+    with np.errstate(invalid="ignore"):
+        return bool(len(values) and np.isfinite(values).all() and (values >= 0).all() and (values <= MAX_SCHEDULE_FEATURE).all())
+
+
+def _bench_runtime(bench):
+    """Milliseconds from an autotune loop's bench.txt: the eighth word, in seconds. None where there is no such file."""
+    if bench is None:
+        return None
+    words = bench.decode(errors="replace").split()
+    try:
+        return float(words[7]) * 1e3
+    except (IndexError, ValueError):
+        raise Unusable("no_runtime", "bench.txt beside it has no number as its eighth word") from None
+
+
+def parse_json(data):
+    """A JSON dump: programming_details.Nodes and scheduling_data, closed by total_execution_time_ms."""
+    try:
+        tree = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        try:
+            tree = json.loads(data)  # slower, but takes NaN and Infinity, which deserve a better reason
+        except (ValueError, RecursionError):
+            raise Unusable("malformed_json", str(error)) from None
+    if not isinstance(tree, dict) or not {"programming_details", "scheduling_data"} <= tree.keys():
+        raise Unusable("unknown_format", "JSON, but without programming_details and scheduling_data")
+    try:
+        return _schedule_from_json(tree)
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError) as error:
+        raise Unusable("missing_field", f"{type(error).__name__}: {error}"[:200]) from None
+
+
+def _schedule_from_json(tree):
+    runtime_ms, stages = None, []
+    for entry in tree["scheduling_data"]:
+        if entry.get("name") == "total_execution_time_ms":
+            runtime_ms = float(entry["value"])
+        else:
+            features = entry["Details"]["scheduling_feature"]
+            stages.append((entry["Name"], [features[name] for name in SCHEDULE_FEATURES]))
+    histograms = {node["Name"]: _histograms_from_text(node["Details"]) for node in tree["programming_details"]["Nodes"]}
+    rows, algorithm = [], []
+    # The dump puts a Func's pure stage first; and it keeps one histogram a Func, that of its last definition.
+    for name, group in itertools.groupby(stages, key=lambda stage: re.sub(r"\.update\(\d+\)$", "", stage[0])):
+        group = [features for _, features in group]
+        rows += reversed(group)
+        algorithm += [histograms[name]] + [np.zeros_like(histograms[name])] * (len(group) - 1)
+    t = len(rows)
+    algorithm_features = np.zeros((t, N_HISTOGRAMS, len(TYPE_COLUMNS)), np.float32)
+    if t:
+        algorithm_features[:, 1:, -1] = algorithm
+    with np.errstate(over="ignore"):
+        return Schedule(np.array(rows, np.float32).reshape(t, N_SCHEDULE), algorithm_features, runtime_ms)
+
+
+def _histograms_from_text(details):
+    """(40,) operation and access counts of a node, from lines such as `Add:  3` and `Pointwise:  1 0 0 1`."""
+    ops = np.array([float(line.rsplit(":", 1)[1]) for line in details["Op histogram"]])
+    patterns = np.array([[float(v) for v in line.rsplit(":", 1)[1].split()] for line in details["Memory access patterns"]])
+    return np.concatenate([ops.reshape(-1, len(OPS)).sum(0), patterns.reshape(-1, len(PATTERNS)).sum(0)])
+
+
+def _check(schedule, max_runtime_ms, need_runtime):
+    """Raises Unusable for what can't be trained on; the limits are those of Halide's own trainer."""
+    features, runtime_ms = schedule.schedule_features, schedule.runtime_ms
+    if len(features) == 0:
+        raise Unusable("no_stages", "not a single stage in it")
+    if not (np.isfinite(features).all() and np.isfinite(schedule.algorithm_features).all()):
+        raise Unusable("not_a_number", "a feature is NaN or infinite")
+    bad = (features < 0) | (features > MAX_SCHEDULE_FEATURE)
+    if bad.any():
+        stage, column = np.argwhere(bad)[0]
+        raise Unusable("bad_feature", f"{SCHEDULE_FEATURES[column]} of stage {stage} is {features[stage, column]:g}")
+    if not need_runtime:
+        schedule.runtime_ms = math.nan if runtime_ms is None else runtime_ms
+        return
+    if runtime_ms is None:
+        raise Unusable("no_runtime", "no total_execution_time_ms in it, or no bench.txt beside it")
+    if not math.isfinite(runtime_ms):
+        raise Unusable("not_a_number", f"the runtime is {runtime_ms}")
+    if runtime_ms == 0:
+        raise Unusable("zero_runtime", "the runtime is 0: its benchmark failed")
+    if not MIN_RUNTIME_MS <= runtime_ms <= max_runtime_ms:
+        raise Unusable("implausible_runtime", f"the runtime is {runtime_ms:g} ms; at most {max_runtime_ms:g} is believed")
+
+
+# Features of a stage
+
+
+def featurize(schedule):
+    """Per-stage inputs of the model, not normalised: (T, F) float32, the columns FEATURES names.
+
+    Logarithms of Halide's schedule features; ratios and flags; the terms that Adams2019's cost model multiplies its coefficients
+    with (cost_model_generator.cpp in Halide); and operation and access histograms, summed over types and by type.
+    """
+    s = {name: schedule.schedule_features[:, i].astype(np.float64) for i, name in enumerate(SCHEDULE_FEATURES)}
+    h = np.maximum(schedule.algorithm_features, 0)  # (T, 41, 8)
+    types, ops, patterns = h[:, 0], h[:, 1 : 1 + len(OPS)], h[:, 1 + len(OPS) :]
+    work = ops.sum((1, 2)) * s["points_computed_total"]
+    by_type = ops.sum(1)  # (T, 8)
+    position = np.arange(len(h))
+    columns = [
+        np.log1p(schedule.schedule_features),
+        np.stack(list(_ratios(s).values()), 1),
+        np.log1p(np.stack(list(_cost_terms(s).values()), 1)),
+        np.log1p(np.stack([work, position, len(h) - 1 - position], 1)),
+        types > 0,
+        np.log1p(by_type),
+        np.log1p(ops.sum(2)),
+        np.log1p(ops[:, :, 5:7].sum(2)),  # in floating point
+        np.log1p(patterns.sum(2)),
+    ]
+    return np.concatenate(columns, 1).astype(np.float32)
+
+
+def _ratios(s):
+    """Shares and flags, (T,) each, from schedule features by name."""
+    def log_ratio(a, b):
+        return np.log1p(s[a]) - np.log1p(s[b])
+
+    instances = s["num_vectors"] + s["num_scalars"]
+    tasks = s["inner_parallelism"] * s["outer_parallelism"]
+    return {
+        "recompute": log_ratio("points_computed_total", "points_computed_minimum"),
+        "productions_per_realization": log_ratio("num_productions", "num_realizations"),
+        "vector_fill": s["vector_size"] / np.maximum(s["native_vector_size"], 1),
+        "vector_share": s["num_vectors"] / np.maximum(instances, 1),
+        "points_per_instance": np.log1p(s["points_computed_total"] / np.maximum(instances, 1)),
+        "unrolled_share": log_ratio("unrolled_loop_extent", "innermost_loop_extent"),
+        "pure_loop_share": log_ratio("innermost_pure_loop_extent", "innermost_loop_extent"),
+        "is_inlined": s["inlined_calls"] > 0,
+        "is_at_root": s["num_realizations"] == 1,
+        "is_parallel": tasks > 1,
+        "tasks": np.log1p(tasks),
+        "points_per_task": np.log1p(s["points_computed_total"] / np.maximum(tasks, 1)),
+        "bytes_per_line_realization": log_ratio("unique_bytes_read_per_realization", "unique_lines_read_per_realization"),
+        "bytes_per_line_vector": log_ratio("unique_bytes_read_per_vector", "unique_lines_read_per_vector"),
+        "bytes_per_line_task": log_ratio("unique_bytes_read_per_task", "unique_lines_read_per_task"),
+        "allocation_read_share": log_ratio("unique_bytes_read_per_realization", "allocation_bytes_read_per_realization"),
+        "storage_share": log_ratio("bytes_at_production", "bytes_at_realization"),
+        "row_share": log_ratio("innermost_bytes_at_production", "bytes_at_production"),
+        "working_set_growth": log_ratio("working_set_at_root", "working_set_at_task"),
+    }  # fmt: skip
+
+
+def _cost_terms(s):
+    """What Adams2019's cost model weighs, (T,) each: counts of events that take time."""
+    inlined, parallel = s["inlined_calls"] > 0, s["inner_parallelism"] > 1
+    innermost_task = np.maximum(s["innermost_bytes_at_task"], 1)
+    instances = s["num_vectors"] + s["num_scalars"]
+    lines_written = s["inner_parallelism"] * s["bytes_at_task"] / innermost_task
+    sharing = parallel * instances / innermost_task
+    return {
+        "vector_points": ~inlined * s["num_vectors"] * s["vector_size"],
+        "scalar_points": ~inlined * s["num_scalars"],
+        "inlined_vector_points": inlined * s["num_vectors"] * s["vector_size"],
+        "inlined_scalar_points": inlined * s["num_scalars"],
+        "lines_read": s["num_realizations"] * s["unique_lines_read_per_realization"],
+        "bytes_read": s["num_realizations"] * s["unique_bytes_read_per_realization"],
+        "gathers": s["num_vectors"] * s["scalar_loads_per_vector"],
+        "scalar_loads": s["num_scalars"] * s["scalar_loads_per_scalar"],
+        "vector_loads": s["num_vectors"] * s["vector_loads_per_vector"],
+        "lines_read_by_vectors": s["num_vectors"] * s["unique_lines_read_per_vector"],
+        "bytes_read_by_vectors": s["num_vectors"] * s["unique_bytes_read_per_vector"],
+        "lines_read_by_tasks": s["num_productions"] * s["inner_parallelism"] * s["unique_lines_read_per_task"],
+        "bytes_read_by_tasks": s["num_productions"] * s["inner_parallelism"] * s["unique_bytes_read_per_task"],
+        "bytes_written": s["num_realizations"] * s["bytes_at_realization"],
+        "lines_written": s["num_realizations"] * lines_written,
+        "bytes_produced": s["num_productions"] * s["bytes_at_production"],
+        "false_sharing": sharing,
+        "page_faults": parallel * s["num_productions"] * np.minimum(s["inner_parallelism"], 4096 / innermost_task),
+        "allocations": s["num_realizations"],
+        "parallel_launches": parallel * s["num_productions"],
+        "parallel_tasks": parallel * s["num_productions"] * s["inner_parallelism"],
+        "working_set_traffic": s["num_productions"] * s["working_set_at_production"],
+    }
+
+
+def _feature_units():
+    nothing = {name: np.zeros(1) for name in SCHEDULE_FEATURES}
+    units = {f"log_{name}": "log1p of Halide's feature" for name in SCHEDULE_FEATURES}
+    units |= {name: "ratio, log ratio or flag" for name in _ratios(nothing)}
+    units |= {f"log_cost_{name}": "log1p of events a run" for name in _cost_terms(nothing)}
+    units |= {"log_work": "log1p of operations a run", "log_stages_before": "log1p of stages", "log_stages_after": "log1p of stages"}
+    units |= {f"uses_{type}": "flag" for type in TYPE_COLUMNS}
+    units |= {f"log_ops_{type}": "log1p of operations a point" for type in TYPE_COLUMNS}
+    units |= {f"log_{op}": "log1p of operations a point" for op in OPS}
+    units |= {f"log_float_{op}": "log1p of operations a point" for op in OPS}
+    return units | {f"log_{pattern}": "log1p of accesses a point" for pattern in PATTERNS}
+
+
+FEATURE_UNITS = _feature_units()
+FEATURES = list(FEATURE_UNITS)
+
+# Splits
+
+
+def hash_share(*parts):
+    """A number in [0, 1) that depends on `parts` alone, so that more data never moves anything across splits."""
+    return stable_hash(*parts) / 2**63
+
+
+def assign_split(key, config):
+    """`train`, `val` or `test` for a program (or schedule) hash."""
+    u = hash_share("split", key)
+    if config.folds:
+        if int(u * config.folds) == config.fold:
+            return "test"
+        return "val" if hash_share("val", key) < config.val_fraction else "train"
+    if u < config.test_fraction:
+        return "test"
+    return "val" if u < config.test_fraction + config.val_fraction else "train"
+
+
+def split_rows(rows, config):
+    """The split of each row of a DataFrame with `collection`, `program` and `features` (a hash of all features).
+
+    A held-out collection's rows are `holdout`; what they hold is never trained on even where another collection has it too: there
+    it goes to `test`. Everything else goes by a stable hash.
+    """
+    held_out = rows.collection.map(lambda name: holdout_name(name, config.holdout_names) != "")
+    key = "program" if config.split_by == "program" else "features"
+    assigned = {k: assign_split(k, config) for k in rows[key].unique()}
+    split = rows[key].map(assigned).astype(object)
+    split[rows[key].isin(set(rows.loc[held_out, key]))] = "test"
+    split[held_out] = "holdout"
+    return split
+
+
+def holdout_name(collection, names):
+    """The name in `names` that a collection goes by (any folder on its path, or its own name), or ''."""
+    return next((part for part in Path(collection).parts if part in names), "")
+
+
+# Shards
+
+SHARD_NAME = re.compile(r"(train|val|test|holdout)-\d{5}\.safetensors")
+
+
+def write_shard(path, sequences, rows):
+    """One shard: sequences (list of (T_i, F)) padded to the longest, and the columns of `rows`, a DataFrame in the same order."""
+    lengths = np.array([len(s) for s in sequences], np.int64)
+    features = np.zeros((len(sequences), lengths.max(), len(FEATURES)), np.float32)  # (N, T, F)
+    for i, sequence in enumerate(sequences):
+        features[i, : len(sequence)] = sequence
+    tensors = {"features": features, "lengths": lengths, "log_runtime": np.log(rows.runtime_ms.to_numpy(np.float64)).astype(np.float32)}
+    tensors |= {name: rows[name].to_numpy(np.int64) for name in ("program", "instance", "schedule")}
+    save_file(tensors, path)
+
+
+def read_meta(data_path):
+    """meta.json of processed data. Raises UserError where there is none, or where it was made by another version."""
+    path = Path(data_path) / "meta.json"
+    try:
+        meta = orjson.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; run generate_dataset.py first, with the same data_path") from None
+    except (OSError, orjson.JSONDecodeError) as error:
+        raise UserError(f"{path}: can't be read ({error}); run generate_dataset.py again") from None
+    if meta.get("features") != FEATURES:
+        raise UserError(f"{path}: was made with other features than this version's; run generate_dataset.py again")
+    return meta
+
+
+def read_shards(data_path, meta, split):
+    """Arrays of every shard of `split`: a list of dicts as write_shard wrote them, mapped from disk, shortest sequences first."""
+    shards = []
+    for name in meta["shards"][split]:
+        path = Path(data_path) / name
+        try:
+            with safe_open(path, "pt") as f:
+                shards.append({key: f.get_tensor(key) for key in f.keys()})
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path}: can't be read ({error}); run generate_dataset.py again") from None
+    return shards
+
+
+def read_rows(data_path, split):
+    """schedules.csv's rows of `split`, in the order of its shards: collection, file, program, instance, schedule, runtime_ms, ..."""
+    rows = pd.read_csv(Path(data_path) / "schedules.csv", keep_default_na=False)
+    return rows[rows.split == split].reset_index(drop=True)

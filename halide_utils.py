@@ -1,0 +1,348 @@
+"""Everything that talks to Halide: pipelines in, diverse schedules, compiled programs and measured runtimes out.
+
+Used by the scripts that measure; the scripts that learn never import it. Needs nothing but `pip install halide`, which brings
+the compiler, the Python bindings and the Adams2019 autoscheduler with its trained weights inside.
+"""
+
+import functools
+import importlib.util
+import os
+import re
+import struct
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import halide as hl
+import numpy as np
+import psutil
+
+from pipelines import random_programs
+
+LIBRARIES = Path(hl.install_dir()) / "lib64"
+FLOATS_A_STAGE = 326  # of Adams2019, Featurization.h: 39 schedule features and 287 algorithm features
+
+# A `.weights` file: this header, then per buffer its number of dimensions, extents and float32 values (Halide's Weights.cpp).
+WEIGHTS_HEADER = struct.pack("<4I", 0x68776631, 3, 3, 6)
+WEIGHT_SHAPES = [(8, 40, 7), (8,), (24, 39), (24,), (32, 32), (32,)]
+
+# The benchmark protocol, after Halide's tools/halide_benchmark.h: batches of calls, of which the fastest counts, until the best
+# and the third best agree. Half a second at the least, because on two threads the minimum of a few calls is off by up to a third.
+WARM_UP_CALLS = 1
+MIN_BENCHMARK_SECONDS, MAX_BENCHMARK_SECONDS, BATCH_SECONDS = 0.5, 1.5, 0.002
+AGREEMENT = 0.03
+# More of the machine than this used by others while a schedule runs spoils its measurement.
+FOREIGN_SHARE_LIMIT = 0.05
+
+# A schedule is right if its output is the reference's within these; a few points may differ where a computed value sits on a
+# threshold and the last bit decides.
+FLOAT_TOLERANCE, INTEGER_TOLERANCE, WRONG_POINTS_ALLOWED = 1e-3, 1, 1e-3
+
+
+# Pipelines
+
+
+@dataclass(frozen=True)
+class ProgramSpec:
+    """How to build a program afresh in any process: a random program by its seed, or a Generator (or build()) in a file."""
+
+    name: str
+    seed: int
+    path: str = ""
+    generator: str = ""
+
+    def build(self, params=None):
+        """The unscheduled hl.Pipeline. `params` are the autoscheduler's, so that `using_autoscheduler()` is true in a Generator."""
+        if not self.path:
+            return random_programs.build(self.seed)[0]
+        module = load_module(self.path)
+        if not self.generator:
+            return module.build()
+        with hl.GeneratorContext(hl.get_host_target(), params or autoscheduler_params()):
+            return hl._create_python_generator(self.generator, hl.active_generator_context())._build_pipeline()
+
+
+@functools.cache
+def load_module(path):
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def programs_in(path):
+    """The ProgramSpecs of a file: one for each Generator it registers, or one for its `build()`.
+
+    Raises ValueError, in one line, where the file holds neither.
+    """
+    before = set(hl._get_python_generator_names())
+    module = load_module(str(Path(path).resolve()))
+    names = sorted(set(hl._get_python_generator_names()) - before)
+    stem = Path(path).stem
+    seed = int.from_bytes(stem.encode()[:3], "little")
+    if not names and not hasattr(module, "build"):
+        raise ValueError(f"{path}: no @hl.generator class and no build() in it; add one of them")
+    return [ProgramSpec(name, seed, str(Path(path).resolve()), name) for name in names] or [
+        ProgramSpec(stem, seed, str(Path(path).resolve()))
+    ]
+
+
+def functions(pipeline):
+    """The pipeline's Funcs from output to inputs, without the wrappers of its input images: the order of a featurization."""
+    inputs = {a.name for a in pipeline.infer_arguments()}
+    found, index = [], 0
+    while True:
+        try:
+            func = pipeline.get_func(index)
+        except (hl.HalideError, IndexError):
+            break
+        index += 1
+        if re.sub(r"_im(\$\d+)?$", "", func.name()) not in inputs:
+            found.append(func)
+    return found[::-1]
+
+
+def stages_and_edges(pipeline):
+    """Names of the stages in featurization order (a Func's last update first), and edges [from, to] between Funcs."""
+    funcs = functions(pipeline)
+    names = {f.name() for f in funcs}
+    stages, edges = [], []
+    for func in funcs:
+        definitions = [func.values()] + [func.update_values(i) for i in range(func.num_update_definitions())]
+        arguments = [func.update_args(i) for i in range(func.num_update_definitions())]
+        stages += [f"{func.name()}.update({i})" for i in reversed(range(func.num_update_definitions()))] + [func.name()]
+        text = " ".join(str(part) for part in (*definitions, *arguments))
+        called = set(re.findall(r"([\w$.]+)\(", text)) & names
+        edges += [[producer, func.name()] for producer in sorted(called - {func.name()})]
+    return stages, edges
+
+
+# Schedules
+
+
+def autoscheduler_params(**extra):
+    """AutoschedulerParams for Adams2019 on all cores; `extra` are its own parameters, as text or numbers."""
+    values = {"parallelism": os.cpu_count(), **extra}
+    return hl.AutoschedulerParams("Adams2019", {k: str(v) for k, v in values.items()})
+
+
+@functools.cache
+def load_autoscheduler(name="adams2019"):
+    hl.load_plugin(str(LIBRARIES / f"libautoschedule_{name}.so"))
+
+
+@functools.cache
+def baseline_weights():
+    """The weights Adams2019 ships with, cut out of its plug-in: list of float32 arrays of WEIGHT_SHAPES."""
+    data = (LIBRARIES / "libautoschedule_adams2019.so").read_bytes()
+    at = data.rfind(WEIGHTS_HEADER)
+    if at < 0:
+        raise RuntimeError("no trained weights found in libautoschedule_adams2019.so: is this halide==21.0.0?")
+    at += len(WEIGHTS_HEADER)
+    arrays = []
+    for shape in WEIGHT_SHAPES:
+        n_dims, *extents = struct.unpack_from(f"<{1 + len(shape)}I", data, at)
+        if n_dims != len(shape) or tuple(extents) != shape:
+            raise RuntimeError(f"unexpected shape {extents} in the trained weights of libautoschedule_adams2019.so")
+        at += 4 * (1 + len(shape))
+        arrays.append(np.frombuffer(data, "<f4", int(np.prod(shape)), at))
+        at += arrays[-1].nbytes
+    return arrays
+
+
+def write_weights(path, arrays):
+    """Write a `.weights` file that `weights_path` of an unmodified Halide takes."""
+    with open(path, "wb") as f:
+        f.write(WEIGHTS_HEADER)
+        for shape, array in zip(WEIGHT_SHAPES, arrays):
+            f.write(struct.pack(f"<{1 + len(shape)}I", len(shape), *shape) + array.astype("<f4").tobytes())
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """One way to ask Adams2019 for a schedule; equal proposals give equal schedules.
+
+    sigma: how much noise the trained weights get, in standard deviations of each buffer; 0 leaves them, -1 replaces them.
+    dropout: Adams2019's random_dropout in percent (100 plain search, 1 a random walk led by the weights).
+    """
+
+    sigma: float
+    dropout: int
+    beam_size: int
+    seed: int
+
+    @classmethod
+    def draw(cls, program_seed, k):
+        """The k-th proposal for a program. The 0th is Adams2019 as shipped with a greedy search."""
+        if k == 0:
+            return cls(sigma=0.0, dropout=100, beam_size=1, seed=0)
+        rng = np.random.default_rng([program_seed, k])
+        sigma = float(rng.choice([0.0, 0.1, 0.3, 1.0, 1.0, -1.0], p=[0.1, 0.15, 0.25, 0.2, 0.1, 0.2]))
+        dropout = 1 if sigma == 0.0 else int(rng.choice([1, 100]))
+        return cls(sigma=sigma, dropout=dropout, beam_size=1, seed=int(rng.integers(2**31 - 1)))
+
+    def weights(self):
+        rng = np.random.default_rng(self.seed)
+        if self.sigma < 0:
+            return [rng.uniform(-0.5, 0.5, w.shape).astype(np.float32) for w in baseline_weights()]
+        return [w + np.float32(self.sigma * w.std()) * rng.standard_normal(w.shape, dtype=np.float32) for w in baseline_weights()]
+
+    def apply(self, pipeline):
+        """Schedule `pipeline` in place; returns (featurization bytes, C++ schedule source). Raises hl.HalideError."""
+        load_autoscheduler()
+        extra = {"beam_size": self.beam_size, "random_dropout": self.dropout, "random_dropout_seed": self.seed}
+        with tempfile.TemporaryDirectory() as folder:
+            if self.sigma != 0:
+                # Adams2019 only warns where the file is missing and goes on with random weights, so it is written right here.
+                write_weights(f"{folder}/perturbed.weights", self.weights())
+                extra["weights_path"] = f"{folder}/perturbed.weights"
+            result = pipeline.apply_autoscheduler(hl.get_host_target(), autoscheduler_params(**extra))
+        return bytes(result.featurization), result.schedule_source
+
+
+def schedule_everything_at_root(pipeline):
+    """The schedule of the reference: every Func computed in full before its readers. Slow, but it always compiles."""
+    for func in functions(pipeline):
+        func.compute_root()
+
+
+# Running
+
+
+def make_buffers(pipeline, seed):
+    """Input arguments with reproducible random contents and empty outputs, as large as the estimates say: (inputs, outputs).
+
+    Raises ValueError, in one line, for a missing estimate.
+    """
+    rng = np.random.default_rng(seed)
+    inputs = [_input_value(argument, rng) for argument in pipeline.infer_arguments()]
+    outputs = []
+    for func in pipeline.outputs():
+        for buffer, type in zip(func.output_buffers(), func.types()):
+            p = buffer.parameter()
+            region = [(p.min_constraint_estimate(i), p.extent_constraint_estimate(i)) for i in range(p.dimensions())]
+            outputs.append(_allocate(type, _constants(region, f"output {func.name()}")))
+    return inputs, outputs
+
+
+def _input_value(argument, rng):
+    estimates = argument.argument_estimates
+    if argument.dimensions == 0:
+        value = estimates.scalar_estimate if estimates.scalar_estimate.defined() else estimates.scalar_def
+        if not value.defined():
+            raise ValueError(f"input {argument.name} has no estimate: call set_estimate on it")
+        return hl.evaluate(value)
+    region = _constants([(r.min, r.extent) for r in estimates.buffer_estimates], f"input {argument.name}")
+    buffer = _allocate(argument.type, region)
+    array = np.array(buffer, copy=False)
+    if array.dtype.kind == "f":
+        array[...] = rng.random(array.shape, dtype=np.float32)
+    elif array.dtype == bool:
+        array[...] = rng.random(array.shape) < 0.5
+    else:
+        # All values of the small types; wider ones are indices or sums more often than pixels.
+        highest = min(int(np.iinfo(array.dtype).max), 65535)
+        array[...] = rng.integers(0, highest, array.shape, dtype=array.dtype, endpoint=True)
+    return buffer
+
+
+def _constants(region, what):
+    if not all(m.defined() and e.defined() for m, e in region):
+        raise ValueError(f"{what} has no estimates: call set_estimates on it")
+    return [(hl.evaluate(m), hl.evaluate(e)) for m, e in region]
+
+
+def _allocate(type, region):
+    buffer = hl.Buffer(type, [extent for _, extent in region])
+    buffer.set_min([minimum for minimum, _ in region])
+    return buffer
+
+
+class Program:
+    """A scheduled pipeline, compiled for this machine: call it to run it once on its buffers."""
+
+    def __init__(self, pipeline):
+        self.callable = pipeline.compile_to_callable(pipeline.infer_arguments(), hl.get_host_target())
+        self.pipeline = pipeline
+
+    def allocate(self, seed):
+        inputs, self.outputs = make_buffers(self.pipeline, seed)
+        self.arguments = [*inputs, *self.outputs]
+
+    def __call__(self):
+        self.callable(*self.arguments)
+
+    def results(self):
+        return [np.array(o) for o in self.outputs]
+
+
+def mismatch(outputs, reference):
+    """'' where `outputs` are the reference's within tolerance, else one line that says how far they are off."""
+    for i, (got, want) in enumerate(zip(outputs, reference)):
+        if got.dtype.kind == "f":
+            tolerance = FLOAT_TOLERANCE * (np.abs(want) + np.nanmean(np.abs(want)))
+            wrong = ~((np.abs(got - want) <= tolerance) | (got == want) | (np.isnan(got) & np.isnan(want)))
+        else:
+            wrong = np.abs(got.astype(np.int64) - want.astype(np.int64)) > INTEGER_TOLERANCE
+        if wrong.mean() > WRONG_POINTS_ALLOWED:
+            return f"output {i} differs from the reference at {wrong.mean():.2%} of its points"
+    return ""
+
+
+@dataclass
+class Measurement:
+    """How one runtime was obtained. cpu_share is CPU time over wall time of the process: near the number of cores where all of
+    a schedule runs in parallel. foreign_share is the part of the machine that others used meanwhile."""
+
+    runtime_ms: float
+    samples: int
+    calls: int
+    spread: float
+    cpu_share: float
+    foreign_share: float
+
+    def as_dict(self):
+        return {k: round(v, 6) if isinstance(v, float) else v for k, v in asdict(self).items()}
+
+
+def _cpu_seconds():
+    """(all cores' busy seconds since boot, those of this process): the difference is what others used."""
+    t = psutil.cpu_times()
+    own = os.times()
+    return sum(t) - t.idle - getattr(t, "iowait", 0.0) - getattr(t, "guest", 0.0) - getattr(t, "guest_nice", 0.0), own.user + own.system
+
+
+def benchmark(run):
+    """Measure `run()` by Halide's protocol: the fastest batch, its time a call. Returns a Measurement."""
+    for _ in range(WARM_UP_CALLS):
+        run()
+    start = time.perf_counter()
+    run()
+    batch = max(1, int(BATCH_SECONDS / max(time.perf_counter() - start, 1e-7)))
+    times = []
+    busy_before, own_before = _cpu_seconds()
+    start = time.perf_counter()
+    while True:
+        before = time.perf_counter()
+        for _ in range(batch):
+            run()
+        now = time.perf_counter()
+        times.append((now - before) / batch)
+        wall = now - start
+        if len(times) >= 3 and wall >= MIN_BENCHMARK_SECONDS:
+            best, third = np.partition(times, 2)[[0, 2]]
+            if third <= best * (1 + AGREEMENT) or wall >= MAX_BENCHMARK_SECONDS:
+                break
+    busy, own = (after - before for after, before in zip(_cpu_seconds(), (busy_before, own_before)))
+    return Measurement(
+        runtime_ms=float(best) * 1e3, samples=len(times), calls=len(times) * batch, spread=float(third / best) - 1, cpu_share=own / wall,
+        foreign_share=max(0.0, busy - own) / (wall * os.cpu_count()),
+    )  # fmt: skip
+
+
+def foreign_share(seconds=0.1):
+    """The share of the machine in use over the next moment, this process asleep."""
+    before, _ = _cpu_seconds()
+    time.sleep(seconds)
+    return max(0.0, _cpu_seconds()[0] - before) / (seconds * os.cpu_count())

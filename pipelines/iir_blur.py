@@ -1,0 +1,36 @@
+"""Recursive first-order blur (Halide's apps/iir_blur): scans down and up the columns, transposes, and does so again; float RGB."""
+
+import halide as hl
+
+x, y, c = hl.vars("x y c")
+
+
+def blur_cols_transpose(f, height, alpha, name):
+    blur = hl.Func("blur_" + name)
+    blur[x, y, c] = f[x, y, c]
+    down = hl.RDom([(1, height - 1)], "down_" + name)
+    blur[x, down, c] = (1.0 - alpha) * blur[x, down - 1, c] + alpha * f[x, down, c]
+    up = hl.RDom([(1, height - 1)], "up_" + name)
+    flip = height - 1 - up
+    blur[x, flip, c] = (1.0 - alpha) * blur[x, flip + 1, c] + alpha * blur[x, flip, c]
+
+    transposed = hl.Func("transposed_" + name)
+    transposed[x, y, c] = blur[y, x, c]
+    return transposed
+
+
+@hl.generator(name="iir_blur")
+class IirBlur(hl.Generator):
+    input = hl.InputBuffer(hl.Float(32), 3)
+    alpha = hl.InputScalar(hl.Float(32))
+    output = hl.OutputBuffer(hl.Float(32), 3)
+
+    def generate(self):
+        rows = blur_cols_transpose(self.input, self.input.height(), self.alpha, "cols")
+        both = blur_cols_transpose(rows, self.input.width(), self.alpha, "rows")
+        self.output[x, y, c] = both[x, y, c]
+
+        w, h = 1536, 1024
+        self.input.set_estimates([(0, w), (0, h), (0, 3)])
+        self.alpha.set_estimate(0.1)
+        self.output.set_estimates([(0, w), (0, h), (0, 3)])
