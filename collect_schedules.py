@@ -43,7 +43,7 @@ from halide_utils import ProgramSpec, Proposal
 
 PROGRAMS_A_ROUND = 4
 PROPOSALS_A_SCHEDULE = 3  # give up on a program after this many proposals for each schedule wanted
-TIMEOUTS_A_PROGRAM = 2  # or after this many that took too long to compile, if fewer were fast enough
+FEW_TIMEOUTS, MANY_TIMEOUTS = 2, 4  # or after this many that took too long to compile: few if fewer were fast enough, or many
 MEASURE_SECONDS = 60
 TRIES = 3  # measurements of one schedule on a busy machine before it is kept and flagged noisy
 REPEATED_SHARE = 0.05  # of the schedules are measured again in a fresh process, which tells the noise
@@ -56,7 +56,7 @@ class CollectConfig(Config):
     output: str = Field("./data/raw/collected", min_length=1, description="the collection's folder; started again, it goes on")
     pipeline: str = Field("", description="a file, or a folder of files, of Halide Python Generators or build() to measure instead")
     first_program: int = Field(0, ge=0, description="number of the first random program")
-    compile_seconds: float = Field(8, gt=0, description="longest time to schedule and compile one candidate")
+    compile_seconds: float = Field(5, gt=0, description="longest time to schedule and compile one candidate")
     pack: bool = Field(False, description="when complete, pack the folder into OUTPUT.tar.xz and delete it")
 
 
@@ -185,7 +185,8 @@ class ProgramRun:
     def gives_up(self):
         """Whether no more candidates are worth their time: no reference, or mostly such that compile for too long."""
         timeouts = sum(c["outcome"] == "timeout" for c in self.decided.values())
-        return self.failed or (timeouts >= TIMEOUTS_A_PROGRAM and timeouts > len(self.measured()) + self.n_waiting)
+        fast_enough = len(self.measured()) + self.n_waiting
+        return self.failed or timeouts >= MANY_TIMEOUTS or (timeouts >= FEW_TIMEOUTS and timeouts > fast_enough)
 
     def next_keys(self):
         """Keys of the candidates to start now: as many as schedules are missing, in order, never the same again.

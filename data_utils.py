@@ -124,10 +124,11 @@ def hex_id(number):
 # Finding dumps
 
 
-def iter_dumps(raw_path):
+def iter_dumps(raw_path, names=frozenset()):
     """Every dump under `raw_path` in a stable order, companions left out; archives are read without unpacking.
 
     `raw_path` : a folder (searched in depth), one file, or several separated by commas. Raises UserError where one is missing.
+    `names` : folders that are collections of their own wherever they lie (those held out).
     """
     for root, text in enumerate(part.strip() for part in raw_path.split(",") if part.strip()):
         path = Path(text)
@@ -139,13 +140,13 @@ def iter_dumps(raw_path):
             raise UserError(f"{text}: no such file or folder; give --raw_path the measured schedules")
         marked = {p.parent for p in files if p.name == "collection.json"}
         for file in files:
-            label = str(file.relative_to(path)) if path.is_dir() else file.name
+            label = file.relative_to(path).as_posix() if path.is_dir() else file.name
             if is_companion(file.name):
                 continue
             if is_archive(file):
                 yield from _archive_members(file, Dump(label, without_suffixes(label), root))
             else:
-                collection = _collection_of(file, path, marked)
+                collection = _collection_of(file, path, marked, names)
                 bench = file.with_name("bench.txt")
                 text = bench.read_bytes() if file.suffix == ".featurization" and bench.is_file() else None
                 yield Dump(label, collection, root, path=str(file), bench=text)
@@ -175,17 +176,15 @@ def without_suffixes(label):
     return str(Path(label).with_suffix(""))
 
 
-def _collection_of(file, root, marked):
-    """The folder with a collection.json that a loose dump lies in, else the topmost folder below `root`, else `root` itself."""
+def _collection_of(file, root, marked, names):
+    """A loose dump's collection: the folder on its way that `names` holds or that has a collection.json, else the topmost folder."""
     if root == file:
         return without_suffixes(file.name)
-    for parent in file.parents:
-        if parent in marked:
-            return str(parent.relative_to(root)) if parent != root else root.resolve().name
-        if parent == root:
-            break
-    relative = file.relative_to(root)
-    return relative.parts[0] if len(relative.parts) > 1 else root.resolve().name
+    folders = file.relative_to(root).parent.parts
+    for depth, folder in enumerate(folders, 1):
+        if folder in names or root.joinpath(*folders[:depth]) in marked:
+            return "/".join(folders[:depth])
+    return folders[0] if folders and root not in marked else root.resolve().name
 
 
 def _archive_members(path, archive):
@@ -573,5 +572,6 @@ def read_shards(data_path, meta, split):
 
 def read_rows(data_path, split):
     """schedules.csv's rows of `split`, in the order of its shards: collection, file, program, instance, schedule, runtime_ms, ..."""
-    rows = pd.read_csv(Path(data_path) / "schedules.csv", keep_default_na=False)
+    hexadecimal = dict.fromkeys(("program", "instance", "schedule"), str)
+    rows = pd.read_csv(Path(data_path) / "schedules.csv", keep_default_na=False, dtype=hexadecimal)
     return rows[rows.split == split].reset_index(drop=True)

@@ -28,9 +28,9 @@ WEIGHTS_HEADER = struct.pack("<4I", 0x68776631, 3, 3, 6)
 WEIGHT_SHAPES = [(8, 40, 7), (8,), (24, 39), (24,), (32, 32), (32,)]
 
 # The benchmark protocol, after Halide's tools/halide_benchmark.h: batches of calls, of which the fastest counts, until the best
-# and the third best agree. Half a second at the least, because on two threads the minimum of a few calls is off by up to a third.
+# and the third best agree. For 0.4 s at the least, because on two threads the minimum of a few calls is off by up to a third.
 WARM_UP_CALLS = 1
-MIN_BENCHMARK_SECONDS, MAX_BENCHMARK_SECONDS, BATCH_SECONDS = 0.5, 1.5, 0.002
+MIN_BENCHMARK_SECONDS, MAX_BENCHMARK_SECONDS, BATCH_SECONDS = 0.4, 1.2, 0.002
 AGREEMENT = 0.03
 # More of the machine than this used by others while a schedule runs spoils its measurement.
 FOREIGN_SHARE_LIMIT = 0.05

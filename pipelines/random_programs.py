@@ -116,6 +116,11 @@ def from_float(expr, type):
     return expr if type.is_float() else expr * f32(2 ** min(type.bits(), 15))
 
 
+def as_index(expr, type, n):
+    """A value as an index from 0 to n - 1. Off the grid of eighths, so that the last bit of a pixel's value decides nothing."""
+    return hl.clamp(hl.cast(hl.Int(32), as_float(expr, type) * f32(n) + f32(0.37)), 0, n - 1)
+
+
 def weighted_sum(terms, weights, type):
     """Average of `terms`: in float, or in 32-bit fixed point for integers, as hand-written integer stencils do."""
     if type.is_float():
@@ -178,23 +183,24 @@ def threshold(b):
 
 
 def stencil_x(b):
-    s, taps = b.pick(), b.offsets(4)
+    s, taps = b.pick(), b.offsets(3)
     return b.add("stencil_x", weighted_sum([s.at(dx=d) for d in taps], b.weights(len(taps)), s.type), s.extents, s.type, [s])
 
 
 def stencil_y(b):
-    s, taps = b.pick(), b.offsets(4)
+    s, taps = b.pick(), b.offsets(3)
     return b.add("stencil_y", weighted_sum([s.at(dy=d) for d in taps], b.weights(len(taps)), s.type), s.extents, s.type, [s])
 
 
 def stencil_xy(b):
-    s, tx, ty = b.pick(), b.offsets(2), b.offsets(2)
+    s = b.pick()
+    tx, ty = (b.offsets(2 if b.rng.random() < 0.15 else 1) for _ in "xy")
     terms = [s.at(i, j) for j in ty for i in tx]
     return b.add("stencil_xy", weighted_sum(terms, b.weights(len(terms)), s.type), s.extents, s.type, [s])
 
 
 def separable_blur(b):
-    s, taps = b.pick(), b.offsets(4)
+    s, taps = b.pick(), b.offsets(3)
     w = b.weights(len(taps))
     rows = b.add("blur_x", weighted_sum([s.at(dx=d) for d in taps], w, s.type), s.extents, s.type, [s])
     return b.add("blur_y", weighted_sum([rows.at(dy=d) for d in taps], w, s.type), s.extents, s.type, [rows])
@@ -345,7 +351,7 @@ def histogram(b):
         return None
     bins = int(b.rng.choice([32, 64, 256]))
     i = hl.Var("i")
-    level = lambda args: hl.clamp(hl.cast(hl.Int(32), as_float(s.func[args], s.type) * f32(bins)), 0, bins - 1)
+    level = lambda args: as_index(s.func[args], s.type, bins)
     zero = (0,) * (len(s.extents) - 2)
     r = hl.RDom([(0, s.extents[0]), (0, s.extents[1])])
     hist, cdf = hl.Func(f"histogram_{len(b.kinds)}"), hl.Func(f"cdf_{len(b.kinds)}")
@@ -364,8 +370,7 @@ def lookup(b):
     i = hl.Var("i")
     table = hl.Func(f"table_{len(b.kinds)}")
     table[i] = hl.pow(hl.cast(FLOAT, i) * f32(1 / n), f32(b.rng.uniform(0.4, 2.2)))
-    index = hl.clamp(hl.cast(hl.Int(32), as_float(s.at(), s.type) * f32(n)), 0, n - 1)
-    return b.add("lookup", table[index], s.extents, FLOAT, [s])
+    return b.add("lookup", table[as_index(s.at(), s.type, n)], s.extents, FLOAT, [s])
 
 
 def row_mean(b):
@@ -446,7 +451,7 @@ def build(seed):
     b = ProgramBuilder(seed)
     for _ in range(int(b.rng.choice([1, 1, 1, 2, 2, 3]))):
         add_image(b)
-    n_images, n_stages = len(b.kinds), int(b.rng.integers(3, 26) if b.rng.random() < 0.35 else b.rng.integers(3, 13))
+    n_images, n_stages = len(b.kinds), int(b.rng.integers(3, 26) if b.rng.random() < 0.2 else b.rng.integers(3, 11))
     kinds, odds = list(STAGE_KINDS), np.array(list(STAGE_KINDS.values()), float)
     # A program favours some kinds over others, as real ones do; otherwise all long programs would look alike.
     odds *= b.rng.gamma(0.7, size=len(odds)) + 0.05

@@ -1,0 +1,80 @@
+"""Cross-validate the shipped configuration: the LSTM beside its rivals, mean and spread over folds split by program.
+
+    python benchmarks/cross_validation.py
+    python benchmarks/cross_validation.py --raw_path dumps.tar.xz --name json_dumps
+
+For each fold it runs generate_dataset.py, train_model.py and evaluate_model.py with the flags given, in runs/folds/NAME, and
+prints the table; the same as JSON in runs/folds/NAME/table.json. Every rival gets the same rows of the same folds.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import orjson
+from pydantic import Field
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from config import Config, load_config, run_script  # noqa: E402
+from evaluate_model import TITLES  # noqa: E402
+
+
+class FoldsConfig(Config):
+    name: str = Field("shipped", min_length=1, description="folder under runs/folds for this table")
+    n_folds: int = Field(5, ge=2, description="number of folds")
+
+
+def run_fold(config, fold, folder):
+    """One fold's report, through the scripts as a user runs them."""
+    flags = {key: getattr(config, key) for key in Config.model_fields}
+    flags |= {"folds": config.n_folds, "fold": fold, "data_path": folder / "data", "run_path": folder / f"fold_{fold}"}
+    arguments = [f"--{key}={value}" for key, value in flags.items()]
+    for script in ("generate_dataset.py", "train_model.py", "evaluate_model.py"):
+        subprocess.run([sys.executable, ROOT / script, *arguments], check=True, stdout=subprocess.DEVNULL)
+    return orjson.loads((folder / f"fold_{fold}" / "report.json").read_bytes())
+
+
+def summarise(reports, models_of):
+    """{model: {metric: [mean, standard deviation over folds]}} of the reports that have `models_of(report)`."""
+    found = [models_of(report) for report in reports]
+    return {
+        name: {
+            metric: [float(np.mean(values)), float(np.std(values, ddof=1))]
+            for metric in TITLES
+            if None not in (values := [models[name][metric] for models in found])
+        }
+        for name in found[0]
+    }
+
+
+def markdown(summary):
+    metrics = ["mse_log", "r2_log", "median_ape", "spearman", "pairwise_accuracy", "top1_regret", "top5_regret", "correct_ordering_rate"]
+    lines = ["| model | " + " | ".join(TITLES[m] for m in metrics) + " |", "|---" * (1 + len(metrics)) + "|"]
+    for name, scores in summary.items():
+        cells = ["{:.3f} ± {:.3f}".format(*scores[m]) if m in scores else "-" for m in metrics]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main():
+    config = load_config(FoldsConfig)
+    folder = ROOT / "runs" / "folds" / config.name
+    reports = [run_fold(config, fold, folder) for fold in range(config.n_folds)]
+    tables = {"test": summarise(reports, lambda r: r["models"])}
+    for collection in reports[0]["holdout"]:
+        tables[f"holdout {collection}"] = summarise(reports, lambda r, c=collection: r["holdout"][c]["models"])
+    for name, summary in tables.items():
+        print(f"{name}, {config.n_folds} folds, mean ± standard deviation\n\n{markdown(summary)}\n")
+    ratio = [1 - r["models"]["lstm"]["mse_log"] / r["models"]["hist_gradient_boosting"]["mse_log"] for r in reports]
+    means = [np.mean([r["models"][m]["mse_log"] for r in reports]) for m in ("lstm", "hist_gradient_boosting")]
+    print(f"mse_log of lstm below hist_gradient_boosting: {1 - means[0] / means[1]:.1%} (by fold: {', '.join(f'{v:.1%}' for v in ratio)})")
+    coverage = [r["interval"]["coverage"] for r in reports]
+    print(f"coverage of the {reports[0]['interval']['level']:.0%} interval: {np.mean(coverage):.1%} (by fold: {', '.join(f'{v:.1%}' for v in coverage)})")
+    (folder / "table.json").write_bytes(orjson.dumps(tables, option=orjson.OPT_INDENT_2))
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,233 @@
+"""Report how well a trained model predicts: on test programs it has never seen, and on held-out collections, beside rivals.
+
+    python evaluate_model.py
+    python evaluate_model.py --run_path runs/short
+
+Reads data_path (generate_dataset.py) and run_path/best.safetensors (train_model.py). Writes into run_path: report.json, report.md,
+predictions.csv, predictions_holdout.csv, and the plots predicted_measured.png, error_by_program.png and regret_by_k.png.
+"""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import orjson
+import pandas as pd
+
+import baselines
+import data_utils
+import metrics
+import train_utils
+from config import UserError, load_config, run_script
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+TITLES = {
+    "mse_log": "MSE log", "r2_log": "R2 log", "mse": "MSE ms^2", "mape": "MAPE %", "median_ape": "median APE %", "spearman": "Spearman",
+    "kendall": "Kendall", "pairwise_accuracy": "pair acc.", "top1_regret": "top-1 regret", "top5_regret": "top-5",
+    "correct_ordering_rate": "correct ordering",
+}  # fmt: skip
+
+
+def refuse_leakage(tensors, split_by, test, holdout, checkpoint):
+    """No test program (or schedule) may be one that the checkpoint was trained on or chosen by."""
+    for rows, key in ((test, split_by), (holdout, "program")):
+        known = np.isin(getattr(rows, key), tensors[f"trained_{key}"].numpy())
+        if known.any():
+            raise UserError(f"{checkpoint}: was trained on {known.sum()} of the schedules it should be tested on; train again on this data_path")
+
+
+def predict_all(config, model, device, train, val, others):
+    """{model name: [predicted log-runtime of each of `others`]}, the LSTM first."""
+    predicted = {"lstm": [train_utils.predict(model, rows, device) for rows in others]}
+    predicted["constant"] = baselines.constant(train, val, others)
+    if config["split_by"] == "schedule":
+        predicted["program_mean"] = baselines.program_mean(train, val, others)
+    predicted["hist_gradient_boosting"] = baselines.hist_gradient_boosting(train, val, others)
+    return predicted
+
+
+def program_lines(rows, names, log_predicted):
+    """A line a program instance: its name, size and the LSTM's scores, worst median error first."""
+    lines = []
+    within = {g: scores for g, _, scores in metrics.by_program(rows.instance, np.exp(rows.log_runtime), np.exp(log_predicted))}
+    for instance in np.unique(rows.instance):
+        at = np.flatnonzero(rows.instance == instance)
+        scores = metrics.error_metrics(rows.log_runtime[at], log_predicted[at])
+        line = {"program": data_utils.hex_id(rows.program[at[0]]), "name": names[at[0]], "schedules": len(at), "stages": int(rows.lengths[at[0]])}
+        line |= {"fastest_ms": float(np.exp(rows.log_runtime[at].min())), "mse_log": scores["mse_log"], "median_ape": scores["median_ape"]}
+        order = within.get(instance, {})
+        line |= {name: order.get(name) for name in ("spearman", "pairwise_accuracy", "top1_regret", "top5_regret")}
+        lines.append({k: v.item() if isinstance(v, np.generic) else v for k, v in line.items()})
+    return sorted(lines, key=lambda line: -line["median_ape"])
+
+
+def noise_ceiling(noise, rows, collections):
+    """What a predictor that knows every true runtime would score, from repeated measurements of the same schedules; else None."""
+    known = [n for name, n in noise.items() if name in collections]
+    degrees = sum(n["measurements"] - n["groups"] for n in known)
+    if not degrees:
+        return None
+    variance = sum(n["log_sigma"] ** 2 * (n["measurements"] - n["groups"]) for n in known) / degrees
+    sigma = variance**0.5
+    return {
+        "repeated_schedules": sum(n["groups"] for n in known), "log_sigma": sigma, "mse_log": variance,
+        "r2_log": 1 - variance / float(np.var(rows.log_runtime)) if np.var(rows.log_runtime) > 0 else None,
+        "median_ape": 100 * 0.6745 * sigma,  # the median of a normal error of this size
+        "median_difference": float(np.median(np.repeat([n["median_difference"] for n in known], [n["groups"] for n in known]))),
+        "p90_difference": max(n["p90_difference"] for n in known),
+    }  # fmt: skip
+
+
+def write_predictions(path, rows, log_predicted, half_width):
+    """The contract's columns, a row a schedule; bounds in milliseconds."""
+    table = pd.DataFrame({
+        "program": [data_utils.hex_id(p) for p in rows.program], "schedule": [data_utils.hex_id(s) for s in rows.schedule],
+        "runtime_ms": np.exp(rows.log_runtime.astype(np.float64)), "predicted_ms": np.exp(log_predicted),
+        "lower_ms": np.exp(log_predicted - half_width), "upper_ms": np.exp(log_predicted + half_width),
+    })  # fmt: skip
+    table.to_csv(path, index=False)
+
+
+def table(models, columns=TITLES):
+    """A Markdown table of {model: {metric: value}}."""
+    lines = ["| model | " + " | ".join(TITLES[c] for c in columns) + " |", "|---" * (1 + len(columns)) + "|"]
+    for name, scores in models.items():
+        lines.append(f"| {name} | " + " | ".join(_number(scores[c]) for c in columns) + " |")
+    return "\n".join(lines)
+
+
+def _number(value):
+    return "-" if value is None or np.isnan(value) else f"{value:.3g}" if abs(value) >= 100 else f"{value:.3f}"
+
+
+def write_markdown(path, report):
+    n = report["counts"]["splits"]["test"]
+    parts = [
+        f"# Report\n\nSplit by {report['split_by']}; test: {n['schedules']} schedules of {n['programs']} programs never trained on.\n",
+        table(report["models"]), "",
+    ]  # fmt: skip
+    low_high = report["confidence"].get("lstm")
+    if low_high:
+        parts.append("Confidence intervals of the LSTM (bootstrap over programs): " + "; ".join(f"{TITLES[k]} {_number(a)} to {_number(b)}" for k, (a, b) in low_high.items() if a is not None) + ".\n")  # fmt: skip
+    ceiling = report["noise_ceiling"]
+    if ceiling:
+        parts.append(f"Noise ceiling, from {ceiling['repeated_schedules']} repeated schedules: MSE log {ceiling['mse_log']:.5f}, median APE {ceiling['median_ape']:.2f} %; two measurements differ by {ceiling['median_difference']:.2f} % in the median.\n")  # fmt: skip
+    else:
+        parts.append("Noise ceiling: unknown, no schedule was measured twice.\n")
+    interval = report["interval"]
+    parts.append(f"Intervals: {interval['coverage']:.1%} of the test rows lie within the {interval['level']:.0%} interval (a factor of {np.exp(interval['log_half_width']):.2f} either way).\n")  # fmt: skip
+    columns = ["name", "schedules", "stages", "fastest_ms", "median_ape", "spearman", "top1_regret", "top5_regret"]
+    for title, lines in [("Test programs, worst predicted first", report["programs"][:20])] + [(f"Holdout: {c}", h["programs"]) for c, h in report["holdout"].items()]:
+        parts.append(f"## {title}\n")
+        if title.startswith("Holdout"):
+            parts += [table(report["holdout"][title.removeprefix("Holdout: ")]["models"]), ""]
+        parts.append("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
+        parts += ["| " + " | ".join(str(v) if isinstance(v, (str, int)) else _number(v) for v in (line[c] for c in columns)) + " |" for line in lines]
+        parts.append("")
+    path.write_text("\n".join(parts))
+
+
+def plot_predicted_measured(path, parts):
+    figure, axis = plt.subplots(figsize=(5, 5), layout="constrained")
+    for name, rows, log_predicted in parts:
+        axis.loglog(np.exp(rows.log_runtime), np.exp(log_predicted), ".", ms=4, alpha=0.5, label=name)
+    low, high = axis.get_xlim()
+    axis.plot([low, high], [low, high], "k-", lw=0.8)
+    axis.set(xlabel="measured, ms", ylabel="predicted, ms")
+    axis.legend()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def plot_error_by_program(path, rows, log_predicted):
+    residual = log_predicted - rows.log_runtime
+    instances = np.unique(rows.instance)
+    groups = sorted((residual[rows.instance == i] for i in instances), key=np.median)
+    figure, axis = plt.subplots(figsize=(10, 3.5), layout="constrained")
+    axis.boxplot(groups, widths=0.7, showfliers=False, medianprops={"color": "C3"})
+    axis.axhline(0, color="k", lw=0.8)
+    axis.set(xlabel="test programs", ylabel="ln predicted - ln measured", xticks=[])
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def plot_regret_by_k(path, rows, predicted):
+    figure, axis = plt.subplots(figsize=(5, 3.5), layout="constrained")
+    largest = min(16, int(np.unique(rows.instance, return_counts=True)[1].max()))
+    for name, log_predicted in predicted.items():
+        regret = []
+        for k in range(1, largest + 1):
+            values = [
+                metrics.top_k_regret(np.exp(rows.log_runtime[at]), log_predicted[at], k)
+                for at in (np.flatnonzero(rows.instance == i) for i in np.unique(rows.instance)) if len(at) > 1
+            ]  # fmt: skip
+            regret.append(np.exp(np.mean(np.log(values))) if values else np.nan)
+        axis.plot(range(1, largest + 1), regret, "o-", ms=3, label=name)
+    axis.set(xlabel="k schedules measured", ylabel="best of them / fastest of all")
+    axis.legend()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main():
+    config = load_config()
+    device = train_utils.pick_device(config)
+    run = Path(config.run_path)
+    meta = data_utils.read_meta(config.data_path)
+    checkpoint = run / "best.safetensors"
+    tensors, _ = train_utils.read_checkpoint(checkpoint)
+    model, trained = train_utils.load_model(checkpoint, device)
+    train, val, test, holdout = (train_utils.Sequences(config.data_path, meta, split) for split in ("train", "val", "test", "holdout"))
+    if len(test) == 0:
+        raise UserError(f"{config.data_path}: its test split is empty; measure more programs, or generate with a larger test_fraction")
+    refuse_leakage(tensors, meta["split"]["split_by"], test, holdout, checkpoint)
+
+    predicted = predict_all(meta["split"], model, device, train, val, [test, holdout])
+    half_width = trained["interval"]["log_half_width"]
+
+    def coverage(rows, log_predicted):
+        return float(np.mean(np.abs(log_predicted - rows.log_runtime) <= half_width)) if len(rows) else None
+
+    log_runtime = test.log_runtime.astype(np.float64)
+    test_rows, holdout_rows = (data_utils.read_rows(config.data_path, split) for split in ("test", "holdout"))
+    report = {
+        "split_by": meta["split"]["split_by"],
+        "counts": meta["counts"],
+        "models": {name: metrics.all_metrics(test.instance, log_runtime, p) for name, (p, _) in predicted.items()},
+        "confidence": {
+            name: metrics.bootstrap(test.program, test.instance, log_runtime, p, config.bootstrap_samples, 0.95, config.seed)
+            for name, (p, _) in predicted.items()
+        },
+        "noise_ceiling": noise_ceiling(meta["noise"], test, set(test_rows.collection)),
+        "interval": {**trained["interval"], "coverage": coverage(test, predicted["lstm"][0]), "coverage_holdout": coverage(holdout, predicted["lstm"][1])},
+        "programs": program_lines(test, _names(test_rows), predicted["lstm"][0]),
+        "holdout": {},
+    }  # fmt: skip
+    for collection in sorted(set(holdout_rows.collection)):
+        at = np.flatnonzero(holdout_rows.collection == collection)
+        part = holdout.subset(at)
+        report["holdout"][collection] = {
+            "models": {name: metrics.all_metrics(part.instance, part.log_runtime.astype(np.float64), p[at]) for name, (_, p) in predicted.items()},
+            "programs": program_lines(part, _names(holdout_rows.iloc[at]), predicted["lstm"][1][at]),
+        }  # fmt: skip
+
+    (run / "report.json").write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY))
+    write_markdown(run / "report.md", report)
+    write_predictions(run / "predictions.csv", test, predicted["lstm"][0], half_width)
+    write_predictions(run / "predictions_holdout.csv", holdout, predicted["lstm"][1], half_width)
+    parts = [("test", test, predicted["lstm"][0])] + ([("holdout", holdout, predicted["lstm"][1])] if len(holdout) else [])
+    plot_predicted_measured(run / "predicted_measured.png", parts)
+    plot_error_by_program(run / "error_by_program.png", test, predicted["lstm"][0])
+    plot_regret_by_k(run / "regret_by_k.png", test, {name: p for name, (p, _) in predicted.items()})
+    print((run / "report.md").read_text())
+
+
+def _names(rows):
+    """What a person calls each row's program: the folder its dump lies in, or the dump itself."""
+    return [Path(file).parent.name or file for file in rows.file]
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,181 @@
+"""Turn measured schedules into padded per-stage feature sequences, split into training, validation, test and holdout.
+
+    python generate_dataset.py
+    python generate_dataset.py --raw_path my_samples/,more.tar.xz --data_path data/mine
+
+Reads raw_path (.sample, .featurization with bench.txt, JSON dumps, archives of them; see data_utils.iter_dumps and parse_dump).
+Writes data_path: SPLIT-NNNNN.safetensors (shards), meta.json, schedules.csv (a row a kept schedule, in shard order) and
+dropped.csv (a row a dump that can't be used, with its reason).
+"""
+
+import hashlib
+import itertools
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import orjson
+import pandas as pd
+from joblib import Parallel, cpu_count, delayed
+
+import data_utils
+from config import UserError, load_config, run_script
+
+CHUNK = 64  # dumps a task of the readers
+FEW_CHUNKS = 16  # with fewer, starting more processes takes longer than reading
+
+COLUMNS = ["collection", "file", "program", "instance", "schedule", "features", "runtime_ms", "n_stages", "offset"]
+SPLITS = ["train", "val", "test", "holdout"]
+
+
+def parse_chunk(dumps, max_runtime_ms):
+    """For each Dump: (row, features (T, F)) or (None, (reason, detail)); and the hash of its contents."""
+    results = []
+    for dump in dumps:
+        content = dump.data if dump.data is not None else _contents(dump.path)
+        digest = hashlib.sha256(dump.file.encode() + b"\0" + content + (dump.bench or b"")).digest()
+        try:
+            schedule = data_utils.parse_dump(dump, max_runtime_ms)
+        except data_utils.Unusable as unusable:
+            results.append((digest, None, (unusable.reason, unusable.detail)))
+            continue
+        # Machines and collections are never mixed: an instance is one only within its collection.
+        instance = data_utils.stable_hash(schedule.instance, dump.root, dump.collection)
+        both = data_utils.stable_hash(schedule.algorithm_features, schedule.schedule_features)
+        row = (dump.collection, dump.file, schedule.program, instance, schedule.schedule, both, schedule.runtime_ms)
+        results.append((digest, row, data_utils.featurize(schedule)))
+    return results
+
+
+def _contents(path):
+    try:
+        return Path(path).read_bytes()
+    except OSError:
+        return b""
+
+
+def read_dumps(config, spool):
+    """Parse every dump under raw_path; features go to the file `spool`, the rest into memory.
+
+    Returns rows (DataFrame of COLUMNS), dropped (DataFrame: file, reason, detail) and sources {collection: {dumps, sha256}}.
+    """
+    dumps = data_utils.iter_dumps(config.raw_path, config.holdout_names)
+    chunks = iter(lambda: list(itertools.islice(dumps, CHUNK)), [])
+    chunks = ((chunk, [(dump.collection, dump.file) for dump in chunk]) for chunk in chunks)
+    head = list(itertools.islice(chunks, FEW_CHUNKS))
+    n_jobs = 1 if len(head) < FEW_CHUNKS else config.num_threads or cpu_count()
+    labels, rows, dropped, sources = [], [], [], {}
+
+    def tasks():
+        for chunk, names in itertools.chain(head, chunks):
+            labels.append(names)
+            yield delayed(parse_chunk)(chunk, config.max_runtime_ms)
+
+    offset = 0
+    for results in Parallel(n_jobs=n_jobs, return_as="generator")(tasks()):
+        for (collection, file), (digest, row, value) in zip(labels.pop(0), results):
+            source = sources.setdefault(collection, {"dumps": 0, "sha256": 0})
+            source["dumps"] += 1
+            source["sha256"] ^= int.from_bytes(digest)  # the same whatever the order
+            if row is None:
+                dropped.append((file, *value))
+                continue
+            rows.append((*row, len(value), offset))
+            offset += spool.write(value.tobytes())
+    spool.flush()
+    for source in sources.values():
+        source["sha256"] = f"{source['sha256']:064x}"
+    return pd.DataFrame(rows, columns=COLUMNS), pd.DataFrame(dropped, columns=["file", "reason", "detail"]), sources
+
+
+def merge_duplicates(rows):
+    """Keep the fastest of several measurements of one schedule of one instance in one collection.
+
+    Returns the kept rows, and the noise that the repeated measurements show: {collection: {groups, log_sigma, ...}}.
+    """
+    key = ["collection", "instance", "schedule"]
+    rows = rows.sort_values([*key, "runtime_ms", "file"], kind="stable")
+    log_runtime = np.log(rows.runtime_ms)
+    groups = log_runtime.groupby([rows[k] for k in key])
+    repeated = pd.DataFrame({"n": groups.size(), "variance": groups.var(), "range": groups.max() - groups.min()}).query("n > 1")
+    noise = {}
+    for collection, group in repeated.groupby("collection"):
+        degrees = group.n - 1
+        difference = np.expm1(group.range) * 100
+        noise[collection] = {
+            "groups": len(group), "measurements": int(group.n.sum()), "log_sigma": float(np.sqrt((group.variance * degrees).sum() / degrees.sum())),
+            "median_difference": float(difference.median()), "p90_difference": float(difference.quantile(0.9)),
+        }  # fmt: skip
+    return rows.drop_duplicates(key), noise
+
+
+def write_shards(rows, spool, config):
+    """Write `rows` (sorted by split and length) as shards; returns {split: [file names]}. Holds one shard in memory at a time."""
+    folder = Path(config.data_path)
+    for old in folder.iterdir():
+        if data_utils.SHARD_NAME.fullmatch(old.name):
+            old.unlink()
+    features = np.memmap(spool, np.float32, "r").reshape(-1, len(data_utils.FEATURES))
+    stage_bytes = 4 * len(data_utils.FEATURES)
+    names = {split: [] for split in SPLITS}
+    for split in SPLITS:
+        part = rows[rows.split == split]
+        for start in range(0, len(part), config.shard_size):
+            shard = part.iloc[start : start + config.shard_size]
+            sequences = [features[o // stage_bytes :][:n] for o, n in zip(shard.offset, shard.n_stages)]
+            names[split].append(f"{split}-{start // config.shard_size:05d}.safetensors")
+            data_utils.write_shard(folder / names[split][-1], sequences, shard)
+    return names
+
+
+def main():
+    config = load_config()
+    folder = Path(config.data_path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: can't be made ({error.strerror}); give another --data_path") from None
+
+    with tempfile.TemporaryFile(dir=folder) as spool:
+        rows, dropped, sources = read_dumps(config, spool)
+        dropped.to_csv(folder / "dropped.csv", index=False)
+        reasons = Counter(dropped.reason)
+        if rows.empty:
+            why = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common()) or "no dumps in it"
+            raise UserError(f"{config.raw_path}: nothing usable ({why}); README.md lists the formats that are read")
+        kept, noise = merge_duplicates(rows)
+        kept["split"] = data_utils.split_rows(kept, config)
+        order = kept.split.map(SPLITS.index)
+        kept = kept.assign(order=order).sort_values(["order", "n_stages", "program", "instance", "schedule", "collection"], kind="stable")
+        shards = write_shards(kept, spool, config)
+
+    by_split = {split: kept[kept.split == split] for split in SPLITS}
+    counts = {
+        "read": len(rows) + len(dropped), "kept": len(kept), "merged": len(rows) - len(kept), "dropped": dict(sorted(reasons.items())),
+        "programs": kept.program.nunique(),
+        "splits": {split: {"programs": part.program.nunique(), "schedules": len(part)} for split, part in by_split.items()},
+    }  # fmt: skip
+    programs = {split: sorted({data_utils.hex_id(p) for p in part.program}) for split, part in by_split.items()}
+    split = {key: getattr(config, key) for key in ("split_by", "val_fraction", "test_fraction", "folds", "fold", "holdout")}
+    meta = {
+        "features": data_utils.FEATURES, "units": data_utils.FEATURE_UNITS, "log_runtime": "natural logarithm of milliseconds",
+        "sources": sources, "counts": counts, "split": {**split, "programs": programs}, "noise": noise, "shards": shards,
+    }  # fmt: skip
+    public = kept[["split", "collection", "file", "program", "instance", "schedule", "runtime_ms", "n_stages"]].copy()
+    for column in ("program", "instance", "schedule"):
+        public[column] = public[column].map(data_utils.hex_id)
+    public.to_csv(folder / "schedules.csv", index=False)
+    (folder / "meta.json").write_bytes(orjson.dumps(meta, option=orjson.OPT_INDENT_2))
+
+    print(f"read {counts['read']} dumps: kept {counts['kept']}, merged {counts['merged']}, dropped {len(dropped)}")
+    for reason, n in reasons.most_common():
+        print(f"  dropped {n} {reason}")
+    if len(dropped):
+        print(f"  each is listed in {folder / 'dropped.csv'}")
+    for name, part in by_split.items():
+        print(f"  {name:8s}{part.program.nunique():6d} programs{len(part):8d} schedules")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,77 @@
+"""Small dumps the tests make themselves, in every format, from one description of a schedule."""
+
+import json
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import data_utils
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def make_stages(program=0, schedule=0, n_stages=3, size=1024):
+    """(T, 326) float32 in Halide's layout: the program decides the histograms, the schedule the schedule features."""
+    stages = np.zeros((n_stages, 326), np.float32)
+    rng = np.random.default_rng([program, schedule])
+    stages[:, :39] = np.floor(rng.uniform(0, 100, (n_stages, 39)))
+    stages[:, data_utils.SCHEDULE_FEATURES.index("points_computed_minimum")] = size
+    stages[:, data_utils.SCHEDULE_FEATURES.index("points_computed_total")] = size * (1 + schedule)
+    stages[:, 39:] = np.random.default_rng(program).integers(0, 3, (n_stages, 287))
+    return stages
+
+
+def sample_bytes(stages, runtime_ms, program_id=0, schedule_id=0):
+    return np.asarray(stages, "<f4").tobytes() + struct.pack("<fii", runtime_ms, program_id, schedule_id)
+
+
+def json_tree(runtime_ms=2.0, schedule=0):
+    """A dump of `blur`, with an update, reading `input`'s wrapper: pure stage first within a Func, as the real ones have it."""
+    def node(name, add):
+        ops = [f"      {op}:   {add if op == 'add' else 0}" for op in data_utils.OPS]
+        return {"Name": name, "Details": {"Op histogram": ops, "Memory access patterns": ["      Pointwise:      1 0 0 1"] * 4}}
+
+    def stage(name, points):
+        features = {feature: float(schedule + i) for i, feature in enumerate(data_utils.SCHEDULE_FEATURES)}
+        return {"Name": name, "Details": {"scheduling_feature": features | {"points_computed_minimum": float(points)}}}
+
+    stages = [stage("output", 10), stage("blur", 20), stage("blur.update(0)", 30), {"name": "total_execution_time_ms", "value": runtime_ms}]
+    return {"programming_details": {"Nodes": [node("output", 1), node("blur", 5)], "Edges": []}, "scheduling_data": stages}
+
+
+@pytest.fixture
+def raw(tmp_path):
+    """A folder of 16 programs x 4 schedules in two collections, and two applications; runtimes follow the features."""
+    for program in range(18):
+        folder = tmp_path / "raw" / ("applications" if program >= 16 else f"collection_{program % 2}") / f"program_{program}"
+        folder.mkdir(parents=True)
+        for schedule in range(4):
+            stages = make_stages(program, schedule, n_stages=2 + program % 4)
+            runtime = 0.1 * (1 + program) * (1 + schedule)
+            (folder / f"{schedule}.sample").write_bytes(sample_bytes(stages, runtime))
+    return tmp_path / "raw"
+
+
+def run(script, *arguments, cwd=ROOT, check=True):
+    """Run a script as a user does; returns the finished process."""
+    command = [sys.executable, ROOT / script, *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=250)
+    if check:
+        assert done.returncode == 0, done.stderr + done.stdout
+    return done
+
+
+def expect_user_error(done, *words):
+    """Exit code 2 and one line on standard error that holds `words`."""
+    assert done.returncode == 2, (done.returncode, done.stderr)
+    assert len(done.stderr.strip().splitlines()) == 1 and "Traceback" not in done.stderr, done.stderr
+    for word in words:
+        assert word in done.stderr, done.stderr
+
+
+def write_json(path, tree):
+    path.write_text(json.dumps(tree))

@@ -1,0 +1,166 @@
+"""Measuring with the real Halide: small programs, few schedules."""
+
+import subprocess
+import sys
+import time
+
+import halide as hl
+import numpy as np
+import orjson
+import pytest
+from conftest import ROOT, expect_user_error, run
+
+import collect_schedules
+import data_utils
+import halide_utils
+from config import load_config
+from halide_utils import ProgramSpec, Proposal
+from pipelines import random_programs
+
+BLUR = '''
+import halide as hl
+
+def build():
+    x, y = hl.vars("x y")
+    image = hl.ImageParam(hl.Float(32), 2, "image")
+    image.set_estimates([(0, 258), (0, 256)])
+    blur, out = hl.Func("blur"), hl.Func("out")
+    blur[x, y] = image[x, y] + image[x + 1, y] + image[x + 2, y]
+    out[x, y] = blur[x, y] * hl.f32(0.3)
+    out.set_estimates([(0, 256), (0, 256)])
+    return hl.Pipeline(out)
+'''
+
+
+@pytest.fixture
+def blur(tmp_path):
+    path = tmp_path / "blur.py"
+    path.write_text(BLUR)
+    return halide_utils.programs_in(path)[0]
+
+
+def test_the_shipped_weights_are_found():
+    weights = halide_utils.baseline_weights()
+    assert [w.shape[0] for w in weights] == [np.prod(s) for s in halide_utils.WEIGHT_SHAPES]
+    assert all(np.isfinite(w).all() and w.std() > 0 for w in weights)
+
+
+def test_equal_proposals_give_equal_schedules_and_others_differ(blur):
+    def apply(k):
+        return Proposal.draw(1, k).apply(blur.build())
+
+    (f0, s0), (again, s_again) = apply(0), apply(0)
+    assert f0 == again and s0 == s_again and len(f0) == 2 * data_utils.STAGE_BYTES
+    assert len({apply(k)[0] for k in range(8)}) > 2
+
+
+def test_a_compiled_schedule_computes_what_the_reference_does(blur):
+    scheduled, reference = blur.build(), blur.build()
+    Proposal.draw(1, 2).apply(scheduled)
+    halide_utils.schedule_everything_at_root(reference)
+    results = []
+    for pipeline in (scheduled, reference):
+        program = halide_utils.Program(pipeline)
+        program.allocate(seed=3)
+        program()
+        results.append(program.results())
+    assert halide_utils.mismatch(*results) == ""
+    assert "100.00%" in halide_utils.mismatch([results[0][0] + 1], results[1])
+    measured = halide_utils.benchmark(program)
+    assert 0 < measured.runtime_ms < 1000 and measured.samples >= 3
+
+
+def test_random_programs_are_reproducible_and_of_many_kinds():
+    assert len(random_programs.STAGE_KINDS) >= 15
+    kinds = set()
+    for seed in range(60):
+        pipeline, drawn = random_programs.build(seed)
+        assert random_programs.build(seed)[1] == drawn
+        assert len(halide_utils.functions(pipeline)) >= 2
+        kinds.update(drawn)
+    assert len(kinds) >= 20
+
+
+def test_stages_and_edges_are_those_of_the_featurization(blur):
+    pipeline = blur.build()
+    stages, edges = halide_utils.stages_and_edges(pipeline)
+    assert [s.split("$")[0] for s in stages] == ["out", "blur"] and [[a.split("$")[0], b.split("$")[0]] for a, b in edges] == [["blur", "out"]]
+    for seed in range(6):
+        pipeline = random_programs.build(seed)[0]
+        stages, edges = halide_utils.stages_and_edges(pipeline)
+        assert len(Proposal.draw(0, 0).apply(pipeline)[0]) == len(stages) * data_utils.STAGE_BYTES
+        assert {name for edge in edges for name in edge} <= set(stages)
+
+
+def test_applications_build(tmp_path):
+    specs = [s for f in sorted((ROOT / "pipelines").glob("*.py")) if f.stem not in ("random_programs",) for s in halide_utils.programs_in(f)]
+    assert len(specs) >= 15
+    for spec in specs:
+        inputs, outputs = halide_utils.make_buffers(spec.build(), 0)
+        assert inputs and outputs
+
+
+def test_missing_estimates_are_named():
+    x = hl.Var("x")
+    f = hl.Func("nameless")
+    f[x] = hl.cast(hl.Int(32), x)
+    with pytest.raises(ValueError, match="nameless has no estimates"):
+        halide_utils.make_buffers(hl.Pipeline(f), 0)
+
+
+def collected(folder):
+    """{program/schedule: outcome} and the sample files of a collection."""
+    records = [orjson.loads(p.read_bytes()) for p in sorted(folder.glob("*/program.json"))]
+    outcomes = {f"{r['name']}/{k}": c["outcome"] for r in records for k, c in r["candidates"].items()}
+    return outcomes, sorted(str(p.relative_to(folder)) for p in folder.rglob("*.sample"))
+
+
+def test_a_killed_collection_goes_on_and_packs(tmp_path, blur):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    arguments = [f"--pipeline={blur.path}", "--schedules=3", "--compile_seconds=60"]
+    run("collect_schedules.py", *arguments, f"--output={whole}")
+    command = [sys.executable, ROOT / "collect_schedules.py", *arguments, f"--output={killed}"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(killed.glob("*/*.sample")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    run("collect_schedules.py", *arguments, f"--output={killed}")
+    assert collected(killed) == collected(whole) and len(collected(whole)[1]) >= 3
+
+    schedules = [data_utils.parse_dump(d, 1e5) for d in data_utils.iter_dumps(str(whole))]
+    assert len({s.schedule for s in schedules}) == 3 and all(len(s.schedule_features) == 2 for s in schedules)
+    record = orjson.loads((whole / "blur" / "program.json").read_bytes())
+    assert record["complete"] and [e[0] for e in record["edges"]] == ["blur"]
+
+    run("collect_schedules.py", *arguments, f"--output={killed}", "--pack=true")
+    packed = [data_utils.parse_dump(d, 1e5) for d in data_utils.iter_dumps(str(tmp_path / "killed.tar.xz"))]
+    assert len({s.schedule for s in packed}) == 3 and not killed.exists()
+    expect_user_error(run("collect_schedules.py", *arguments, f"--output={killed}", check=False), "never rewritten")
+
+
+def test_a_program_that_crashes_costs_itself_alone(tmp_path, blur):
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    (folder / "good.py").write_text(BLUR)
+    (folder / "crashes.py").write_text("import os\ndef build():\n    os.abort()\n")
+    (folder / "no_estimates.py").write_text(BLUR.replace("    out.set_estimates([(0, 256), (0, 256)])\n", ""))
+    done = run("collect_schedules.py", f"--pipeline={folder}", "--schedules=1", f"--output={tmp_path / 'out'}", "--compile_seconds=60")
+    assert "crashes: nothing measured: reference: crashed" in done.stdout
+    assert "no_estimates: nothing measured" in done.stdout
+    assert collected(tmp_path / "out")[1] == ["good/000.sample"]
+
+
+def test_mistakes_get_one_clear_line(tmp_path):
+    expect_user_error(run("collect_schedules.py", "--pipeline=missing.py", check=False), "missing.py")
+    (tmp_path / "empty.py").write_text("x = 1\n")
+    expect_user_error(run("collect_schedules.py", f"--pipeline={tmp_path / 'empty.py'}", check=False), "no @hl.generator")
+    expect_user_error(run("collect_schedules.py", "--programs=0", check=False), "programs")
+
+
+def test_repeats_are_drawn_by_a_hash(tmp_path):
+    config = load_config(collect_schedules.CollectConfig, ["--output", str(tmp_path)])
+    run_ = collect_schedules.ProgramRun(ProgramSpec("p", 1), config)
+    run_.decided.update({str(k): {"outcome": "measured"} for k in range(400)})
+    assert run_.repeat_keys() == run_.repeat_keys() and 8 <= len(run_.repeat_keys()) <= 35

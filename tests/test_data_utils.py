@@ -1,0 +1,190 @@
+"""Dumps in, features out: formats, identities, drops, splits."""
+
+import io
+import json
+import math
+import tarfile
+import zipfile
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import json_tree, make_stages, sample_bytes
+
+import data_utils
+from config import load_config
+from data_utils import Dump, Unusable, parse_dump
+
+
+def parse(data, name="x.sample", **options):
+    return parse_dump(Dump(name, "c", data=data, **options), max_runtime_ms=1e5)
+
+
+def test_sample_by_hand():
+    stages = np.zeros((2, 326), np.float32)
+    stages[0, 0], stages[1, 38] = 3, 7  # num_realizations of the output; working_set_at_root of the other stage
+    stages[0, 39 + 5] = 1  # uses float
+    stages[0, 39 + 7 + 4 * 7 + 5] = 2  # two float additions: op 4, type 5
+    schedule = parse(sample_bytes(stages, 2.5))
+    assert schedule.runtime_ms == 2.5 and schedule.schedule_features.shape == (2, 39)
+    assert schedule.algorithm_features.shape == (2, 41, 8) and schedule.algorithm_features.sum() == 3
+
+    features = pd.DataFrame(data_utils.featurize(schedule), columns=data_utils.FEATURES)
+    assert features.log_num_realizations.tolist() == pytest.approx([math.log(4), 0])
+    assert features.log_working_set_at_root.tolist() == pytest.approx([0, math.log(8)])
+    assert features.uses_float.tolist() == [1, 0]
+    assert features.log_add.tolist() == features.log_float_add.tolist() == pytest.approx([math.log(3), 0])
+    assert features.log_stages_after.tolist() == pytest.approx([math.log(2), 0])
+
+
+def test_features_are_finite_for_extreme_values():
+    stages = np.zeros((1, 326), np.float32)
+    stages[0, :39] = 1e14
+    assert np.isfinite(data_utils.featurize(parse(sample_bytes(stages, 1)))).all()
+    assert np.isfinite(data_utils.featurize(parse(sample_bytes(stages * 0, 1)))).all()
+
+
+def test_json_stages_are_brought_into_halides_order():
+    schedule = parse(json.dumps(json_tree()).encode(), "x.json")
+    points = schedule.schedule_features[:, data_utils.SCHEDULE_FEATURES.index("points_computed_minimum")]
+    assert points.tolist() == [10, 30, 20]  # output, blur's update, blur
+    add = 1 + data_utils.OPS.index("add")
+    assert schedule.algorithm_features[:, add, -1].tolist() == [1, 5, 0]
+    assert schedule.runtime_ms == 2.0
+
+
+def test_featurization_takes_its_runtime_from_bench_txt():
+    stages = make_stages()
+    bench = b"Benchmark for x produces best case of 0.0125 sec/iter"
+    assert parse(stages.tobytes(), "x.featurization", bench=bench).runtime_ms == pytest.approx(12.5)
+    same = parse(sample_bytes(stages, 12.5))
+    assert parse(stages.tobytes(), "x.featurization", bench=bench).schedule == same.schedule
+
+
+@pytest.mark.parametrize(
+    "name, data, reason",
+    [
+        ("x.sample", sample_bytes(make_stages(), 0), "zero_runtime"),
+        ("x.sample", sample_bytes(make_stages(), 2e5), "implausible_runtime"),
+        ("x.sample", sample_bytes(make_stages(), -1), "implausible_runtime"),
+        ("x.sample", sample_bytes(make_stages(), math.nan), "not_a_number"),
+        ("x.sample", sample_bytes(make_stages() * np.float32(np.nan), 1), "not_a_number"),
+        ("x.sample", sample_bytes(make_stages() - 200, 1), "bad_feature"),
+        ("x.sample", sample_bytes(make_stages(), 1)[:-5], "truncated"),
+        ("x.sample", b"", "truncated"),
+        ("x.sample", sample_bytes(make_stages(n_stages=1)[:0], 1), "no_stages"),
+        ("x.sample", np.ones(360 * 2, "<f4").tobytes() + b"\0" * 12, "other_featurization"),
+        ("x.featurization", make_stages().tobytes(), "no_runtime"),
+        ("x.json", b'{"programming_details": ', "malformed_json"),
+        ("x.json", b'{"a": 1}', "unknown_format"),
+        ("x.json", json.dumps(json_tree(0)).encode(), "zero_runtime"),
+        ("x.json", json.dumps(json_tree(math.nan)).encode(), "not_a_number"),
+        ("x.json", json.dumps(json_tree() | {"scheduling_data": [{"Name": "f"}]}).encode(), "missing_field"),
+        ("x.json", json.dumps(json_tree() | {"scheduling_data": []}).encode(), "no_stages"),
+        ("x.json", b"\0" * 100, "malformed_json"),
+        ("x.png", b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 9, "unknown_format"),
+    ],
+)
+def test_unusable_dumps_are_dropped_with_their_reason(name, data, reason):
+    with pytest.raises(Unusable) as caught:
+        parse(data, name)
+    assert caught.value.reason == reason
+
+
+def test_formats_are_recognised_by_content():
+    assert parse(sample_bytes(make_stages(), 1.5), "renamed.bin").runtime_ms == 1.5
+    assert parse(json.dumps(json_tree()).encode(), "renamed.txt").runtime_ms == 2.0
+
+
+def test_identity():
+    small, large = (parse(sample_bytes(make_stages(1, 0, size=s), 1)) for s in (64, 128))
+    again = parse(sample_bytes(make_stages(1, 0, size=64), 9, program_id=77, schedule_id=5))
+    other = parse(sample_bytes(make_stages(2, 0, size=64), 1))
+    assert small.program == large.program != other.program
+    assert small.instance != large.instance
+    assert (again.instance, again.schedule) == (small.instance, small.schedule)
+
+
+def test_archives_give_the_same_dumps_as_folders(tmp_path):
+    folder = tmp_path / "raw" / "mine"
+    folder.mkdir(parents=True)
+    for i in range(3):
+        (folder / f"{i}.sample").write_bytes(sample_bytes(make_stages(0, i), 1 + i))
+    (folder / "a.featurization").write_bytes(make_stages(0, 9).tobytes())
+    (folder / "bench.txt").write_text("1 2 3 4 5 6 7 0.5")
+    (folder / "0.schedule.h").write_text("companion")
+    loose = [parse_dump(d, 1e5) for d in data_utils.iter_dumps(str(tmp_path / "raw"))]
+    with tarfile.open(tmp_path / "mine.tar.xz", "w:xz") as tar:
+        tar.add(folder, "../../mine")  # a member's name is a label, never a path
+    with zipfile.ZipFile(tmp_path / "mine.zip", "w") as archive:
+        for f in sorted(folder.iterdir()):
+            archive.write(f, f.name)
+    for name in ("mine.tar.xz", "mine.zip"):
+        dumps = list(data_utils.iter_dumps(str(tmp_path / name)))
+        assert {d.collection for d in dumps} == {"mine"}
+        packed = [parse_dump(d, 1e5) for d in dumps]
+        assert sorted((s.schedule, s.runtime_ms) for s in packed) == sorted((s.schedule, s.runtime_ms) for s in loose)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.tar.xz", "mine.zip", "raw"]
+
+
+def test_a_damaged_archive_keeps_its_readable_members(tmp_path):
+    buffer = io.BytesIO()
+    rng = np.random.default_rng(0)
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for i in range(20):
+            data = sample_bytes(make_stages(i, 0) + rng.integers(0, 50, (3, 326)).astype(np.float32), 1)
+            info = tarfile.TarInfo(f"{i}.sample")
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    path = tmp_path / "cut.tar"
+    path.write_bytes(buffer.getvalue()[:50_000])
+    dumps = list(data_utils.iter_dumps(str(path)))
+    good = [d for d in dumps if not d.error]
+    assert len(good) >= 10 and all(parse_dump(d, 1e5) for d in good)
+    assert [d.error[0] for d in dumps if d.error] == ["unreadable_archive"]
+
+
+def test_collections(tmp_path):
+    for name in ("a/deep/x.sample", "b/c/y.sample", "z.sample"):
+        path = tmp_path / "raw" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(sample_bytes(make_stages(), 1))
+    (tmp_path / "raw" / "a" / "deep" / "collection.json").write_text("{}")
+    found = {d.file: d.collection for d in data_utils.iter_dumps(str(tmp_path / "raw"), names={"c"})}
+    assert found == {"a/deep/x.sample": "a/deep", "b/c/y.sample": "b/c", "z.sample": "raw"}
+
+
+def split_of(programs, *flags, collection="c"):
+    rows = pd.DataFrame({"collection": collection, "program": programs, "features": [p * 1000 + i for i, p in enumerate(programs)]})
+    return rows, data_utils.split_rows(rows, load_config(argv=list(flags)))
+
+
+def test_splits_are_stable_and_keep_programs_together():
+    few, many = list(range(100)) * 2, list(range(500)) * 2
+    rows, split = split_of(few)
+    assert (split.groupby(rows.program).nunique() == 1).all()
+    assert split.value_counts(normalize=True)["test"] == pytest.approx(0.2, abs=0.12)
+    more_rows, more = split_of(many)
+    assert dict(zip(rows.program, split)).items() <= dict(zip(more_rows.program, more)).items()
+
+
+def test_folds_cover_every_program_once():
+    tested = []
+    for fold in range(4):
+        rows, split = split_of(list(range(200)), "--folds", "4", "--fold", str(fold))
+        tested += rows.program[split == "test"].tolist()
+        assert {"train", "val", "test"} == set(split)
+    assert sorted(tested) == list(range(200))
+
+
+def test_held_out_programs_are_never_trained_on():
+    rows = pd.DataFrame({"collection": ["applications"] * 5 + ["c"] * 50, "program": list(range(5)) + list(range(50)), "features": range(55)})
+    split = data_utils.split_rows(rows, load_config(argv=[]))
+    assert (split[:5] == "holdout").all()
+    assert (split[5:10] == "test").all()  # the same programs in another collection
+
+
+def test_split_by_schedule_keeps_identical_features_together():
+    rows = pd.DataFrame({"collection": "c", "program": [1] * 400, "features": list(range(200)) * 2})
+    split = data_utils.split_rows(rows, load_config(argv=["--split_by", "schedule"]))
+    assert (split.groupby(rows.features).nunique() == 1).all() and set(split) == {"train", "val", "test"}

@@ -1,0 +1,148 @@
+"""The model, its losses and batches, and checkpoints."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import data_utils
+import train_utils
+from config import UserError, load_config
+from modeling import CostModel
+from train_utils import Batch, Sequences
+
+F = len(data_utils.FEATURES)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return CostModel(F, embed_size=16, hidden_size=8, lstm_layers=1, dropout=0.0)
+
+
+def random_batch(n=8, t=6, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, t + 1, (n,), generator=generator)
+    lengths[0] = t
+    features = torch.randn(n, t, F, generator=generator)
+    return Batch(features, lengths, torch.randn(n, generator=generator), torch.arange(n) // 4)
+
+
+def test_padding_changes_nothing(model):
+    batch = random_batch()
+    padded = torch.full((8, 11, F), 1e9)
+    for i, n in enumerate(batch.lengths):
+        padded[i, :n] = batch.features[i, :n]
+    expected = torch.cat([model(batch.features[i : i + 1, :n], n[None]) for i, n in enumerate(batch.lengths)])
+    assert torch.allclose(model(padded, batch.lengths), expected, atol=1e-5)
+
+
+def test_stage_costs_add_up(model):
+    batch = random_batch()
+    costs = model.stage_costs(batch.features, batch.lengths)
+    assert costs.shape == (8, 6) and torch.isinf(costs).sum() == (6 - batch.lengths).sum()
+    total = costs.exp().sum(1)
+    assert torch.allclose((model(batch.features, batch.lengths).exp() / total), 1 / batch.lengths, rtol=1e-4)
+
+
+def test_every_parameter_gets_a_gradient(model):
+    batch = random_batch()
+    sum(train_utils.loss_terms(model(batch.features, batch.lengths), batch)).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+def test_eight_schedules_can_be_overfitted(model):
+    batch = random_batch()
+    optimizer = torch.optim.AdamW(model.parameters(), 0.01)
+    for _ in range(200):
+        loss = sum(train_utils.loss_terms(model(batch.features, batch.lengths), batch))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert (model(batch.features, batch.lengths) - batch.log_runtime).abs().max() < 0.1
+
+
+def test_losses_by_hand():
+    batch = Batch(torch.zeros(4, 1, F), torch.ones(4, dtype=torch.long), torch.tensor([0.0, 1.0, 5.0, 5.01]), torch.tensor([0, 0, 1, 1]))
+    regression, centred, ranking = train_utils.loss_terms(batch.log_runtime + 2, batch)
+    assert regression == pytest.approx(2 - train_utils.REGRESSION_DELTA / 2)
+    assert centred == pytest.approx(0, abs=1e-6)  # a shared offset within a program is no error of order
+    # Only the first two differ by more than the margin; they are ordered rightly and one apart.
+    assert ranking == pytest.approx(np.log1p(np.exp(-1 / train_utils.CENTRED_DELTA)), rel=1e-4)
+
+
+def test_learning_rate_rises_and_falls():
+    config = load_config(argv=["--warmup_fraction", "0.2", "--learning_rate", "0.01"])
+    rates = [train_utils.one_cycle(step, 100, config) for step in range(100)]
+    assert max(rates) == pytest.approx(0.01) and int(np.argmax(rates)) == 20
+    assert rates[0] < 0.001 and rates[-1] < 1e-5
+
+
+def test_conformal_intervals_count_programs_not_rows():
+    rng = np.random.default_rng(0)
+    covered = []
+    for _ in range(200):
+        sizes = rng.integers(1, 40, 60)
+        programs = np.repeat(np.arange(60), sizes)
+        residuals = np.repeat(rng.normal(size=60), sizes) + 0.1 * rng.normal(size=len(programs))
+        half_width = train_utils.conformal_half_width(residuals[programs < 30], programs[programs < 30], 0.8)
+        inside = np.abs(residuals[programs >= 30]) <= half_width
+        covered.append(np.mean([inside[programs[programs >= 30] == p].mean() for p in range(30, 60)]))
+    assert np.mean(covered) == pytest.approx(0.8, abs=0.03)
+
+
+@pytest.fixture
+def sequences(tmp_path):
+    """Twelve schedules of three programs, in two shards."""
+    rng = np.random.default_rng(0)
+    rows = pd.DataFrame({"runtime_ms": np.arange(1, 13), "program": np.repeat([5, 6, 7], 4), "instance": np.repeat([5, 6, 7], 4), "schedule": range(12)})
+    arrays = [rng.normal(size=(2 + i // 4, F)).astype(np.float32) for i in range(12)]
+    data_utils.write_shard(tmp_path / "a", arrays[:7], rows[:7])
+    data_utils.write_shard(tmp_path / "b", arrays[7:], rows[7:])
+    return arrays, Sequences(tmp_path, {"shards": {"train": ["a", "b"]}}, "train")
+
+
+def test_batches_hold_what_the_shards_hold(sequences):
+    arrays, data = sequences
+    batch = data.batch(np.array([11, 0]))
+    assert batch.features.shape == (2, 4, F) and batch.lengths.tolist() == [4, 2]
+    assert np.allclose(batch.features[0], arrays[11]) and np.allclose(batch.features[1, :2], arrays[0])
+    assert batch.features[1, 2:].abs().sum() == 0
+    assert batch.log_runtime.tolist() == pytest.approx([np.log(12), 0])
+
+
+def test_statistics_are_of_stages_not_of_padding(sequences):
+    arrays, data = sequences
+    mean, std = data.feature_statistics()
+    stages = np.concatenate(arrays)
+    assert np.allclose(mean, stages.mean(0), atol=1e-5) and np.allclose(std, stages.std(0), atol=1e-4)
+
+
+def test_grouped_batches_cover_an_epoch_once(sequences):
+    _, data = sequences
+    batches = data.grouped_batches(4, 2, np.random.default_rng(0))
+    assert sorted(np.concatenate(batches)) == list(range(12)) and all(len(b) <= 4 for b in batches)
+    for batch in batches:  # neighbours are schedules of one program
+        assert (data.instance[batch[0::2]] == data.instance[batch[1::2]]).all()
+
+
+def test_a_checkpoint_gives_the_same_predictions_back(tmp_path, model):
+    settings = {"embed_size": 16, "hidden_size": 8, "lstm_layers": 1, "dropout": 0.0}
+    meta = {"format": train_utils.CHECKPOINT_FORMAT, "features": data_utils.FEATURES, "config": settings}
+    model.set_statistics(torch.randn(F), torch.rand(F) + 0.5, 1.5)
+    path = tmp_path / "model.safetensors"
+    train_utils.write_checkpoint(path, {f"model.{k}": v for k, v in model.state_dict().items()}, meta)
+    again, _ = train_utils.load_model(path, "cpu")
+    batch = random_batch()
+    assert torch.equal(again(batch.features, batch.lengths), model.eval()(batch.features, batch.lengths))
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_what_is_no_checkpoint_is_refused_in_one_line(tmp_path):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(b"nonsense")
+    with pytest.raises(UserError, match="x.safetensors"):
+        train_utils.read_checkpoint(path)
+    with pytest.raises(UserError, match="train_model.py"):
+        train_utils.read_checkpoint(tmp_path / "missing.safetensors")

@@ -1,0 +1,212 @@
+"""The scripts as a user runs them, in a temporary folder, on small dumps."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import orjson
+import pandas as pd
+import pytest
+from conftest import ROOT, expect_user_error, json_tree, make_stages, run, sample_bytes, write_json
+from safetensors.numpy import load_file
+
+import data_utils
+
+# Small and quick; a quarter of the sixteen programs each for validation and test.
+SMALL = ["--val_fraction=0.3", "--test_fraction=0.3", "--epochs=3", "--embed_size=8", "--hidden_size=8", "--bootstrap_samples=20", "--num_threads=1"]
+
+
+def flags(folder, raw=None):
+    return [f"--raw_path={raw or folder / 'raw'}", f"--data_path={folder / 'data'}", f"--run_path={folder / 'run'}", *SMALL]
+
+
+def meta_of(folder):
+    return orjson.loads((folder / "data" / "meta.json").read_bytes())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder in which all three scripts have run once."""
+    folder = tmp_path_factory.mktemp("trained")
+    for program in range(26):
+        collection = folder / "raw" / ("applications" if program >= 24 else "random") / str(program)
+        collection.mkdir(parents=True)
+        for schedule in range(4):
+            stages = make_stages(program, schedule, n_stages=2 + program % 4)
+            (collection / f"{schedule}.sample").write_bytes(sample_bytes(stages, 0.1 * (1 + program) * (1 + schedule)))
+    outputs = [run(script, *flags(folder)).stdout for script in ("generate_dataset.py", "train_model.py", "evaluate_model.py")]
+    return folder, outputs
+
+
+def test_generate_train_evaluate(trained):
+    folder, (generated, trained_output, evaluated) = trained
+    assert "kept 104" in generated and "epoch   3/3" in trained_output and "hist_gradient_boosting" in evaluated
+    run_path = folder / "run"
+    for name in ("best.safetensors", "last.safetensors", "config.yaml", "learning_curve.png", "report.json", "report.md", "regret_by_k.png"):
+        assert (run_path / name).stat().st_size > 0
+    assert list(run_path.glob("events.out.tfevents.*"))
+    log = pd.read_csv(run_path / "metrics.csv")
+    assert log.epoch.tolist() == [1, 2, 3] and log.val_mse_log.notna().all()
+
+    report = orjson.loads((run_path / "report.json").read_bytes())
+    assert set(report["models"]) == {"lstm", "constant", "hist_gradient_boosting"}
+    names = {"mse_log", "r2_log", "mse", "mape", "median_ape", "spearman", "kendall", "pairwise_accuracy", "top1_regret", "top5_regret", "correct_ordering_rate"}
+    assert all(set(scores) == names for scores in report["models"].values())
+    assert report["models"]["constant"]["spearman"] == 0
+    assert report["holdout"]["applications"]["models"]["lstm"]["mse_log"] > 0 and len(report["holdout"]["applications"]["programs"]) == 2
+    assert report["split_by"] == "program" and report["counts"]["kept"] == 104
+    low, high = report["confidence"]["lstm"]["mse_log"]
+    assert low <= report["models"]["lstm"]["mse_log"] <= high
+
+
+def test_report_agrees_with_its_predictions(trained):
+    folder, _ = trained
+    report = orjson.loads((folder / "run" / "report.json").read_bytes())
+    rows = pd.read_csv(folder / "run" / "predictions.csv", dtype={"program": str, "schedule": str})
+    assert rows.columns.tolist() == ["program", "schedule", "runtime_ms", "predicted_ms", "lower_ms", "upper_ms"]
+    residual = np.log(rows.predicted_ms / rows.runtime_ms)
+    assert report["models"]["lstm"]["mse_log"] == pytest.approx(float(np.mean(residual**2)), rel=1e-5)
+    assert (rows.lower_ms < rows.predicted_ms).all() and (rows.predicted_ms < rows.upper_ms).all()
+    assert set(rows.program) == set(meta_of(folder)["split"]["programs"]["test"])
+    assert len(pd.read_csv(folder / "run" / "predictions_holdout.csv")) == 8
+
+
+def test_shards_and_counts(trained):
+    folder, _ = trained
+    meta = meta_of(folder)
+    counts, programs = meta["counts"], meta["split"]["programs"]
+    assert counts["read"] == counts["kept"] + counts["merged"] + sum(counts["dropped"].values())
+    assert sum(len(p) for p in programs.values()) == counts["programs"] == 26  # no program in two splits
+    for split, names in meta["shards"].items():
+        shards = [load_file(folder / "data" / name) for name in names]
+        assert sum(len(s["lengths"]) for s in shards) == counts["splits"][split]["schedules"]
+        for s in shards:
+            assert s["features"].shape == (len(s["lengths"]), s["lengths"].max(), len(meta["features"]))
+            assert (np.diff(s["lengths"]) >= 0).all()
+            assert {data_utils.hex_id(p) for p in s["program"]} <= set(programs[split])
+    assert all(len(meta["units"][name]) for name in meta["features"])
+
+
+def test_the_same_seed_gives_the_same_report(trained):
+    folder, _ = trained
+    again = folder / "again"
+    arguments = [f"--run_path={again}", f"--data_path={folder / 'data'}", *SMALL]
+    run("train_model.py", *arguments)
+    run("evaluate_model.py", *arguments)
+    assert (again / "report.json").read_bytes() == (folder / "run" / "report.json").read_bytes()
+
+
+def test_a_killed_run_resumes_exactly(trained):
+    folder, _ = trained
+    long = [f"--data_path={folder / 'data'}", *SMALL, "--epochs=12"]
+    run("train_model.py", *long, f"--run_path={folder / 'whole'}")
+    command = [sys.executable, ROOT / "train_model.py", *long, f"--run_path={folder / 'killed'}"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    while not (folder / "killed" / "last.safetensors").exists():
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    run("train_model.py", *long, f"--run_path={folder / 'killed'}", "--resume=true")
+    whole, resumed = (pd.read_csv(folder / name / "metrics.csv").drop(columns="seconds") for name in ("whole", "killed"))
+    pd.testing.assert_frame_equal(whole, resumed)
+    tensors = [load_file(folder / name / "best.safetensors") for name in ("whole", "killed")]
+    assert all(np.array_equal(tensors[0][key], tensors[1][key]) for key in tensors[0])
+    expect_user_error(run("train_model.py", *long, f"--run_path={folder / 'killed'}", "--resume=true", "--hidden_size=9", check=False), "hidden_size")
+
+
+def test_split_by_schedule_reports_the_program_mean(trained, tmp_path):
+    folder, _ = trained
+    arguments = [*flags(tmp_path, folder / "raw"), "--split_by=schedule"]
+    for script in ("generate_dataset.py", "train_model.py", "evaluate_model.py"):
+        run(script, *arguments)
+    report = orjson.loads((tmp_path / "run" / "report.json").read_bytes())
+    assert report["models"]["program_mean"]["mse_log"] < report["models"]["constant"]["mse_log"]
+
+
+def test_a_checkpoint_is_not_tested_on_what_it_was_trained_on(trained, tmp_path):
+    folder, _ = trained
+    shutil.copytree(folder / "run", tmp_path / "run")
+    arguments = [*flags(tmp_path, folder / "raw"), "--folds=2", "--fold=1"]
+    run("generate_dataset.py", *arguments)
+    expect_user_error(run("evaluate_model.py", *arguments, check=False), "trained on")
+
+
+def test_a_mixed_folder(tmp_path):
+    raw = tmp_path / "raw"
+    (raw / "loop").mkdir(parents=True)
+    good = make_stages(1, 1)
+    (raw / "good.sample").write_bytes(sample_bytes(good, 1))
+    (raw / "slower_again.sample").write_bytes(sample_bytes(good, 1.5))
+    (raw / "loop" / "x.featurization").write_bytes(make_stages(1, 2).tobytes())
+    (raw / "loop" / "bench.txt").write_text("Benchmark for x produces best case of 0.002 sec/iter\n")
+    write_json(raw / "good.json", json_tree())
+    (raw / "cut.sample").write_bytes(sample_bytes(good, 1)[:-9])
+    bad = good.copy()
+    bad[0, 3] = np.nan
+    (raw / "nan.sample").write_bytes(sample_bytes(bad, 1))
+    (raw / "zero.sample").write_bytes(sample_bytes(good, 0))
+    (raw / "broken.json").write_text(json.dumps(json_tree())[:-20])
+    (raw / "empty.sample").write_bytes(b"")
+    (raw / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(500))
+    (raw / "note.log").write_text("a companion")
+    (raw / "broken.tar.xz").write_bytes(b"not an archive")
+    run("generate_dataset.py", *flags(tmp_path))
+
+    dropped = pd.read_csv(tmp_path / "data" / "dropped.csv")
+    assert dropped.columns.tolist() == ["file", "reason", "detail"]
+    assert dict(zip(dropped.file, dropped.reason)) == {
+        "cut.sample": "truncated", "nan.sample": "not_a_number", "zero.sample": "zero_runtime", "broken.json": "malformed_json",
+        "empty.sample": "truncated", "picture.png": "unknown_format", "broken.tar.xz": "unreadable_archive",
+    }  # fmt: skip
+    meta = meta_of(tmp_path)
+    assert (meta["counts"]["read"], meta["counts"]["kept"], meta["counts"]["merged"]) == (11, 3, 1)
+    rows = pd.read_csv(tmp_path / "data" / "schedules.csv")
+    assert sorted(rows.runtime_ms) == [1.0, 2.0, 2.0]  # the faster of the two measurements of one schedule
+    assert meta["noise"]["raw"]["groups"] == 1
+    assert meta["noise"]["raw"]["log_sigma"] == pytest.approx(np.log(1.5) / np.sqrt(2))
+
+
+def test_nothing_is_merged_across_collections(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "raw" / name).mkdir(parents=True)
+        (tmp_path / "raw" / name / "x.sample").write_bytes(sample_bytes(make_stages(), 1))
+    run("generate_dataset.py", *flags(tmp_path))
+    meta = meta_of(tmp_path)
+    assert (meta["counts"]["kept"], meta["counts"]["merged"], meta["counts"]["programs"]) == (2, 0, 1)
+
+
+def test_the_order_and_number_of_readers_changes_nothing(tmp_path, monkeypatch):
+    """Many dumps go through several processes; the shards are those of one."""
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    for i in range(1100):
+        (raw / f"{i:04d}.sample").write_bytes(sample_bytes(make_stages(i % 50, i, n_stages=1), 1 + i))
+    for jobs in ("1", "2"):
+        run("generate_dataset.py", *flags(tmp_path), f"--data_path={tmp_path / jobs}", f"--num_threads={jobs}")
+    files = sorted(p.name for p in (tmp_path / "1").iterdir())
+    assert files == sorted(p.name for p in (tmp_path / "2").iterdir())
+    for name in files:
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
+
+
+def test_mistakes_get_one_clear_line(tmp_path):
+    expect_user_error(run("generate_dataset.py", *flags(tmp_path), check=False), "raw", "no such file or folder")
+    (tmp_path / "raw").mkdir()
+    expect_user_error(run("generate_dataset.py", *flags(tmp_path), check=False), "nothing usable")
+    (tmp_path / "raw" / "x.sample").write_bytes(sample_bytes(make_stages(), 0))
+    expect_user_error(run("generate_dataset.py", *flags(tmp_path), check=False), "1 zero_runtime")
+    expect_user_error(run("train_model.py", *flags(tmp_path), check=False), "meta.json", "generate_dataset.py")
+    (tmp_path / "raw" / "y.sample").write_bytes(sample_bytes(make_stages(), 1))
+    run("generate_dataset.py", *flags(tmp_path))  # an empty split is legal here
+    expect_user_error(run("train_model.py", *flags(tmp_path), check=False), "split is empty")
+    expect_user_error(run("train_model.py", *flags(tmp_path), "--device=cuda", check=False), "cuda")
+
+
+def test_evaluating_without_a_checkpoint(trained, tmp_path):
+    folder, _ = trained
+    arguments = [f"--data_path={folder / 'data'}", f"--run_path={tmp_path / 'none'}", *SMALL]
+    expect_user_error(run("evaluate_model.py", *arguments, check=False), "best.safetensors", "train_model.py")
+    expect_user_error(run("train_model.py", *arguments, "--resume=true", check=False), "last.safetensors")

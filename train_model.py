@@ -1,0 +1,154 @@
+"""Train the LSTM on processed data.
+
+    python train_model.py
+    python train_model.py --epochs 10 --learning_rate 0.001 --run_path runs/short
+    python train_model.py --resume true
+
+Reads data_path (generate_dataset.py). Writes run_path: best.safetensors (lowest error on the validation split) and
+last.safetensors (to resume from), config.yaml (as resolved), metrics.csv (a row an epoch), TensorBoard events, learning_curve.png.
+"""
+
+import time
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from torch.nn.utils import clip_grad_norm_
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+import data_utils
+import metrics
+import train_utils
+from config import UserError, load_config, run_script
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+COLUMNS = ["epoch", "learning_rate", "train_loss", "regression_loss", "centred_loss", "ranking_loss", "val_mse_log", "val_median_ape", "val_spearman", "seconds"]  # fmt: skip
+
+
+def train_epoch(model, optimizer, train, epoch, config, device):
+    """One pass over the training split; returns the mean of each loss over its batches, and the last learning rate."""
+    model.train()
+    # Batches depend on the seed and the epoch alone, so that a resumed run sees the same ones.
+    rng = np.random.default_rng([config.seed, epoch])
+    batches = train.grouped_batches(config.batch_size, min(config.schedules_per_group, config.batch_size), rng)
+    losses = []
+    for i, rows in enumerate(tqdm(batches, f"epoch {epoch}", leave=False, disable=None)):
+        done = epoch - 1 + i / len(batches)
+        rate = train_utils.one_cycle(done * len(batches), config.epochs * len(batches), config)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        batch = train.batch(rows).to(device)
+        regression, centred, ranking = train_utils.loss_terms(model(batch.features, batch.lengths), batch)
+        loss = regression + config.centred_loss_weight * centred + config.ranking_loss_weight * ranking
+        optimizer.zero_grad()
+        loss.backward()
+        clip_grad_norm_(model.parameters(), config.gradient_clip)
+        optimizer.step()
+        losses.append(torch.stack([loss, regression, centred, ranking]).detach())
+    return [rate, *torch.stack(losses).mean(0).tolist()]
+
+
+def start(config, train, device):
+    """A fresh model and optimizer, or those of the last checkpoint with `resume`: (model, optimizer, meta)."""
+    torch.manual_seed(config.seed)
+    settings = config.model_dump()
+    model = train_utils.build_model(settings)
+    mean, std = train.feature_statistics()
+    model.set_statistics(mean, std, float(train.log_runtime.mean()))
+    model.to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=config.weight_decay)
+    meta = {
+        "format": train_utils.CHECKPOINT_FORMAT, "config": settings, "features": data_utils.FEATURES, "epoch": 0,
+        "best_val_mse_log": None, "interval": None,
+    }  # fmt: skip
+    if config.resume:
+        path = Path(config.run_path) / "last.safetensors"
+        tensors, meta = train_utils.read_checkpoint(path)
+        for key in settings.keys() - {"resume", "device", "num_threads", "raw_path", "data_path", "run_path"}:
+            if settings[key] != meta["config"].get(key):
+                raise UserError(f"{key}: {path} was trained with {meta['config'].get(key)}, not {settings[key]}; a resumed run keeps its settings")
+        model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+        train_utils.restore_optimizer(optimizer, tensors)
+        torch.set_rng_state(tensors["random_state"])
+    return model, optimizer, meta
+
+
+def plot_learning_curve(log, path):
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.5), layout="constrained")
+    for name in ("regression_loss", "centred_loss", "ranking_loss"):
+        axes[0].plot(log.epoch, log[name], label=name.removesuffix("_loss"))
+    axes[0].set(xlabel="epoch", ylabel="training loss", yscale="log")
+    axes[0].legend()
+    axes[1].plot(log.epoch, log.val_mse_log, "C3")
+    axes[1].set(xlabel="epoch", ylabel="validation mse_log", yscale="log")
+    twin = axes[1].twinx()
+    twin.plot(log.epoch, log.val_spearman, "C4")
+    twin.set_ylabel("validation spearman", color="C4")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main():
+    config = load_config()
+    device = train_utils.pick_device(config)
+    run = Path(config.run_path)
+    meta_data = data_utils.read_meta(config.data_path)
+    train, val = (train_utils.Sequences(config.data_path, meta_data, split) for split in ("train", "val"))
+    for name, split in (("train", train), ("val", val)):
+        if len(split) == 0:
+            raise UserError(f"{config.data_path}: its {name} split is empty; measure more programs, or generate with another val_fraction or test_fraction")
+    model, optimizer, meta = start(config, train, device)
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "config.yaml").write_text(yaml.safe_dump(config.model_dump(), sort_keys=False))
+    log_path = run / "metrics.csv"
+    log = pd.read_csv(log_path).query("epoch <= @meta['epoch']") if config.resume and log_path.exists() else pd.DataFrame(columns=COLUMNS)
+
+    counts = meta_data["counts"]
+    print(f"{device}, {torch.get_num_threads()} threads; {sum(p.numel() for p in model.parameters()):,} parameters, {len(data_utils.FEATURES)} features a stage")
+    for name, c in counts["splits"].items():
+        print(f"  {name:8s}{c['programs']:6d} programs{c['schedules']:8d} schedules")
+    dropped = ", ".join(f"{n} {reason}" for reason, n in counts["dropped"].items())
+    print(f"  dropped: {dropped or 'none'}; {counts['merged']} merged")
+
+    # What the evaluation must not be given: every program and schedule that shaped this model.
+    known = {f"trained_{key}": torch.from_numpy(np.unique(np.r_[getattr(train, key), getattr(val, key)])) for key in ("program", "schedule")}
+    with SummaryWriter(str(run), purge_step=meta["epoch"] + 1) as board:
+        for epoch in range(meta["epoch"] + 1, config.epochs + 1):
+            began = time.perf_counter()
+            losses = train_epoch(model, optimizer, train, epoch, config, device)
+            log_predicted = train_utils.predict(model, val, device)
+            scores = metrics.all_metrics(val.instance, val.log_runtime.astype(np.float64), log_predicted)
+            row = [epoch, *losses, scores["mse_log"], scores["median_ape"], scores["spearman"], time.perf_counter() - began]
+            if not np.isfinite(row[2]):
+                raise UserError(f"epoch {epoch}: the loss is no longer finite; give a smaller --learning_rate than {config.learning_rate}")
+            log.loc[len(log)] = row
+            log.to_csv(log_path, index=False)
+            for name, value in zip(COLUMNS[1:], row[1:]):
+                board.add_scalar(name, value, epoch)
+
+            meta["epoch"] = epoch
+            tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+            best = meta["best_val_mse_log"] is None or scores["mse_log"] < meta["best_val_mse_log"]
+            if best:
+                meta["best_val_mse_log"] = scores["mse_log"]
+                half_width = train_utils.conformal_half_width(log_predicted - val.log_runtime, val.program, config.interval)
+                meta["interval"] = {"level": config.interval, "log_half_width": half_width}
+                train_utils.write_checkpoint(run / "best.safetensors", tensors | known, meta)
+            state = train_utils.optimizer_tensors(optimizer) | {"random_state": torch.get_rng_state()}
+            train_utils.write_checkpoint(run / "last.safetensors", tensors | state, meta)
+            print(
+                f"epoch {epoch:3d}/{config.epochs}  loss {row[2]:.4f}  val mse_log {scores['mse_log']:.4f}  "
+                f"median_ape {scores['median_ape']:5.1f} %  spearman {scores['spearman']:.3f}  {row[-1]:.1f} s{'  best' if best else ''}"
+            )
+    plot_learning_curve(log, run / "learning_curve.png")
+    print(f"best validation mse_log {meta['best_val_mse_log']:.4f}; checkpoint {run / 'best.safetensors'}")
+
+
+if __name__ == "__main__":
+    run_script(main)

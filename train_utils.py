@@ -1,0 +1,232 @@
+"""What training and evaluation share: batches, losses, the learning-rate schedule, prediction, intervals and checkpoints.
+
+Axes: N rows of a split, B batch, T stages (padded), F features.
+"""
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch.nn import functional
+
+import data_utils
+from config import UserError
+from modeling import CostModel
+
+CHECKPOINT_FORMAT = "cost_model_LSTM 1"
+REGRESSION_DELTA, CENTRED_DELTA = 0.3, 0.2  # where the Huber losses turn linear, in log-runtime
+RANKING_MARGIN = math.log(1.05)  # pairs closer than this are not ranked
+MODEL_KEYS = ("embed_size", "hidden_size", "lstm_layers", "dropout")
+
+
+# Batches
+
+COLUMNS = ("lengths", "log_runtime", "program", "instance", "schedule")
+
+
+@dataclass
+class Batch:
+    features: torch.Tensor  # (B, T, F) float32, raw
+    lengths: torch.Tensor  # (B,) int64
+    log_runtime: torch.Tensor  # (B,) float32
+    instance: torch.Tensor  # (B,) int64, equal where two rows are schedules of one program at one size
+
+    def to(self, device):
+        return Batch(*(tensor.to(device) for tensor in vars(self).values()))
+
+
+class Sequences:
+    """The rows of one split, mapped from its shards; `self.column` arrays have shape (N,)."""
+
+    def __init__(self, data_path, meta, split):
+        self.shards = data_utils.read_shards(data_path, meta, split)
+        sizes = [len(shard["lengths"]) for shard in self.shards]
+        self.shard_of = np.repeat(np.arange(len(sizes)), sizes)
+        self.row_of = np.concatenate([np.arange(size) for size in sizes]) if sizes else np.zeros(0, int)
+        for column in COLUMNS:
+            parts = [shard[column].numpy() for shard in self.shards]
+            setattr(self, column, np.concatenate(parts) if parts else np.zeros(0, np.int64))
+
+    def __len__(self):
+        return len(self.lengths)
+
+    def subset(self, rows):
+        """The columns (not the features) of some rows."""
+        return SimpleNamespace(**{column: getattr(self, column)[rows] for column in COLUMNS})
+
+    def batch(self, rows):
+        """A Batch of the given rows, padded to the longest among them."""
+        lengths = self.lengths[rows]
+        t = int(lengths.max())
+        features = torch.zeros(len(rows), t, len(data_utils.FEATURES))
+        for i, (shard, row, length) in enumerate(zip(self.shard_of[rows], self.row_of[rows], lengths)):
+            features[i, :length] = self.shards[shard]["features"][row, :length]
+        batch = Batch(features, *(torch.from_numpy(a[rows]) for a in (self.lengths, self.log_runtime, self.instance)))
+        assert batch.features.shape[:2] == (len(rows), t) and batch.lengths.shape == batch.log_runtime.shape == (len(rows),)
+        return batch
+
+    def grouped_batches(self, batch_size, group_size, rng):
+        """Rows of one epoch's batches, each of groups of schedules of one program, programs of like length together."""
+        order = np.lexsort([rng.random(len(self)), self.instance])
+        starts = np.flatnonzero(np.r_[True, np.diff(self.instance[order]) != 0])
+        place = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
+        groups = np.split(order, np.flatnonzero(place % group_size == 0)[1:])
+        # A little disorder in length mixes the batches from epoch to epoch; padding stays small.
+        by_length = np.argsort([self.lengths[group[0]] * rng.uniform(1, 1.2) for group in groups], kind="stable")
+        batches, current = [], []
+        for group in (groups[i] for i in by_length):
+            if current and len(current) + len(group) > batch_size:
+                batches.append(np.array(current))
+                current = []
+            current.extend(group)
+        batches.append(np.array(current))
+        rng.shuffle(batches)
+        return batches
+
+    def feature_statistics(self):
+        """Mean and standard deviation of each feature over all stages, (F,) each; 1 where a feature never varies."""
+        n, total, squares = 0, 0.0, 0.0
+        for shard in self.shards:
+            mask = torch.arange(shard["features"].shape[1]) < shard["lengths"][:, None]
+            stages = shard["features"][mask].double()
+            n, total, squares = n + len(stages), total + stages.sum(0), squares + (stages**2).sum(0)
+        mean = total / n
+        std = (squares / n - mean**2).clamp(min=0).sqrt()
+        return mean.float(), torch.where(std > 1e-4, std, 1.0).float()
+
+
+# Losses and learning rate
+
+
+def loss_terms(log_predicted, batch):
+    """(regression, centred, ranking) losses of a batch.
+
+    regression: Huber on log-runtime. centred: Huber on residuals less their program's mean, which asks for the order and the
+    ratios within a program whatever its offset. ranking: softplus over pairs of one program, as in RankNet (Burges et al. 2005).
+    """
+    residual = log_predicted - batch.log_runtime  # (B,)
+    regression = huber(residual, REGRESSION_DELTA)
+    same = (batch.instance[:, None] == batch.instance[None, :]).float()  # (B, B)
+    centred = huber(residual - (same @ residual) / same.sum(1), CENTRED_DELTA)
+    slower = batch.log_runtime[:, None] - batch.log_runtime[None, :]  # (B, B): how much slower row i is than row j
+    pairs = (same > 0) & (slower > RANKING_MARGIN)
+    predicted_slower = (log_predicted[:, None] - log_predicted[None, :])[pairs]
+    ranking = functional.softplus(-predicted_slower / CENTRED_DELTA).mean() if len(predicted_slower) else residual.sum() * 0
+    return regression, centred, ranking
+
+
+def huber(residual, delta):
+    """Huber loss with slope 1 far from zero."""
+    return functional.huber_loss(residual, torch.zeros_like(residual), delta=delta) / delta
+
+
+def one_cycle(step, n_steps, config):
+    """Learning rate at `step` of `n_steps`: up to the peak in the warm-up, then down to zero, both along a cosine."""
+    warmup = max(1.0, config.warmup_fraction * n_steps)
+    if step < warmup:
+        return config.learning_rate * (0.04 + 0.96 * (1 - math.cos(math.pi * step / warmup)) / 2)
+    return config.learning_rate * (1 + math.cos(math.pi * (step - warmup) / max(1.0, n_steps - warmup))) / 2
+
+
+# Prediction
+
+
+@torch.no_grad()
+def predict(model, sequences, device, batch_size=1024):
+    """Predicted log-runtime of every row, (N,) float64, in the rows' order."""
+    model.eval()
+    parts = [model(*_inputs(sequences.batch(rows), device)).cpu() for rows in _in_order(sequences, batch_size)]
+    return torch.cat(parts).double().numpy() if parts else np.zeros(0)
+
+
+def _inputs(batch, device):
+    return batch.features.to(device), batch.lengths.to(device)
+
+
+def _in_order(sequences, batch_size):
+    return [np.arange(i, min(i + batch_size, len(sequences))) for i in range(0, len(sequences), batch_size)]
+
+
+def conformal_half_width(residuals, programs, level):
+    """Half the width of an interval in log-runtime that covers a new program's schedules with probability `level` on average.
+
+    Split conformal prediction with programs, not rows, as what is exchangeable: every program counts the same, and one more,
+    infinitely wrong, stands for the program to come (Lei et al. 2018; Dunn et al. 2022 for groups).
+    """
+    _, program, count = np.unique(programs, return_inverse=True, return_counts=True)
+    order = np.argsort(np.abs(residuals))
+    reached = np.cumsum(1 / count[program[order]]) / (len(count) + 1)
+    at = np.searchsorted(reached, level)
+    return float(np.abs(residuals)[order[min(at, len(order) - 1)]])
+
+
+# Checkpoints: tensors and plain data in one safetensors file
+
+
+def write_checkpoint(path, tensors, meta):
+    """Write `tensors` {name: tensor} and `meta` (anything JSON can hold) to `path`, whole or not at all."""
+    temporary = Path(f"{path}.tmp")
+    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, temporary, {"meta": json.dumps(meta)})
+    os.replace(temporary, path)
+
+
+def read_checkpoint(path):
+    """(tensors, meta) of a checkpoint. Raises UserError where `path` is none."""
+    try:
+        with safe_open(path, "pt") as f:
+            meta = json.loads((f.metadata() or {}).get("meta", "{}"))
+            tensors = {name: f.get_tensor(name) for name in f.keys()}
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; run train_model.py first, with the same run_path") from None
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UserError(f"{path}: not a checkpoint of this project ({error})") from None
+    if meta.get("format") != CHECKPOINT_FORMAT:
+        raise UserError(f"{path}: not a checkpoint of this project; give one that train_model.py wrote")
+    if meta["features"] != data_utils.FEATURES:
+        raise UserError(f"{path}: was trained on other features than this version's; train again")
+    return tensors, meta
+
+
+def load_model(path, device):
+    """(CostModel, meta) from a checkpoint alone: its own settings count, not today's config.yaml."""
+    tensors, meta = read_checkpoint(path)
+    model = build_model(meta["config"]).to(device)
+    model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+    return model.eval(), meta
+
+
+def build_model(settings):
+    """A CostModel from settings, a dict with MODEL_KEYS."""
+    return CostModel(len(data_utils.FEATURES), **{key: settings[key] for key in MODEL_KEYS})
+
+
+def optimizer_tensors(optimizer):
+    """An optimizer's state as {name: tensor}; restore_optimizer is the inverse."""
+    state = optimizer.state_dict()["state"]
+    return {f"optimizer.{i}.{name}": torch.as_tensor(v) for i, values in state.items() for name, v in values.items()}
+
+
+def restore_optimizer(optimizer, tensors):
+    state = optimizer.state_dict()
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, i, key = name.split(".")
+            state["state"].setdefault(int(i), {})[key] = tensor
+    optimizer.load_state_dict(state)
+
+
+def pick_device(config):
+    """torch.device for `device` and the number of threads set. Raises UserError for a GPU that is not there."""
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: no CUDA device is available here; give --device cpu or auto")
+    auto = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(auto if config.device == "auto" else config.device)
