@@ -38,7 +38,7 @@ from pydantic import Field
 from tqdm import tqdm
 
 import halide_utils
-from config import Config, UserError, load_config, run_script
+from config import Config, UserError, load_config, make_folder, run_script
 from halide_utils import ProgramSpec, Proposal
 
 PROGRAMS_A_ROUND = 4
@@ -414,7 +414,7 @@ def main():
     if output.with_name(output.name + ".tar.xz").exists():
         raise UserError(f"{output}.tar.xz is there already and packed collections are never rewritten; give another --output")
     Candidate.context.set_forkserver_preload(["halide_utils"])
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output, "output")
     note = output / "collection.json"
     machine = describe_machine()
     if note.exists():

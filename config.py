@@ -172,6 +172,15 @@ def _one_line(error, flags, where):
     return f"{'--' + key if key in flags else f'{where}: {key}'}: {message}, not {first['input']!r}"
 
 
+def make_folder(path, key):
+    """The folder `path` of the setting `key`, made if it is missing, as a Path. Raises UserError where that fails."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: this folder can't be made ({error.strerror}); give another --{key}") from None
+    return Path(path)
+
+
 def run_script(main):
     """Run a script's `main()`; a user's mistake becomes one line on standard error and exit code 2."""
     try:

@@ -140,7 +140,7 @@ def iter_dumps(raw_path, names=frozenset()):
             raise UserError(f"{text}: no such file or folder; give --raw_path the measured schedules")
         marked = {p.parent for p in files if p.name == "collection.json"}
         for file in files:
-            label = file.relative_to(path).as_posix() if path.is_dir() else file.name
+            label = printable(file.relative_to(path).as_posix() if path.is_dir() else file.name)
             if is_companion(file.name):
                 continue
             if is_archive(file):
@@ -150,6 +150,11 @@ def iter_dumps(raw_path, names=frozenset()):
                 bench = file.with_name("bench.txt")
                 text = bench.read_bytes() if file.suffix == ".featurization" and bench.is_file() else None
                 yield Dump(label, collection, root, path=str(file), bench=text)
+
+
+def printable(name):
+    """A file's name as text that can be written anywhere, whatever bytes it is made of."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def is_companion(name):
@@ -198,7 +203,7 @@ def _archive_members(path, archive):
             if base == "bench.txt":
                 benches[folder] = data
             elif not is_companion(base):
-                dump = Dump(f"{archive.file}/{name}", archive.collection, archive.root, data=data, error=error)
+                dump = Dump(f"{archive.file}/{printable(name)}", archive.collection, archive.root, data=data, error=error)
                 if base.endswith(".featurization"):
                     waiting.append((folder, dump))  # its bench.txt may come later
                 else:

@@ -20,7 +20,7 @@ import pandas as pd
 from joblib import Parallel, cpu_count, delayed
 
 import data_utils
-from config import UserError, load_config, run_script
+from config import UserError, load_config, make_folder, run_script
 
 CHUNK = 64  # dumps a task of the readers
 FEW_CHUNKS = 16  # with fewer, starting more processes takes longer than reading
@@ -131,12 +131,7 @@ def write_shards(rows, spool, config):
 
 def main():
     config = load_config()
-    folder = Path(config.data_path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: can't be made ({error.strerror}); give another --data_path") from None
-
+    folder = make_folder(config.data_path, "data_path")
     with tempfile.TemporaryFile(dir=folder) as spool:
         rows, dropped, sources = read_dumps(config, spool)
         dropped.to_csv(folder / "dropped.csv", index=False)

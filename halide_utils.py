@@ -74,10 +74,13 @@ def load_module(path):
 def programs_in(path):
     """The ProgramSpecs of a file: one for each Generator it registers, or one for its `build()`.
 
-    Raises ValueError, in one line, where the file holds neither.
+    Raises ValueError, in one line, where the file holds neither or can't be imported.
     """
     before = set(hl._get_python_generator_names())
-    module = load_module(str(Path(path).resolve()))
+    try:
+        module = load_module(str(Path(path).resolve()))
+    except Exception as error:  # whatever a user's file may raise
+        raise ValueError(f"{path}: can't be imported: {type(error).__name__}: {' '.join(str(error).split())}") from error
     names = sorted(set(hl._get_python_generator_names()) - before)
     stem = Path(path).stem
     seed = int.from_bytes(stem.encode()[:3], "little")

@@ -35,11 +35,20 @@ class CostModel(nn.Module):
         self.offset = nn.Parameter(torch.zeros(()))
 
     def set_statistics(self, mean, std, mean_log_runtime):
-        """Take the training split's statistics: of each feature over stages, (F,) each, and of the log-runtime."""
+        """Take the training split's statistics: of each feature over stages, (F,) each, and of the log-runtime.
+
+        A feature that never varies has an infinite `std`: what it says later, nothing was learnt about, so it is left out.
+        """
         self.feature_mean.copy_(mean)
         self.feature_std.copy_(std)
         with torch.no_grad():
             self.offset.fill_(mean_log_runtime)
+
+    def is_unfamiliar(self, features):
+        """Which raw features, bool (B, T, F), lie further out than the model tells apart, or never varied in training and do here."""
+        never_varied = torch.isinf(self.feature_std)
+        far = ((features - self.feature_mean) / self.feature_std).abs() > CLIP
+        return far | (never_varied & ((features - self.feature_mean).abs() > 1e-3))
 
     def stage_costs(self, features, lengths):
         """Log milliseconds of each stage, (B, T); -inf where a sequence is padded.

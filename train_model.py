@@ -23,7 +23,7 @@ from tqdm import tqdm
 import data_utils
 import metrics
 import train_utils
-from config import UserError, load_config, run_script
+from config import UserError, load_config, make_folder, run_script
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -104,7 +104,10 @@ def main():
         if len(split) == 0:
             raise UserError(f"{config.data_path}: its {name} split is empty; measure more programs, or generate with another val_fraction or test_fraction")
     model, optimizer, meta = start(config, train, device)
-    run.mkdir(parents=True, exist_ok=True)
+    make_folder(run, "run_path")
+    if not config.resume:
+        for old in run.glob("events.out.tfevents.*"):
+            old.unlink()
     (run / "config.yaml").write_text(yaml.safe_dump(config.model_dump(), sort_keys=False))
     log_path = run / "metrics.csv"
     log = pd.read_csv(log_path).query("epoch <= @meta['epoch']") if config.resume and log_path.exists() else pd.DataFrame(columns=COLUMNS)

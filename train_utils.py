@@ -63,11 +63,13 @@ class Sequences:
 
     def batch(self, rows):
         """A Batch of the given rows, padded to the longest among them."""
-        lengths = self.lengths[rows]
-        t = int(lengths.max())
+        t = int(self.lengths[rows].max())
         features = torch.zeros(len(rows), t, len(data_utils.FEATURES))
-        for i, (shard, row, length) in enumerate(zip(self.shard_of[rows], self.row_of[rows], lengths)):
-            features[i, :length] = self.shards[shard]["features"][row, :length]
+        shards = self.shard_of[rows]
+        for shard in np.unique(shards):  # mostly one or two: rows of like length lie together
+            at = np.flatnonzero(shards == shard)
+            part = self.shards[shard]["features"][:, :t][self.row_of[rows[at]]]
+            features[at, : part.shape[1]] = part
         batch = Batch(features, *(torch.from_numpy(a[rows]) for a in (self.lengths, self.log_runtime, self.instance)))
         assert batch.features.shape[:2] == (len(rows), t) and batch.lengths.shape == batch.log_runtime.shape == (len(rows),)
         return batch
@@ -91,7 +93,7 @@ class Sequences:
         return batches
 
     def feature_statistics(self):
-        """Mean and standard deviation of each feature over all stages, (F,) each; 1 where a feature never varies."""
+        """Mean and standard deviation of each feature over all stages, (F,) each; infinite where a feature never varies."""
         n, total, squares = 0, 0.0, 0.0
         for shard in self.shards:
             mask = torch.arange(shard["features"].shape[1]) < shard["lengths"][:, None]
@@ -99,7 +101,7 @@ class Sequences:
             n, total, squares = n + len(stages), total + stages.sum(0), squares + (stages**2).sum(0)
         mean = total / n
         std = (squares / n - mean**2).clamp(min=0).sqrt()
-        return mean.float(), torch.where(std > 1e-4, std, 1.0).float()
+        return mean.float(), torch.where(std > 1e-4, std, torch.inf).float()
 
 
 # Losses and learning rate

@@ -156,6 +156,8 @@ def test_mistakes_get_one_clear_line(tmp_path):
     expect_user_error(run("collect_schedules.py", "--pipeline=missing.py", check=False), "missing.py")
     (tmp_path / "empty.py").write_text("x = 1\n")
     expect_user_error(run("collect_schedules.py", f"--pipeline={tmp_path / 'empty.py'}", check=False), "no @hl.generator")
+    (tmp_path / "broken.py").write_text("def build(:\n")
+    expect_user_error(run("collect_schedules.py", f"--pipeline={tmp_path / 'broken.py'}", check=False), "broken.py", "SyntaxError")
     expect_user_error(run("collect_schedules.py", "--programs=0", check=False), "programs")
 
 

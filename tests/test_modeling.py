@@ -119,6 +119,17 @@ def test_statistics_are_of_stages_not_of_padding(sequences):
     assert np.allclose(mean, stages.mean(0), atol=1e-5) and np.allclose(std, stages.std(0), atol=1e-4)
 
 
+def test_a_feature_that_never_varied_changes_nothing(model):
+    batch = random_batch()
+    std = torch.ones(F)
+    std[7] = torch.inf
+    model.set_statistics(torch.zeros(F), std, 0.0)
+    before = model(batch.features, batch.lengths)
+    batch.features[:, :, 7] = 1e6
+    assert torch.equal(model(batch.features, batch.lengths), before)
+    assert model.is_unfamiliar(batch.features)[:, :, 7].all()
+
+
 def test_grouped_batches_cover_an_epoch_once(sequences):
     _, data = sequences
     batches = data.grouped_batches(4, 2, np.random.default_rng(0))

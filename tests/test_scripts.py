@@ -210,3 +210,32 @@ def test_evaluating_without_a_checkpoint(trained, tmp_path):
     arguments = [f"--data_path={folder / 'data'}", f"--run_path={tmp_path / 'none'}", *SMALL]
     expect_user_error(run("evaluate_model.py", *arguments, check=False), "best.safetensors", "train_model.py")
     expect_user_error(run("train_model.py", *arguments, "--resume=true", check=False), "last.safetensors")
+
+
+def test_ranking_schedules_that_were_never_run(trained, tmp_path):
+    folder, _ = trained
+    checkpoint = f"--checkpoint={folder / 'run' / 'best.safetensors'}"
+    raw = tmp_path / "new"
+    raw.mkdir()
+    for schedule in range(3):
+        (raw / f"{schedule}.featurization").write_bytes(make_stages(1, schedule).tobytes())
+    (raw / "0_again.sample").write_bytes(sample_bytes(make_stages(1, 0), 0))  # never merged, its runtime not needed
+    (raw / "other.sample").write_bytes(sample_bytes(make_stages(2, 0, n_stages=60), 0))
+    (raw / "cut.sample").write_bytes(b"123")
+    done = run("rank_schedules.py", raw, checkpoint, f"--output={tmp_path / 'ranked.csv'}", "--stages=true")
+    assert "left out cut.sample: truncated" in done.stderr
+    rows = pd.read_csv(tmp_path / "ranked.csv", dtype={"program": str})
+    assert len(rows) == 5 and rows.program.nunique() == 2
+    for _, program in rows.groupby("program"):
+        assert program["rank"].tolist() == list(range(1, len(program) + 1)) and program.predicted_ms.is_monotonic_increasing
+    assert (rows.lower_ms < rows.predicted_ms).all() and (rows.predicted_ms < rows.upper_ms).all()
+    assert done.stdout.count("stage  ") == 4 * 3 + 60
+    same = rows[rows.file.isin(["0.featurization", "0_again.sample"])].predicted_ms
+    assert same.iloc[0] == pytest.approx(same.iloc[1], rel=1e-5)
+
+    write_json(tmp_path / "foreign.json", json_tree())
+    assert "far outside" in run("rank_schedules.py", tmp_path / "foreign.json", checkpoint).stderr
+    expect_user_error(run("rank_schedules.py", raw / "cut.sample", checkpoint, check=False), "no usable dump")
+    expect_user_error(run("rank_schedules.py", checkpoint, check=False), "paths")
+    expect_user_error(run("rank_schedules.py", tmp_path / "missing", checkpoint, check=False), "missing")
+    expect_user_error(run("rank_schedules.py", raw, "--checkpoint=none.safetensors", check=False), "none.safetensors")

@@ -1,0 +1,103 @@
+"""Rank schedules that were never run: predicted milliseconds with an interval, each program's from fastest to slowest.
+
+    python rank_schedules.py my_samples/
+    python rank_schedules.py a.featurization b.json more.tar.xz --output ranked.csv
+    python rank_schedules.py my_samples/ --checkpoint runs/default/best.safetensors --stages true
+
+Reads the same formats as generate_dataset.py, runtimes not needed, and a checkpoint (models/default.safetensors unless told). What
+can't be used is listed on standard error. Writes the table to --output: program, rank, predicted_ms, lower_ms, upper_ms, file.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from pydantic import Field
+from pydantic_settings import CliPositionalArg
+
+import data_utils
+import train_utils
+from config import Config, UserError, load_config, run_script
+
+SHIPPED_MODEL = Path(__file__).resolve().parent / "models" / "default.safetensors"
+UNFAMILIAR_SHARE = 0.01  # of a schedule's inputs outside the range seen in training: worth a warning
+BATCH = 256
+
+
+class RankConfig(Config):
+    paths: CliPositionalArg[list[str]] = Field(min_length=1, description="dumps, folders or archives to rank")
+    checkpoint: str = Field(str(SHIPPED_MODEL.relative_to(SHIPPED_MODEL.parent.parent)), description="model to rank with")
+    output: str = Field("", description="write the table to this CSV file")
+    stages: bool = Field(False, description="print the predicted cost of each stage, too")
+
+
+def read_schedules(config):
+    """[(file, Schedule)] of every usable dump; the others are named on standard error."""
+    found = []
+    for path in config.paths:
+        for dump in data_utils.iter_dumps(path):
+            try:
+                found.append((dump.file, data_utils.parse_dump(dump, config.max_runtime_ms, need_runtime=False)))
+            except data_utils.Unusable as unusable:
+                print(f"left out {dump.file}: {unusable}", file=sys.stderr)
+    if not found:
+        raise UserError(f"{', '.join(config.paths)}: no usable dump in it; README.md lists the formats that are read")
+    return found
+
+
+@torch.no_grad()
+def predict(model, schedules, device):
+    """For each Schedule: (log-runtime, log costs of its stages (T,), share of its inputs outside what training has seen)."""
+    results = []
+    sequences = [torch.from_numpy(data_utils.featurize(schedule)) for schedule in schedules]
+    for start in range(0, len(sequences), BATCH):
+        part = sequences[start : start + BATCH]
+        lengths = torch.tensor([len(s) for s in part], device=device)
+        features = torch.nn.utils.rnn.pad_sequence(part, batch_first=True).to(device)  # (B, T, F)
+        costs, predicted = model.stage_costs(features, lengths), model(features, lengths)
+        outside = model.is_unfamiliar(features).float().mean(2)  # (B, T)
+        results += [(p.item(), c[:n].cpu().numpy() - np.log(n), o[:n].mean().item()) for p, c, o, n in zip(predicted, costs, outside, lengths.tolist())]
+    return results
+
+
+def main():
+    config = load_config(RankConfig)
+    device = train_utils.pick_device(config)
+    checkpoint = config.checkpoint if "checkpoint" in config.model_fields_set else SHIPPED_MODEL
+    model, meta = train_utils.load_model(checkpoint, device)
+    files, schedules = zip(*read_schedules(config))
+    predictions = predict(model, schedules, device)
+    half_width = meta["interval"]["log_half_width"]
+    table = pd.DataFrame({
+        "program": [data_utils.hex_id(s.instance) for s in schedules], "predicted_ms": [np.exp(p) for p, _, _ in predictions],
+        "lower_ms": [np.exp(p - half_width) for p, _, _ in predictions], "upper_ms": [np.exp(p + half_width) for p, _, _ in predictions],
+        "file": files, "outside": [o for _, _, o in predictions], "costs": [c for _, c, _ in predictions],
+    })  # fmt: skip
+    table = table.sort_values(["program", "predicted_ms", "file"], kind="stable", ignore_index=True)
+    table.insert(1, "rank", table.groupby("program").cumcount() + 1)
+
+    for program, rows in table.groupby("program", sort=False):
+        print(f"program {program}: {len(rows)} schedules; {meta['interval']['level']:.0%} interval")
+        for row in rows.itertuples():
+            print(f"{row.rank:6d}  {row.predicted_ms:12.4f} ms  {row.lower_ms:12.4f} to {row.upper_ms:12.4f}  {row.file}")
+            if config.stages:
+                for i, cost in enumerate(np.exp(row.costs)):
+                    print(f"{'':8}stage {i:3d}  {cost:12.4f} ms  {cost / row.predicted_ms:6.1%}")
+    unfamiliar = table[table.outside > UNFAMILIAR_SHARE]
+    if len(unfamiliar):
+        print(
+            f"warning: {len(unfamiliar)} of {len(table)} schedules have features far outside what {Path(checkpoint).name} was trained on "
+            f"(up to {unfamiliar.outside.max():.0%} of them, in {unfamiliar.file.iloc[0]}): do not trust their milliseconds", file=sys.stderr,
+        )  # fmt: skip
+    if config.output:
+        try:
+            table.drop(columns=["outside", "costs"]).to_csv(config.output, index=False)
+        except OSError as error:
+            raise UserError(f"{config.output}: can't be written ({error.strerror}); give another --output") from None
+        print(f"written to {config.output}")
+
+
+if __name__ == "__main__":
+    run_script(main)
