@@ -17,6 +17,7 @@ import datetime
 import hashlib
 import importlib.metadata
 import itertools
+import math
 import multiprocessing
 import os
 import platform
@@ -118,20 +119,26 @@ def _die_with_parent():
 
 
 class Candidate:
-    """A candidate's process seen from outside, and how far it has come."""
+    """A candidate's process seen from outside, and how far it has come.
+
+    key: "reference", the number of a proposal, or that with an "r" behind it for a repeated measurement.
+    """
 
     context = multiprocessing.get_context("forkserver")
 
-    def __init__(self, key, spec, proposal, folder, seconds):
-        self.key, self.proposal = key, proposal
-        self.log = Path(folder, f"{spec.name}.{key}.log")
+    def __init__(self, key, run, folder):
+        self.key, self.seconds = key, run.seconds
+        self.proposal = None if key == "reference" else Proposal.draw(run.spec.seed, int(key.rstrip("r")))
+        self.log = Path(folder, f"{run.spec.name}.{key}.log")
         self.connection, theirs = self.context.Pipe()
-        arguments = (theirs, spec, proposal, str(Path(folder, f"{spec.name}.npz")), str(self.log))
+        arguments = (theirs, run.spec, self.proposal, str(Path(folder, f"{run.spec.name}.npz")), str(self.log))
         self.process = self.context.Process(target=run_candidate, args=arguments, daemon=True)
         self.process.start()
         theirs.close()
-        self.deadline = time.monotonic() + seconds
-        self.featurization = self.source = None
+        self.deadline = time.monotonic() + self.seconds
+        self.featurization, self.source, self.hash = b"", "", ""
+        self.schedule_seconds = self.compile_seconds = 0.0
+        self.has_proposed = self.has_ended = False
 
     def receive(self, seconds, too_late):
         """The next message, or a failure in its place where none comes in time or the process has died."""
@@ -144,7 +151,19 @@ class Candidate:
             words = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
             return ("failed", "crashed", f"exit code {self.process.exitcode}: {words[-1][:200] if words else 'nothing printed'}")
 
+    def keep_proposal(self, featurization, source, seconds):
+        """Its schedule; it waits, without a time limit, to be told to compile it."""
+        self.featurization, self.source, self.schedule_seconds = featurization, source, seconds
+        self.hash = hashlib.sha256(featurization).hexdigest()[:16]
+        self.deadline = math.inf
+        self.has_proposed = True
+
+    def compile(self):
+        self.deadline = time.monotonic() + self.seconds
+        self.connection.send("compile")
+
     def end(self):
+        self.has_ended = True
         self.process.kill()
         self.process.join()
         self.connection.close()
@@ -166,9 +185,10 @@ class ProgramRun:
             if not spec.path:
                 self.record["stage_kinds"] = halide_utils.random_programs.build(spec.seed)[1]
         self.decided = self.record["candidates"]
-        self.proposed = {}
         self.reference_ready = self.failed = False
-        self.n_waiting = 0
+        self.undecided = []  # candidates whose proposals may be duplicates of earlier ones, in the order of their keys
+        self.compiling = {}  # {hash: key} of those that were not
+        self.n_ready = 0
 
     def save(self):
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -185,7 +205,7 @@ class ProgramRun:
     def gives_up(self):
         """Whether no more candidates are worth their time: no reference, or mostly such that compile for too long."""
         timeouts = sum(c["outcome"] == "timeout" for c in self.decided.values())
-        fast_enough = len(self.measured()) + self.n_waiting
+        fast_enough = len(self.measured()) + self.n_ready
         return self.failed or timeouts >= MANY_TIMEOUTS or (timeouts >= FEW_TIMEOUTS and timeouts > fast_enough)
 
     def next_keys(self):
@@ -200,9 +220,41 @@ class ProgramRun:
         return list(itertools.islice(open_keys, missing))
 
     def repeat_keys(self):
-        """Schedules to be measured once more, drawn by a hash."""
+        """Keys of the schedules to be measured once more, drawn by a hash."""
+        if self.failed:
+            return []
         chosen = (k for k in self.measured() if stable_share(f"{self.spec.name}/{k}") < REPEATED_SHARE)
         return [f"{k}r" for k in chosen if f"{k}r" not in self.decided]
+
+    def decide_proposals(self):
+        """Compile or drop the proposals whose turn it is.
+
+        In the order of the keys, so that which of two equal schedules counts as the duplicate does not depend on which process
+        was faster. Returns the candidates dropped.
+        """
+        dropped = []
+        while self.undecided and (self.undecided[0].has_proposed or self.undecided[0].has_ended):
+            candidate = self.undecided.pop(0)
+            if candidate.has_ended:
+                continue
+            earlier = {c.get("hash"): k for k, c in self.decided.items()} | self.compiling
+            if candidate.hash in earlier:
+                self.decide(candidate, "duplicate", of=earlier[candidate.hash], hash=candidate.hash)
+                candidate.end()
+                dropped.append(candidate)
+            else:
+                self.compiling[candidate.hash] = candidate.key
+                candidate.compile()
+        return dropped
+
+    def fail(self, candidate, reason, detail):
+        """Note why a candidate gave no measurement; without its reference a program has nothing to be compared with."""
+        if candidate.key == "reference":
+            self.failed = True
+            self.record["failure"] = f"reference: {reason}: {detail}"
+        else:
+            self.decide(candidate, reason, detail=detail, hash=candidate.hash)
+        candidate.end()
 
     def write_sample(self, candidate, runtime_ms):
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -226,97 +278,66 @@ def stable_share(text):
 
 def collect(programs, folder, progress):
     """One round: compile what is missing of `programs` (ProgramRuns), then measure it, until each has its schedules."""
-    repeated = False
-    while True:
-        live = compile_candidates(programs, folder, repeated)
-        if not live:
-            if repeated:
-                break
-            repeated = True
-            continue
-        for run, candidate in live:
-            measure(run, candidate, progress)
+    for open_keys in (ProgramRun.next_keys, ProgramRun.repeat_keys):
+        while any(open_keys(run) for run in programs):
+            for run, candidate in compile_candidates({run: open_keys(run) for run in programs}, folder):
+                measure(run, candidate, progress)
     for run in programs:
         run.record["complete"] = True
         run.save()
 
 
-def compile_candidates(programs, folder, repeats):
-    """Start the programs' next candidates, as many at a time as there are cores, and leave the compiled ones waiting.
+def compile_candidates(keys, folder):
+    """Start candidates, as many at a time as there are cores, and leave the compiled ones waiting.
 
-    Returns [(ProgramRun, Candidate)], ready to be measured. Decisions are taken in the order of the keys, so that which of two
-    equal schedules counts as the duplicate does not depend on which process was faster.
+    keys : {ProgramRun: [key]}. Returns [(ProgramRun, Candidate)], ready to be measured.
     """
-    queue = []
-    for run in programs:
-        run.n_waiting = 0
-        keys = run.repeat_keys() if repeats else run.next_keys()
-        if keys and not run.reference_ready:
-            queue.append((run, "reference"))
-        queue += [(run, key) for key in keys]
-    waiting, active, ready = list(reversed(queue)), {}, []
-    while waiting or active:
-        while waiting and len(active) < os.cpu_count():
-            run, key = waiting.pop()
+    queue, active, ready = [], {}, []
+    for run in keys:
+        run.n_ready, run.compiling = 0, {}
+        queue += [(run, key) for key in ([] if run.reference_ready or not keys[run] else ["reference"]) + keys[run]]
+    queue.reverse()
+    while queue or active:
+        while queue and len(active) < os.cpu_count():
+            run, key = queue.pop()
             if run.gives_up():
                 continue
-            proposal = None if key == "reference" else Proposal.draw(run.spec.seed, int(key.rstrip("r")))
-            candidate = Candidate(key, run.spec, proposal, folder, run.seconds)
+            candidate = Candidate(key, run, folder)
             active[candidate.connection] = (run, candidate)
-        if not active:
-            break
-        nearest = min(candidate.deadline for _, candidate in active.values())
-        heard = wait(list(active), max(nearest - time.monotonic(), 0))
+            if key.isdecimal():
+                run.undecided.append(candidate)
+        nearest = min((candidate.deadline for _, candidate in active.values()), default=0)
+        heard = wait(list(active), min(max(nearest - time.monotonic(), 0), 60))
         late = [c for c, (_, candidate) in active.items() if candidate.deadline <= time.monotonic() and c not in heard]
         for connection in [*heard, *late]:
+            if connection not in active:
+                continue  # dropped a moment ago
             run, candidate = active[connection]
-            message = candidate.receive(0, f"not compiled within {run.seconds:g} s")
-            if step(run, candidate, message) == "compiling":
-                continue
-            del active[connection]
-            if candidate.process.is_alive() and message[0] == "compiled" and candidate.key != "reference":
-                ready.append((run, candidate))
-                run.n_waiting += 1
-    # A program whose reference failed has nothing to compare with.
+            kind, *content = candidate.receive(0, f"not compiled within {run.seconds:g} s")
+            if kind == "proposed":
+                *proposal, stages, edges = content
+                candidate.keep_proposal(*proposal)
+                if candidate.key == "reference":
+                    run.record.update(stages=stages, edges=edges)
+                if not candidate.key.isdecimal():
+                    candidate.compile()
+            else:
+                del active[connection]
+                if kind == "failed":
+                    run.fail(candidate, *content)
+                elif candidate.key == "reference":
+                    run.reference_ready = True
+                    candidate.end()
+                else:
+                    candidate.compile_seconds = content[0]
+                    run.n_ready += 1
+                    ready.append((run, candidate))
+            for dropped in run.decide_proposals():
+                active.pop(dropped.connection, None)
     for run, candidate in ready:
         if run.failed:
             candidate.end()
     return sorted(((r, c) for r, c in ready if not r.failed), key=lambda rc: (rc[0].spec.name, rc[1].key.zfill(6)))
-
-
-def step(run, candidate, message):
-    """Act on a candidate's message; "compiling" where more is to come before it is ready or gone."""
-    kind, *content = message
-    reference = candidate.key == "reference"
-    if kind == "proposed":
-        candidate.featurization, candidate.source, candidate.schedule_seconds, stages, edges = content
-        if reference:
-            run.record.update(stages=stages, edges=edges)
-        elif not candidate.key.endswith("r"):
-            candidate.hash = hashlib.sha256(candidate.featurization).hexdigest()[:16]
-            earlier = {c.get("hash"): k for k, c in run.decided.items()} | run.proposed
-            if candidate.hash in earlier:
-                run.decide(candidate, "duplicate", of=earlier[candidate.hash], hash=candidate.hash)
-                candidate.end()
-                return "ended"
-            run.proposed[candidate.hash] = candidate.key
-        candidate.connection.send("compile")
-        return "compiling"
-    if kind == "compiled":
-        candidate.compile_seconds = content[0]
-        if reference:
-            run.reference_ready = True
-            candidate.end()
-        return "ended"
-    reason, detail = content
-    if reference:
-        run.failed = True
-        run.record["failure"] = f"reference: {reason}: {detail}"
-    else:
-        more = {"hash": candidate.hash} if hasattr(candidate, "hash") else {}
-        run.decide(candidate, reason, detail=detail, **more)
-    candidate.end()
-    return "ended"
 
 
 def measure(run, candidate, progress):
@@ -327,7 +348,7 @@ def measure(run, candidate, progress):
         candidate.connection.send("measure")
         message = candidate.receive(MEASURE_SECONDS, f"not measured within {MEASURE_SECONDS} s")
         if message[0] == "failed":
-            step(run, candidate, message)
+            run.fail(candidate, *message[1:])
             return
         tries.append(message[1])
         if message[1]["foreign_share"] <= halide_utils.FOREIGN_SHARE_LIMIT:
@@ -336,10 +357,9 @@ def measure(run, candidate, progress):
     run.write_sample(candidate, best["runtime_ms"])
     noisy = best["foreign_share"] > halide_utils.FOREIGN_SHARE_LIMIT
     seconds = {"schedule_seconds": round(candidate.schedule_seconds, 2), "compile_seconds": round(candidate.compile_seconds, 2)}
-    more = {} if candidate.key.endswith("r") else {"hash": candidate.hash}
-    run.decide(candidate, "measured", **more, **best, tries=len(tries), noisy=noisy, **seconds)
+    run.decide(candidate, "measured", hash=candidate.hash, **best, tries=len(tries), noisy=noisy, **seconds)
     candidate.end()
-    progress.update()
+    progress.update(candidate.key.isdecimal())
 
 
 def wait_for_calm(seconds=10):

@@ -49,8 +49,8 @@ def test_equal_proposals_give_equal_schedules_and_others_differ(blur):
     def apply(k):
         return Proposal.draw(1, k).apply(blur.build())
 
-    (f0, s0), (again, s_again) = apply(0), apply(0)
-    assert f0 == again and s0 == s_again and len(f0) == 2 * data_utils.STAGE_BYTES
+    featurization, source = apply(0)
+    assert featurization == apply(0)[0] and len(featurization) == 2 * data_utils.STAGE_BYTES and ".compute_root()" in source
     assert len({apply(k)[0] for k in range(8)}) > 2
 
 
@@ -104,7 +104,7 @@ def test_missing_estimates_are_named():
     x = hl.Var("x")
     f = hl.Func("nameless")
     f[x] = hl.cast(hl.Int(32), x)
-    with pytest.raises(ValueError, match="nameless has no estimates"):
+    with pytest.raises(ValueError, match="nameless.* has no estimates"):
         halide_utils.make_buffers(hl.Pipeline(f), 0)
 
 
