@@ -130,14 +130,14 @@ def iter_dumps(raw_path, names=frozenset()):
     `raw_path` : a folder (searched in depth), one file, or several separated by commas. Raises UserError where one is missing.
     `names` : folders that are collections of their own wherever they lie (those held out).
     """
-    for root, text in enumerate(part.strip() for part in raw_path.split(",") if part.strip()):
-        path = Path(text)
+    for root, part in enumerate(part.strip() for part in raw_path.split(",") if part.strip()):
+        path = Path(part)
         if path.is_dir():
             files = sorted(p for p in path.rglob("*") if p.is_file())
         elif path.exists():
             files = [path]
         else:
-            raise UserError(f"{text}: no such file or folder; give --raw_path the measured schedules")
+            raise UserError(f"{part}: no such file or folder; give --raw_path the measured schedules")
         marked = {p.parent for p in files if p.name == "collection.json"}
         for file in files:
             label = printable(file.relative_to(path).as_posix() if path.is_dir() else file.name)
@@ -148,8 +148,8 @@ def iter_dumps(raw_path, names=frozenset()):
             else:
                 collection = _collection_of(file, path, marked, names)
                 bench = file.with_name("bench.txt")
-                text = bench.read_bytes() if file.suffix == ".featurization" and bench.is_file() else None
-                yield Dump(label, collection, root, path=str(file), bench=text)
+                has_bench = file.suffix == ".featurization" and bench.is_file()
+                yield Dump(label, collection, root, path=str(file), bench=bench.read_bytes() if has_bench else None)
 
 
 def printable(name):
@@ -165,6 +165,8 @@ def is_archive(path):
     """By name, or by the first bytes of the compressed formats."""
     if path.name.lower().endswith(ARCHIVE_SUFFIXES):
         return True
+    if path.suffix in (".sample", ".featurization", ".json"):
+        return False  # spares opening thousands of files twice
     try:
         with open(path, "rb") as f:
             head = f.read(6)
@@ -243,18 +245,23 @@ def _zip_files(path):
 # Parsing dumps
 
 
-def parse_dump(dump, max_runtime_ms, need_runtime=True):
-    """The Schedule in a Dump, recognised by content. Raises Unusable with one of the reasons README.md lists."""
+def read_bytes(dump):
+    """The contents of a Dump. Raises Unusable where they can't be had."""
     if dump.error:
         raise Unusable(*dump.error)
-    data = dump.data
-    if data is None:
-        try:
-            if Path(dump.path).stat().st_size > MAX_DUMP_BYTES:
-                raise Unusable("too_large", f"more than {MAX_DUMP_BYTES} bytes")
-            data = Path(dump.path).read_bytes()
-        except OSError as error:
-            raise Unusable("unreadable", error.strerror or str(error)) from None
+    if dump.data is not None:
+        return dump.data
+    try:
+        if Path(dump.path).stat().st_size > MAX_DUMP_BYTES:
+            raise Unusable("too_large", f"more than {MAX_DUMP_BYTES} bytes")
+        return Path(dump.path).read_bytes()
+    except OSError as error:
+        raise Unusable("unreadable", error.strerror or str(error)) from None
+
+
+def parse_dump(dump, max_runtime_ms, need_runtime=True):
+    """The Schedule in a Dump, recognised by content. Raises Unusable with one of the reasons README.md lists."""
+    data = read_bytes(dump)
     suffix = Path(dump.file).suffix.lower()
     if not data:
         raise Unusable("truncated", "the file is empty")

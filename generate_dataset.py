@@ -12,7 +12,6 @@ import hashlib
 import itertools
 import tempfile
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import orjson
@@ -30,29 +29,25 @@ SPLITS = ["train", "val", "test", "holdout"]
 
 
 def parse_chunk(dumps, max_runtime_ms):
-    """For each Dump: (row, features (T, F)) or (None, (reason, detail)); and the hash of its contents."""
+    """For each Dump: (hash of its contents, row, features (T, F)), or (hash, None, (reason, detail)) where it can't be used."""
     results = []
     for dump in dumps:
-        content = dump.data if dump.data is not None else _contents(dump.path)
-        digest = hashlib.sha256(dump.file.encode() + b"\0" + content + (dump.bench or b"")).digest()
         try:
+            dump.data = data_utils.read_bytes(dump)
             schedule = data_utils.parse_dump(dump, max_runtime_ms)
         except data_utils.Unusable as unusable:
-            results.append((digest, None, (unusable.reason, unusable.detail)))
+            results.append((_digest(dump), None, (unusable.reason, unusable.detail)))
             continue
         # Machines and collections are never mixed: an instance is one only within its collection.
         instance = data_utils.stable_hash(schedule.instance, dump.root, dump.collection)
         both = data_utils.stable_hash(schedule.algorithm_features, schedule.schedule_features)
         row = (dump.collection, dump.file, schedule.program, instance, schedule.schedule, both, schedule.runtime_ms)
-        results.append((digest, row, data_utils.featurize(schedule)))
+        results.append((_digest(dump), row, data_utils.featurize(schedule)))
     return results
 
 
-def _contents(path):
-    try:
-        return Path(path).read_bytes()
-    except OSError:
-        return b""
+def _digest(dump):
+    return hashlib.sha256(dump.file.encode() + b"\0" + (dump.data or b"") + (dump.bench or b"")).digest()
 
 
 def read_dumps(config, spool):
@@ -110,9 +105,8 @@ def merge_duplicates(rows):
     return rows.drop_duplicates(key), noise
 
 
-def write_shards(rows, spool, config):
+def write_shards(rows, spool, folder, shard_size):
     """Write `rows` (sorted by split and length) as shards; returns {split: [file names]}. Holds one shard in memory at a time."""
-    folder = Path(config.data_path)
     for old in folder.iterdir():
         if data_utils.SHARD_NAME.fullmatch(old.name):
             old.unlink()
@@ -121,10 +115,10 @@ def write_shards(rows, spool, config):
     names = {split: [] for split in SPLITS}
     for split in SPLITS:
         part = rows[rows.split == split]
-        for start in range(0, len(part), config.shard_size):
-            shard = part.iloc[start : start + config.shard_size]
+        for start in range(0, len(part), shard_size):
+            shard = part.iloc[start : start + shard_size]
             sequences = [features[o // stage_bytes :][:n] for o, n in zip(shard.offset, shard.n_stages)]
-            names[split].append(f"{split}-{start // config.shard_size:05d}.safetensors")
+            names[split].append(f"{split}-{start // shard_size:05d}.safetensors")
             data_utils.write_shard(folder / names[split][-1], sequences, shard)
     return names
 
@@ -143,7 +137,7 @@ def main():
         kept["split"] = data_utils.split_rows(kept, config)
         order = kept.split.map(SPLITS.index)
         kept = kept.assign(order=order).sort_values(["order", "n_stages", "program", "instance", "schedule", "collection"], kind="stable")
-        shards = write_shards(kept, spool, config)
+        shards = write_shards(kept, spool, folder, config.shard_size)
 
     by_split = {split: kept[kept.split == split] for split in SPLITS}
     counts = {
