@@ -582,8 +582,7 @@ def read_shards(data_path, meta, split):
     return shards
 
 
-def read_rows(data_path, split):
-    """schedules.csv's rows of `split`, in the order of its shards: collection, file, program, instance, schedule, runtime_ms, ..."""
-    hexadecimal = dict.fromkeys(("program", "instance", "schedule"), str)
-    rows = pd.read_csv(Path(data_path) / "schedules.csv", keep_default_na=False, dtype=hexadecimal)
-    return rows[rows.split == split].reset_index(drop=True)
+def read_rows(data_path):
+    """schedules.csv: a row a kept schedule, in the order of the shards, with its split, collection, file, ids and measurements."""
+    text = dict.fromkeys(("split", "collection", "file", "program", "instance", "schedule"), str)
+    return pd.read_csv(Path(data_path) / "schedules.csv", dtype=text, keep_default_na=False, na_values={"log_variance": ""})

@@ -63,23 +63,6 @@ def program_lines(rows, names, log_predicted):
     return sorted(lines, key=lambda line: -line["median_ape"])
 
 
-def noise_ceiling(noise, rows, collections):
-    """What a predictor that knows every true runtime would score, from repeated measurements of the same schedules; else None."""
-    known = [n for name, n in noise.items() if name in collections]
-    degrees = sum(n["measurements"] - n["groups"] for n in known)
-    if not degrees:
-        return None
-    variance = sum(n["log_sigma"] ** 2 * (n["measurements"] - n["groups"]) for n in known) / degrees
-    sigma = variance**0.5
-    return {
-        "repeated_schedules": sum(n["groups"] for n in known), "log_sigma": sigma, "mse_log": variance,
-        "r2_log": 1 - variance / float(np.var(rows.log_runtime)) if np.var(rows.log_runtime) > 0 else None,
-        "median_ape": 100 * 0.6745 * sigma,  # the median of a normal error of this size
-        "median_difference": float(np.median(np.repeat([n["median_difference"] for n in known], [n["groups"] for n in known]))),
-        "p90_difference": max(n["p90_difference"] for n in known),
-    }  # fmt: skip
-
-
 def write_predictions(path, rows, log_predicted, half_width):
     """The contract's columns, a row a schedule; bounds in milliseconds."""
     table = pd.DataFrame({
@@ -191,7 +174,8 @@ def main():
         return float(np.mean(np.abs(log_predicted - rows.log_runtime) <= half_width)) if len(rows) else None
 
     log_runtime = test.log_runtime.astype(np.float64)
-    test_rows, holdout_rows = (data_utils.read_rows(config.data_path, split) for split in ("test", "holdout"))
+    rows = data_utils.read_rows(config.data_path)
+    test_rows, holdout_rows = (rows[rows.split == split] for split in ("test", "holdout"))
     report = {
         "split_by": meta["split"]["split_by"],
         "counts": meta["counts"],
@@ -200,7 +184,7 @@ def main():
             name: metrics.bootstrap(test.program, test.instance, log_runtime, p, config.bootstrap_samples, 0.95, config.seed)
             for name, (p, _) in predicted.items()
         },
-        "noise_ceiling": noise_ceiling(meta["noise"], test, set(test_rows.collection)),
+        "noise_ceiling": metrics.noise_ceiling(rows[rows.collection.isin(test_rows.collection)], log_runtime),
         "interval": {**trained["interval"], "coverage": coverage(test, predicted["lstm"][0]), "coverage_holdout": coverage(holdout, predicted["lstm"][1])},
         "programs": program_lines(test, _names(test_rows), predicted["lstm"][0]),
         "holdout": {},

@@ -25,6 +25,7 @@ CHUNK = 64  # dumps a task of the readers
 FEW_CHUNKS = 16  # with fewer, starting more processes takes longer than reading
 
 COLUMNS = ["collection", "file", "program", "instance", "schedule", "features", "runtime_ms", "n_stages", "offset"]
+PUBLIC = ["split", "collection", "file", "program", "instance", "schedule", "runtime_ms", "n_stages", "measurements", "log_variance", "log_range"]
 SPLITS = ["train", "val", "test", "holdout"]
 
 
@@ -87,22 +88,14 @@ def read_dumps(config, spool):
 def merge_duplicates(rows):
     """Keep the fastest of several measurements of one schedule of one instance in one collection.
 
-    Returns the kept rows, and the noise that the repeated measurements show: {collection: {groups, log_sigma, ...}}.
+    Returns the kept rows with how many `measurements` each stands for, and how far apart those are: the variance and the range of
+    their log-runtimes (NaN and 0 for a single one).
     """
     key = ["collection", "instance", "schedule"]
     rows = rows.sort_values([*key, "runtime_ms", "file"], kind="stable")
-    log_runtime = np.log(rows.runtime_ms)
-    groups = log_runtime.groupby([rows[k] for k in key])
-    repeated = pd.DataFrame({"n": groups.size(), "variance": groups.var(), "range": groups.max() - groups.min()}).query("n > 1")
-    noise = {}
-    for collection, group in repeated.groupby("collection"):
-        degrees = group.n - 1
-        difference = np.expm1(group.range) * 100
-        noise[collection] = {
-            "groups": len(group), "measurements": int(group.n.sum()), "log_sigma": float(np.sqrt((group.variance * degrees).sum() / degrees.sum())),
-            "median_difference": float(difference.median()), "p90_difference": float(difference.quantile(0.9)),
-        }  # fmt: skip
-    return rows.drop_duplicates(key), noise
+    groups = np.log(rows.runtime_ms).groupby([rows[k] for k in key])
+    spread = pd.DataFrame({"measurements": groups.size(), "log_variance": groups.var(), "log_range": groups.max() - groups.min()})
+    return rows.drop_duplicates(key).merge(spread, left_on=key, right_index=True)
 
 
 def write_shards(rows, spool, folder, shard_size):
@@ -133,7 +126,7 @@ def main():
         if rows.empty:
             why = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common()) or "no dumps in it"
             raise UserError(f"{config.raw_path}: nothing usable ({why}); README.md lists the formats that are read")
-        kept, noise = merge_duplicates(rows)
+        kept = merge_duplicates(rows)
         kept["split"] = data_utils.split_rows(kept, config)
         order = kept.split.map(SPLITS.index)
         kept = kept.assign(order=order).sort_values(["order", "n_stages", "program", "instance", "schedule", "collection"], kind="stable")
@@ -149,9 +142,9 @@ def main():
     split = {key: getattr(config, key) for key in ("split_by", "val_fraction", "test_fraction", "folds", "fold", "holdout")}
     meta = {
         "features": data_utils.FEATURES, "units": data_utils.FEATURE_UNITS, "log_runtime": "natural logarithm of milliseconds",
-        "sources": sources, "counts": counts, "split": {**split, "programs": programs}, "noise": noise, "shards": shards,
+        "sources": sources, "counts": counts, "split": {**split, "programs": programs}, "shards": shards,
     }  # fmt: skip
-    public = kept[["split", "collection", "file", "program", "instance", "schedule", "runtime_ms", "n_stages"]].copy()
+    public = kept[PUBLIC].copy()
     for column in ("program", "instance", "schedule"):
         public[column] = public[column].map(data_utils.hex_id)
     public.to_csv(folder / "schedules.csv", index=False)

@@ -137,3 +137,24 @@ def bootstrap(programs, groups, log_runtime, log_predicted, n_samples, level, se
             name: [float(v) for v in np.nanpercentile([s[name] for s in samples], tails)] if not all(np.isnan(s[name]) for s in samples) else [None, None]
             for name in samples[0]
         }
+
+
+def noise_ceiling(rows, log_runtime):
+    """What a predictor that knows every true runtime would score, from schedules that were measured more than once.
+
+    rows : DataFrame with `measurements`, `log_variance` and `log_range` (of a schedule's log-runtimes); log_runtime : (N,) of the
+    test rows. Differences are between the slowest and the fastest measurement of one schedule, in percent. None without any.
+    """
+    repeated = rows[rows.measurements > 1]
+    if repeated.empty:
+        return None
+    degrees = repeated.measurements - 1
+    variance = float((repeated.log_variance * degrees).sum() / degrees.sum())
+    difference = 100 * np.expm1(repeated.log_range)
+    total = float(np.var(log_runtime))
+    return {
+        "repeated_schedules": len(repeated), "log_sigma": variance**0.5, "mse_log": variance,
+        "r2_log": 1 - variance / total if total > 0 else None,
+        "median_ape": 100 * 0.6745 * variance**0.5,  # the median of a normal error of this size
+        "median_difference": float(difference.median()), "p90_difference": float(difference.quantile(0.9)),
+    }  # fmt: skip

@@ -14,6 +14,7 @@ from conftest import ROOT, expect_user_error, json_tree, make_stages, run, sampl
 from safetensors.numpy import load_file
 
 import data_utils
+import metrics
 
 # Small and quick; a quarter of the sixteen programs each for validation and test.
 SMALL = ["--val_fraction=0.3", "--test_fraction=0.3", "--epochs=3", "--embed_size=8", "--hidden_size=8", "--bootstrap_samples=20", "--num_threads=1"]
@@ -165,8 +166,9 @@ def test_a_mixed_folder(tmp_path):
     assert (meta["counts"]["read"], meta["counts"]["kept"], meta["counts"]["merged"]) == (11, 3, 1)
     rows = pd.read_csv(tmp_path / "data" / "schedules.csv")
     assert sorted(rows.runtime_ms) == [1.0, 2.0, 2.0]  # the faster of the two measurements of one schedule
-    assert meta["noise"]["raw"]["groups"] == 1
-    assert meta["noise"]["raw"]["log_sigma"] == pytest.approx(np.log(1.5) / np.sqrt(2))
+    assert rows.measurements.tolist().count(2) == 1
+    ceiling = metrics.noise_ceiling(rows, np.log(rows.runtime_ms))
+    assert ceiling["log_sigma"] == pytest.approx(np.log(1.5) / np.sqrt(2)) and ceiling["median_difference"] == pytest.approx(50)
 
 
 def test_nothing_is_merged_across_collections(tmp_path):
