@@ -42,7 +42,7 @@ import halide_utils
 from config import Config, UserError, load_config, make_folder, run_script
 from halide_utils import ProgramSpec, Proposal
 
-PROGRAMS_A_ROUND = 4
+PROGRAMS_A_ROUND = 8
 PROPOSALS_A_SCHEDULE = 3  # give up on a program after this many proposals for each schedule wanted
 FEW_TIMEOUTS, MANY_TIMEOUTS = 2, 4  # or after this many that took too long to compile: few if fewer were fast enough, or many
 MEASURE_SECONDS = 60

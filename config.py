@@ -51,6 +51,7 @@ class Config(BaseSettings):
     centred_loss_weight: float = Field(ge=0, description="weight of the loss on residuals centred per program")
     ranking_loss_weight: float = Field(ge=0, description="weight of the pairwise ranking loss within a program")
 
+    members: int = Field(ge=1, description="LSTMs trained side by side and averaged")
     embed_size: int = Field(ge=1, description="width of a stage's embedding")
     hidden_size: int = Field(ge=1, description="width of the LSTM in each direction")
     lstm_layers: int = Field(ge=1, description="layers of the LSTM")

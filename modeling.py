@@ -1,7 +1,9 @@
 """The model: an LSTM over the stages of a scheduled program that predicts the logarithm of its runtime.
 
-Axes: B batch, T stages (padded), F features, H hidden. The time of a program is the sum of its stages' times, so the head gives
-every stage a log cost and the prediction is their logsumexp: it says which stage costs what.
+Axes: M members, B batch, T stages (padded), F features, E embedding, H hidden. The time of a program is the sum of its stages'
+times, so the head gives every stage a log cost and the prediction is their logsumexp: it says which stage costs what. A few
+members, trained side by side from different starts, are averaged: with few programs to learn from, what one start makes of a new
+program is partly luck.
 """
 
 import torch
@@ -11,20 +13,11 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 CLIP = 6.0  # standard deviations; further out, a feature carries no more meaning than "very large"
 
 
-class CostModel(nn.Module):
-    """Log-runtime of schedules from raw (not normalised) per-stage features.
-
-    Parameters
-    ----------
-    n_features : F
-    embed_size, hidden_size, lstm_layers, dropout : as in config.yaml
-    """
+class StageCosts(nn.Module):
+    """One member: the log cost of each stage from normalised features."""
 
     def __init__(self, n_features, embed_size, hidden_size, lstm_layers, dropout):
         super().__init__()
-        # Statistics of the training split's stages; they travel with the weights.
-        self.register_buffer("feature_mean", torch.zeros(n_features))
-        self.register_buffer("feature_std", torch.ones(n_features))
         self.embed = nn.Sequential(
             nn.Linear(n_features, 2 * embed_size), nn.GELU(), nn.LayerNorm(2 * embed_size), nn.Dropout(dropout),
             nn.Linear(2 * embed_size, embed_size), nn.GELU(),
@@ -32,17 +25,40 @@ class CostModel(nn.Module):
         between = dropout if lstm_layers > 1 else 0.0
         self.lstm = nn.LSTM(embed_size, hidden_size, lstm_layers, batch_first=True, bidirectional=True, dropout=between)
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(2 * hidden_size + embed_size, 64), nn.GELU(), nn.Linear(64, 1))
-        self.offset = nn.Parameter(torch.zeros(()))
+
+    def forward(self, normalised, lengths):
+        """(B, T) log costs, up to a constant, from normalised (B, T, F) and lengths (B,); meaningless where padded."""
+        embedded = self.embed(normalised)  # (B, T, E)
+        packed = pack_padded_sequence(embedded, lengths.cpu(), batch_first=True, enforce_sorted=False)
+        hidden, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=embedded.shape[1])  # (B, T, 2H)
+        return self.head(torch.cat([hidden, embedded], 2)).squeeze(2)
+
+
+class CostModel(nn.Module):
+    """Log-runtime of schedules from raw (not normalised) per-stage features.
+
+    Parameters
+    ----------
+    n_features : F
+    members, embed_size, hidden_size, lstm_layers, dropout : as in config.yaml
+    """
+
+    def __init__(self, n_features, members, embed_size, hidden_size, lstm_layers, dropout):
+        super().__init__()
+        # Statistics of the training split; they travel with the weights.
+        self.register_buffer("feature_mean", torch.zeros(n_features))
+        self.register_buffer("feature_std", torch.ones(n_features))
+        self.register_buffer("mean_log_runtime", torch.zeros(()))
+        self.members = nn.ModuleList(StageCosts(n_features, embed_size, hidden_size, lstm_layers, dropout) for _ in range(members))
 
     def set_statistics(self, mean, std, mean_log_runtime):
         """Take the training split's statistics: of each feature over stages, (F,) each, and of the log-runtime.
 
-        A feature that never varies has an infinite `std`: what it says later, nothing was learnt about, so it is left out.
+        A feature that never varies has an infinite `std`: nothing was learnt about what it may say later, so it is left out.
         """
         self.feature_mean.copy_(mean)
         self.feature_std.copy_(std)
-        with torch.no_grad():
-            self.offset.fill_(mean_log_runtime)
+        self.mean_log_runtime.fill_(mean_log_runtime)
 
     def is_unfamiliar(self, features):
         """Which raw features, bool (B, T, F), lie further out than the model tells apart, or never varied in training and do here."""
@@ -51,22 +67,24 @@ class CostModel(nn.Module):
         return far | (never_varied & ((features - self.feature_mean).abs() > 1e-3))
 
     def stage_costs(self, features, lengths):
-        """Log milliseconds of each stage, (B, T); -inf where a sequence is padded.
+        """Log milliseconds of each stage by each member, (M, B, T); -inf where a sequence is padded.
 
         features : float (B, T, F), raw; lengths : int64 (B,), each from 1 to T
         """
         assert features.ndim == 3 and features.shape[2] == len(self.feature_mean) and lengths.shape == features.shape[:1]
         normalised = ((features - self.feature_mean) / self.feature_std).clamp(-CLIP, CLIP)  # (B, T, F)
-        embedded = self.embed(normalised)  # (B, T, E)
-        packed = pack_padded_sequence(embedded, lengths.cpu(), batch_first=True, enforce_sorted=False)
-        hidden, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=features.shape[1])  # (B, T, 2H)
-        costs = self.head(torch.cat([hidden, embedded], 2)).squeeze(2) + self.offset  # (B, T)
-        mask = torch.arange(features.shape[1], device=lengths.device) < lengths[:, None]  # (B, T)
-        return costs.masked_fill(~mask, -torch.inf)
+        costs = torch.stack([member(normalised, lengths) for member in self.members])  # (M, B, T)
+        # Less log T, so that the sum over stages starts at the mean runtime whatever their number.
+        costs = costs + self.mean_log_runtime - torch.log(lengths.to(features.dtype))[:, None]
+        padded = torch.arange(features.shape[1], device=lengths.device) >= lengths[:, None]  # (B, T)
+        return costs.masked_fill(padded, -torch.inf)
+
+    def member_predictions(self, features, lengths):
+        """Each member's log-runtime (natural logarithm of milliseconds), (M, B); arguments as of stage_costs."""
+        return torch.logsumexp(self.stage_costs(features, lengths), 2)
 
     def forward(self, features, lengths):
-        """Predicted log-runtime (natural logarithm of milliseconds), (B,); arguments as of stage_costs."""
-        # The mean over stages of their costs has the right size from the start; log T is what a sum adds to it.
-        log_runtime = torch.logsumexp(self.stage_costs(features, lengths), 1) - torch.log(lengths.to(features.dtype))
+        """Predicted log-runtime, the mean of the members', (B,); arguments as of stage_costs."""
+        log_runtime = self.member_predictions(features, lengths).mean(0)
         assert log_runtime.shape == lengths.shape
         return log_runtime

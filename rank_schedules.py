@@ -49,16 +49,17 @@ def read_schedules(config):
 
 @torch.no_grad()
 def predict(model, schedules, device):
-    """For each Schedule: (log-runtime, log costs of its stages (T,), share of its inputs outside what training has seen)."""
+    """For each Schedule: (log-runtime, shares of its stages in it (T,), share of its inputs outside what training has seen)."""
     results = []
     sequences = [torch.from_numpy(data_utils.featurize(schedule)) for schedule in schedules]
     for start in range(0, len(sequences), BATCH):
         part = sequences[start : start + BATCH]
         lengths = torch.tensor([len(s) for s in part], device=device)
         features = torch.nn.utils.rnn.pad_sequence(part, batch_first=True).to(device)  # (B, T, F)
-        costs, predicted = model.stage_costs(features, lengths), model(features, lengths)
+        members, predicted = model.stage_costs(features, lengths), model(features, lengths)
+        share = members.softmax(2).mean(0)  # (B, T), of each schedule's time
         outside = model.is_unfamiliar(features).float().mean(2)  # (B, T)
-        results += [(p.item(), c[:n].cpu().numpy() - np.log(n), o[:n].mean().item()) for p, c, o, n in zip(predicted, costs, outside, lengths.tolist())]
+        results += [(p.item(), s[:n].cpu().numpy(), o[:n].mean().item()) for p, s, o, n in zip(predicted, share, outside, lengths.tolist())]
     return results
 
 
@@ -73,7 +74,7 @@ def main():
     table = pd.DataFrame({
         "program": [data_utils.hex_id(s.instance) for s in schedules], "predicted_ms": [np.exp(p) for p, _, _ in predictions],
         "lower_ms": [np.exp(p - half_width) for p, _, _ in predictions], "upper_ms": [np.exp(p + half_width) for p, _, _ in predictions],
-        "file": files, "outside": [o for _, _, o in predictions], "costs": [c for _, c, _ in predictions],
+        "file": files, "outside": [o for _, _, o in predictions], "stages": [s for _, s, _ in predictions],
     })  # fmt: skip
     table = table.sort_values(["program", "predicted_ms", "file"], kind="stable", ignore_index=True)
     table.insert(1, "rank", table.groupby("program").cumcount() + 1)
@@ -83,8 +84,8 @@ def main():
         for row in rows.itertuples():
             print(f"{row.rank:6d}  {row.predicted_ms:12.4f} ms  {row.lower_ms:12.4f} to {row.upper_ms:12.4f}  {row.file}")
             if config.stages:
-                for i, cost in enumerate(np.exp(row.costs)):
-                    print(f"{'':8}stage {i:3d}  {cost:12.4f} ms  {cost / row.predicted_ms:6.1%}")
+                for i, share in enumerate(row.stages):
+                    print(f"{'':8}stage {i:3d}  {share * row.predicted_ms:12.4f} ms  {share:6.1%}")
     unfamiliar = table[table.outside > UNFAMILIAR_SHARE]
     if len(unfamiliar):
         print(
@@ -93,7 +94,7 @@ def main():
         )  # fmt: skip
     if config.output:
         try:
-            table.drop(columns=["outside", "costs"]).to_csv(config.output, index=False)
+            table.drop(columns=["outside", "stages"]).to_csv(config.output, index=False)
         except OSError as error:
             raise UserError(f"{config.output}: can't be written ({error.strerror}); give another --output") from None
         print(f"written to {config.output}")

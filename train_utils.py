@@ -21,9 +21,10 @@ from config import UserError
 from modeling import CostModel
 
 CHECKPOINT_FORMAT = "cost_model_LSTM 1"
-REGRESSION_DELTA, CENTRED_DELTA = 0.3, 0.2  # where the Huber losses turn linear, in log-runtime
+REGRESSION_DELTA, CENTRED_DELTA = 1.0, 0.5  # where the Huber losses turn linear, in log-runtime
+RANKING_TEMPERATURE = 0.2  # difference in predicted log-runtime that the ranking loss takes for a clear order
 RANKING_MARGIN = math.log(1.05)  # pairs closer than this are not ranked
-MODEL_KEYS = ("embed_size", "hidden_size", "lstm_layers", "dropout")
+MODEL_KEYS = ("members", "embed_size", "hidden_size", "lstm_layers", "dropout")
 
 
 # Batches
@@ -108,7 +109,7 @@ class Sequences:
 
 
 def loss_terms(log_predicted, batch):
-    """(regression, centred, ranking) losses of a batch.
+    """(regression, centred, ranking) losses of log-runtimes (B,) predicted for a batch.
 
     regression: Huber on log-runtime. centred: Huber on residuals less their program's mean, which asks for the order and the
     ratios within a program whatever its offset. ranking: softplus over pairs of one program, as in RankNet (Burges et al. 2005).
@@ -120,7 +121,7 @@ def loss_terms(log_predicted, batch):
     slower = batch.log_runtime[:, None] - batch.log_runtime[None, :]  # (B, B): how much slower row i is than row j
     pairs = (same > 0) & (slower > RANKING_MARGIN)
     predicted_slower = (log_predicted[:, None] - log_predicted[None, :])[pairs]
-    ranking = functional.softplus(-predicted_slower / CENTRED_DELTA).mean() if len(predicted_slower) else residual.sum() * 0
+    ranking = functional.softplus(-predicted_slower / RANKING_TEMPERATURE).mean() if len(predicted_slower) else residual.sum() * 0
     return regression, centred, ranking
 
 

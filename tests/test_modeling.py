@@ -17,7 +17,7 @@ F = len(data_utils.FEATURES)
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    return CostModel(F, embed_size=16, hidden_size=8, lstm_layers=1, dropout=0.0)
+    return CostModel(F, members=2, embed_size=16, hidden_size=8, lstm_layers=1, dropout=0.0)
 
 
 def random_batch(n=8, t=6, seed=0):
@@ -40,9 +40,9 @@ def test_padding_changes_nothing(model):
 def test_stage_costs_add_up(model):
     batch = random_batch()
     costs = model.stage_costs(batch.features, batch.lengths)
-    assert costs.shape == (8, 6) and torch.isinf(costs).sum() == (6 - batch.lengths).sum()
-    total = costs.exp().sum(1)
-    assert torch.allclose((model(batch.features, batch.lengths).exp() / total), 1 / batch.lengths, rtol=1e-4)
+    assert costs.shape == (2, 8, 6) and (torch.isinf(costs).sum((1, 2)) == (6 - batch.lengths).sum()).all()
+    total = costs.exp().sum(2)
+    assert torch.allclose(model(batch.features, batch.lengths), total.log().mean(0), rtol=1e-4)
 
 
 def test_every_parameter_gets_a_gradient(model):
@@ -66,10 +66,10 @@ def test_eight_schedules_can_be_overfitted(model):
 def test_losses_by_hand():
     batch = Batch(torch.zeros(4, 1, F), torch.ones(4, dtype=torch.long), torch.tensor([0.0, 1.0, 5.0, 5.01]), torch.tensor([0, 0, 1, 1]))
     regression, centred, ranking = train_utils.loss_terms(batch.log_runtime + 2, batch)
-    assert regression == pytest.approx(2 - train_utils.REGRESSION_DELTA / 2)
+    assert regression == pytest.approx(2 - train_utils.REGRESSION_DELTA / 2)  # Huber, linear out here
     assert centred == pytest.approx(0, abs=1e-6)  # a shared offset within a program is no error of order
     # Only the first two differ by more than the margin; they are ordered rightly and one apart.
-    assert ranking == pytest.approx(np.log1p(np.exp(-1 / train_utils.CENTRED_DELTA)), rel=1e-4)
+    assert ranking == pytest.approx(np.log1p(np.exp(-1 / train_utils.RANKING_TEMPERATURE)), rel=1e-4)
 
 
 def test_learning_rate_rises_and_falls():
@@ -139,7 +139,7 @@ def test_grouped_batches_cover_an_epoch_once(sequences):
 
 
 def test_a_checkpoint_gives_the_same_predictions_back(tmp_path, model):
-    settings = {"embed_size": 16, "hidden_size": 8, "lstm_layers": 1, "dropout": 0.0}
+    settings = {"members": 2, "embed_size": 16, "hidden_size": 8, "lstm_layers": 1, "dropout": 0.0}
     meta = {"format": train_utils.CHECKPOINT_FORMAT, "features": data_utils.FEATURES, "config": settings}
     model.set_statistics(torch.randn(F), torch.rand(F) + 0.5, 1.5)
     path = tmp_path / "model.safetensors"

@@ -17,7 +17,7 @@ import data_utils
 import metrics
 
 # Small and quick; a quarter of the sixteen programs each for validation and test.
-SMALL = ["--val_fraction=0.3", "--test_fraction=0.3", "--epochs=3", "--embed_size=8", "--hidden_size=8", "--bootstrap_samples=20", "--num_threads=1"]
+SMALL = ["--val_fraction=0.3", "--test_fraction=0.3", "--epochs=3", "--embed_size=8", "--hidden_size=8", "--members=2", "--bootstrap_samples=20", "--num_threads=1"]
 
 
 def flags(folder, raw=None):
