@@ -57,6 +57,7 @@ class CollectConfig(Config):
     output: str = Field("./data/raw/collected", min_length=1, description="the collection's folder; started again, it goes on")
     pipeline: str = Field("", description="a file, or a folder of files, of Halide Python Generators or build() to measure instead")
     first_program: int = Field(0, ge=0, description="number of the first random program")
+    max_stages: int = Field(25, ge=3, description="most stages that a random program is drawn with")
     compile_seconds: float = Field(5, gt=0, description="longest time to schedule and compile one candidate")
     pack: bool = Field(False, description="when complete, pack the folder into OUTPUT.tar.xz and delete it")
 
@@ -183,7 +184,7 @@ class ProgramRun:
         else:
             self.record = {"name": spec.name, "seed": spec.seed, "stages": [], "edges": [], "candidates": {}, "complete": False}
             if not spec.path:
-                self.record["stage_kinds"] = halide_utils.random_programs.build(spec.seed)[1]
+                self.record["stage_kinds"] = halide_utils.random_programs.build(spec.seed, spec.max_stages)[1]
         self.decided = self.record["candidates"]
         self.reference_ready = self.failed = False
         self.undecided = []  # candidates whose proposals may be duplicates of earlier ones, in the order of their keys
@@ -375,7 +376,7 @@ def wait_for_calm(seconds=10):
 def program_specs(config):
     if not config.pipeline:
         numbers = range(config.first_program, config.first_program + config.programs)
-        return [ProgramSpec(f"random_{n:06d}", n) for n in numbers]
+        return [ProgramSpec(f"random_{n:06d}", n, max_stages=config.max_stages) for n in numbers]
     path = Path(config.pipeline)
     files = sorted(path.glob("*.py")) if path.is_dir() else [path]
     if not files or not files[0].exists():
@@ -443,7 +444,9 @@ def main():
             raise UserError(f"{note}: measured on another machine or with other versions; give another --output")
     else:
         started = datetime.datetime.now(datetime.UTC).date().isoformat()
-        replace_file(note, orjson.dumps({"name": output.name, "started": started, "machine": machine}, option=orjson.OPT_INDENT_2))
+        source = {"pipeline": Path(config.pipeline).name} if config.pipeline else {"random_programs": {"max_stages": config.max_stages}}
+        content = {"name": output.name, "started": started, "source": source, "machine": machine}
+        replace_file(note, orjson.dumps(content, option=orjson.OPT_INDENT_2))
 
     runs = [ProgramRun(spec, config) for spec in specs]
     progress = tqdm(total=len(runs) * config.schedules, unit="schedule", initial=sum(len(r.measured()) for r in runs))

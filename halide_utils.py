@@ -51,11 +51,12 @@ class ProgramSpec:
     seed: int
     path: str = ""
     generator: str = ""
+    max_stages: int = 25
 
     def build(self, params=None):
         """The unscheduled hl.Pipeline. `params` are the autoscheduler's, so that `using_autoscheduler()` is true in a Generator."""
         if not self.path:
-            return random_programs.build(self.seed)[0]
+            return random_programs.build(self.seed, self.max_stages)[0]
         module = load_module(self.path)
         if not self.generator:
             return module.build()

@@ -440,8 +440,8 @@ def resample(b, stage, extents):
     return as_float(stage.func[tuple(at)], stage.type)
 
 
-def build(seed):
-    """The program of `seed`.
+def build(seed, max_stages=25):
+    """The program of `seed`, drawn with 3 to `max_stages` stages (some kinds add more than one); mostly 10 at most.
 
     Returns
     -------
@@ -451,7 +451,8 @@ def build(seed):
     b = ProgramBuilder(seed)
     for _ in range(int(b.rng.choice([1, 1, 1, 2, 2, 3]))):
         add_image(b)
-    n_images, n_stages = len(b.kinds), int(b.rng.integers(3, 26) if b.rng.random() < 0.2 else b.rng.integers(3, 11))
+    longest = max_stages if b.rng.random() < 0.2 else min(max_stages, 10)
+    n_images, n_stages = len(b.kinds), int(b.rng.integers(3, longest + 1))
     kinds, odds = list(STAGE_KINDS), np.array(list(STAGE_KINDS.values()), float)
     # A program favours some kinds over others, as real ones do; otherwise all long programs would look alike.
     odds *= b.rng.gamma(0.7, size=len(odds)) + 0.05
