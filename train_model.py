@@ -58,8 +58,11 @@ def train_epoch(model, optimizer, train, epoch, config, device):
     return [rate, *torch.stack(losses).mean(0).tolist()]
 
 
-def start(config, train, device):
-    """A fresh model and optimizer, or those of the last checkpoint with `resume`: (model, optimizer, meta)."""
+def start(config, train, known, device):
+    """A fresh model and optimizer, or those of the last checkpoint with `resume`: (model, optimizer, meta).
+
+    known : {name: tensor} of the programs and schedules in the data; a run is resumed on the data it was started on.
+    """
     torch.manual_seed(config.seed)
     settings = config.model_dump()
     model = train_utils.build_model(settings)
@@ -74,9 +77,12 @@ def start(config, train, device):
     if config.resume:
         path = Path(config.run_path) / "last.safetensors"
         tensors, meta = train_utils.read_checkpoint(path)
-        for key in settings.keys() - {"resume", "device", "num_threads", "raw_path", "data_path", "run_path"}:
-            if settings[key] != meta["config"].get(key):
-                raise UserError(f"{key}: {path} was trained with {meta['config'].get(key)}, not {settings[key]}; a resumed run keeps its settings")
+        for key in train_utils.MODEL_KEYS:
+            if settings[key] != meta["config"][key]:
+                raise UserError(f"{key}: {path} was trained with {meta['config'][key]}, not {settings[key]}; a resumed run keeps its network")
+        if not all(torch.equal(tensors[name], tensor) for name, tensor in known.items()):
+            raise UserError(f"{path}: was trained on other data than {config.data_path} holds now; train from the start, without --resume")
+        meta["config"] = settings
         model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
         train_utils.restore_optimizer(optimizer, tensors)
         torch.set_rng_state(tensors["random_state"])
@@ -107,7 +113,9 @@ def main():
     for name, split in (("train", train), ("val", val)):
         if len(split) == 0:
             raise UserError(f"{config.data_path}: its {name} split is empty; measure more programs, or generate with another val_fraction or test_fraction")
-    model, optimizer, meta = start(config, train, device)
+    # Every program and schedule that shapes this model: the evaluation must not be given any of them.
+    known = {f"trained_{key}": torch.from_numpy(np.unique(np.r_[getattr(train, key), getattr(val, key)])) for key in ("program", "schedule")}
+    model, optimizer, meta = start(config, train, known, device)
     make_folder(run, "run_path")
     if not config.resume:
         for old in run.glob("events.out.tfevents.*"):
@@ -123,8 +131,6 @@ def main():
     dropped = ", ".join(f"{n} {reason}" for reason, n in counts["dropped"].items())
     print(f"  dropped: {dropped or 'none'}; {counts['merged']} merged")
 
-    # What the evaluation must not be given: every program and schedule that shaped this model.
-    known = {f"trained_{key}": torch.from_numpy(np.unique(np.r_[getattr(train, key), getattr(val, key)])) for key in ("program", "schedule")}
     with SummaryWriter(str(run), purge_step=meta["epoch"] + 1) as board:
         for epoch in range(meta["epoch"] + 1, config.epochs + 1):
             began = time.perf_counter()
@@ -142,14 +148,14 @@ def main():
             meta["epoch"] = epoch
             tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
             # While the rate is high an epoch may do well on the few validation programs by luck: until it has come down, newer is better.
-            best = epoch <= config.epochs * CHOOSE_FROM or scores["mse_log"] < meta["best_val_mse_log"]
+            best = meta["best_val_mse_log"] is None or epoch <= config.epochs * CHOOSE_FROM or scores["mse_log"] < meta["best_val_mse_log"]
             if best:
                 meta["best_val_mse_log"] = scores["mse_log"]
                 half_width = train_utils.conformal_half_width(log_predicted - val.log_runtime, val.program, config.interval)
                 meta["interval"] = {"level": config.interval, "log_half_width": half_width}
                 train_utils.write_checkpoint(run / "best.safetensors", tensors | known, meta)
             state = train_utils.optimizer_tensors(optimizer) | {"random_state": torch.get_rng_state()}
-            train_utils.write_checkpoint(run / "last.safetensors", tensors | state, meta)
+            train_utils.write_checkpoint(run / "last.safetensors", tensors | known | state, meta)
             print(
                 f"epoch {epoch:3d}/{config.epochs}  loss {row[2]:.4f}  val mse_log {scores['mse_log']:.4f}  "
                 f"median_ape {scores['median_ape']:5.1f} %  spearman {scores['spearman']:.3f}  {row[-1]:.1f} s{'  best' if best else ''}"

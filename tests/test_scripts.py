@@ -100,7 +100,7 @@ def test_the_same_seed_gives_the_same_report(trained):
     assert (again / "report.json").read_bytes() == (folder / "run" / "report.json").read_bytes()
 
 
-def test_a_killed_run_resumes_exactly(trained):
+def test_a_killed_run_resumes_exactly(trained, tmp_path):
     folder, _ = trained
     long = [f"--data_path={folder / 'data'}", *SMALL, "--epochs=12"]
     run("train_model.py", *long, f"--run_path={folder / 'whole'}")
@@ -115,7 +115,11 @@ def test_a_killed_run_resumes_exactly(trained):
     pd.testing.assert_frame_equal(whole, resumed)
     tensors = [load_file(folder / name / "best.safetensors") for name in ("whole", "killed")]
     assert all(np.array_equal(tensors[0][key], tensors[1][key]) for key in tensors[0])
-    expect_user_error(run("train_model.py", *long, f"--run_path={folder / 'killed'}", "--resume=true", "--hidden_size=9", check=False), "hidden_size")
+    resume = [*long, f"--run_path={folder / 'killed'}", "--resume=true"]
+    assert "epoch  13/13" in run("train_model.py", *resume, "--epochs=13").stdout
+    expect_user_error(run("train_model.py", *resume, "--hidden_size=9", check=False), "hidden_size")
+    run("generate_dataset.py", *flags(tmp_path, folder / "raw"), "--folds=2")
+    expect_user_error(run("train_model.py", *resume, f"--data_path={tmp_path / 'data'}", check=False), "other data")
 
 
 def test_split_by_schedule_reports_the_program_mean(trained, tmp_path):
