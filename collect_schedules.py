@@ -12,6 +12,7 @@ Schedules of a few programs are compiled at a time on all cores, each in a proce
 measured alone on the idle machine. A process that crashes, hangs or eats memory costs its one schedule.
 """
 
+import contextlib
 import ctypes
 import datetime
 import hashlib
@@ -22,6 +23,7 @@ import multiprocessing
 import os
 import platform
 import resource
+import shutil
 import signal
 import struct
 import sys
@@ -72,10 +74,12 @@ def run_candidate(connection, spec, proposal, reference_path, log_path):
     and ("measured", dict) or ("failed", reason, detail).
     """
     _die_with_parent()
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1), os.dup2(log, 2)
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    limit = MEMORY_LIMIT if hard == resource.RLIM_INFINITY else min(MEMORY_LIMIT, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
     try:
         start = time.monotonic()
         pipeline = spec.build()
@@ -141,16 +145,22 @@ class Candidate:
         self.schedule_seconds = self.compile_seconds = 0.0
         self.has_proposed = self.has_ended = False
 
-    def receive(self, seconds, too_late):
-        """The next message, or a failure in its place where none comes in time or the process has died."""
+    def receive(self, seconds, late):
+        """The next message, or a failure in its place: `late` (reason, detail) where none comes in time, or that the process has died."""
         try:
             if self.connection.poll(max(seconds, 0)):
                 return self.connection.recv()
-            return ("failed", "timeout", too_late)
-        except (EOFError, ConnectionResetError):
+            return ("failed", *late)
+        except (EOFError, OSError):
             self.process.join(5)
-            words = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+            text = self.log.read_text(errors="replace") if self.log.exists() else ""
+            words = [line for line in text.splitlines() if line.strip()]
             return ("failed", "crashed", f"exit code {self.process.exitcode}: {words[-1][:200] if words else 'nothing printed'}")
+
+    def send(self, word):
+        """Tell the process to go on; if it is dead, the next `receive` says so."""
+        with contextlib.suppress(OSError):
+            self.connection.send(word)
 
     def keep_proposal(self, featurization, source, seconds):
         """Its schedule; it waits, without a time limit, to be told to compile it."""
@@ -161,7 +171,7 @@ class Candidate:
 
     def compile(self):
         self.deadline = time.monotonic() + self.seconds
-        self.connection.send("compile")
+        self.send("compile")
 
     def end(self):
         self.has_ended = True
@@ -181,12 +191,16 @@ class ProgramRun:
         self.path = self.folder / "program.json"
         if self.path.exists():
             self.record = orjson.loads(self.path.read_bytes())
+            if not self.record["complete"]:
+                # A timeout counts against the candidates that compiled beside it, and those are gone with the process that was killed.
+                candidates = self.record["candidates"]
+                self.record["candidates"] = {k: c for k, c in candidates.items() if c["outcome"] != "timeout"}
         else:
             self.record = {"name": spec.name, "seed": spec.seed, "stages": [], "edges": [], "candidates": {}, "complete": False}
             if not spec.path:
                 self.record["stage_kinds"] = halide_utils.random_programs.build(spec.seed, spec.max_stages)[1]
         self.decided = self.record["candidates"]
-        self.reference_ready = self.failed = False
+        self.reference_ready, self.failed = False, "failure" in self.record
         self.undecided = []  # candidates whose proposals may be duplicates of earlier ones, in the order of their keys
         self.compiling = {}  # {hash: key} of those that were not
         self.n_ready = 0
@@ -301,7 +315,7 @@ def compile_candidates(keys, folder):
     while queue or active:
         while queue and len(active) < os.cpu_count():
             run, key = queue.pop()
-            if run.gives_up():
+            if run.failed or (key.isdecimal() and run.gives_up()):
                 continue
             candidate = Candidate(key, run, folder)
             active[candidate.connection] = (run, candidate)
@@ -314,7 +328,7 @@ def compile_candidates(keys, folder):
             if connection not in active:
                 continue  # dropped a moment ago
             run, candidate = active[connection]
-            kind, *content = candidate.receive(0, f"not compiled within {run.seconds:g} s")
+            kind, *content = candidate.receive(0, ("timeout", f"not compiled within {run.seconds:g} s"))
             if kind == "proposed":
                 *proposal, stages, edges = content
                 candidate.keep_proposal(*proposal)
@@ -346,8 +360,8 @@ def measure(run, candidate, progress):
     tries = []
     while len(tries) < TRIES:
         wait_for_calm()
-        candidate.connection.send("measure")
-        message = candidate.receive(MEASURE_SECONDS, f"not measured within {MEASURE_SECONDS} s")
+        candidate.send("measure")
+        message = candidate.receive(MEASURE_SECONDS, ("too_slow", f"not measured within {MEASURE_SECONDS} s"))
         if message[0] == "failed":
             run.fail(candidate, *message[1:])
             return
@@ -412,7 +426,7 @@ def pack(folder):
     """`folder` as FOLDER.tar.xz, always the same bytes for the same files; the folder is deleted."""
     archive = folder.with_name(folder.name + ".tar.xz")
     temporary = archive.with_name(archive.name + ".tmp")
-    files = sorted(f for f in folder.rglob("*") if f.is_file())
+    files = sorted(f for f in folder.rglob("*") if f.is_file() and f.suffix != ".tmp")
 
     def anonymous(info):
         info.mtime, info.uid, info.gid, info.uname, info.gname, info.mode = 0, 0, 0, "", "", 0o644
@@ -422,35 +436,36 @@ def pack(folder):
         for f in files:
             tar.add(f, f.relative_to(folder.parent), filter=anonymous)
     temporary.replace(archive)
-    for f in sorted(folder.rglob("*"), reverse=True):
-        f.unlink() if f.is_file() else f.rmdir()
-    folder.rmdir()
+    shutil.rmtree(folder)
     return archive
 
 
 def main():
     config = load_config(CollectConfig)
-    output = Path(config.output)
+    output = Path(config.output).resolve()
     specs = program_specs(config)
     if output.with_name(output.name + ".tar.xz").exists():
+        if config.pack and output.exists():  # killed after packing, before the folder was gone
+            shutil.rmtree(output)
+            return
         raise UserError(f"{output}.tar.xz is there already and packed collections are never rewritten; give another --output")
     Candidate.context.set_forkserver_preload(["halide_utils"])
     make_folder(output, "output")
     note = output / "collection.json"
     machine = describe_machine()
+    source = {"pipeline": Path(config.pipeline).name} if config.pipeline else {"random_programs": {"max_stages": config.max_stages}}
     if note.exists():
         before = orjson.loads(note.read_bytes())
-        if before["machine"] != machine:
-            raise UserError(f"{note}: measured on another machine or with other versions; give another --output")
+        if (before["machine"], before["source"]) != (machine, source):
+            raise UserError(f"{note}: measured on another machine, with other versions or from other programs; give another --output")
     else:
         started = datetime.datetime.now(datetime.UTC).date().isoformat()
-        source = {"pipeline": Path(config.pipeline).name} if config.pipeline else {"random_programs": {"max_stages": config.max_stages}}
         content = {"name": output.name, "started": started, "source": source, "machine": machine}
         replace_file(note, orjson.dumps(content, option=orjson.OPT_INDENT_2))
 
     runs = [ProgramRun(spec, config) for spec in specs]
     progress = tqdm(total=len(runs) * config.schedules, unit="schedule", initial=sum(len(r.measured()) for r in runs))
-    open_runs = [run for run in runs if not run.record["complete"]]
+    open_runs = [run for run in runs if not run.record["complete"] or run.next_keys()]
     for i in range(0, len(open_runs), PROGRAMS_A_ROUND):
         with tempfile.TemporaryDirectory() as folder:
             collect(open_runs[i : i + PROGRAMS_A_ROUND], folder, progress)
@@ -459,7 +474,7 @@ def main():
     progress.close()
     for run in runs:
         if run.failed:
-            print(f"{run.spec.name}: nothing measured: {run.record['failure']}")
+            print(f"{run.spec.name}: {len(run.measured())} measured: {run.record['failure']}")
     print(f"{sum(len(r.measured()) for r in runs)} schedules of {sum(bool(r.measured()) for r in runs)} programs in {output}")
     if config.pack:
         print(f"packed into {pack(output)}")

@@ -9,6 +9,7 @@ import argparse
 import difflib
 import re
 import sys
+import tempfile
 from pathlib import Path
 from typing import Literal
 
@@ -174,11 +175,12 @@ def _one_line(error, flags, where):
 
 
 def make_folder(path, key):
-    """The folder `path` of the setting `key`, made if it is missing, as a Path. Raises UserError where that fails."""
+    """The folder `path` of the setting `key`, made if it is missing, as a Path. Raises UserError where it can't be written to."""
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
-        raise UserError(f"{path}: this folder can't be made ({error.strerror}); give another --{key}") from None
+        raise UserError(f"{path}: this folder can't be written to ({error.strerror}); give another --{key}") from None
     return Path(path)
 
 
@@ -190,4 +192,4 @@ def run_script(main):
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(1)

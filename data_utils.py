@@ -52,12 +52,13 @@ ANDERSON_STAGE_BYTES = 1440  # Anderson2021, for GPUs: 73 + 287 floats
 # JSON dumps do not tell types: their histograms go into a column of their own behind Halide's seven types.
 TYPE_COLUMNS = [*TYPES, "unknown"]
 
-COMPANIONS = (".schedule.h", "bench.txt", "collection.json", "program.json", ".weights", ".log")
+COMPANION_NAMES = ("bench.txt", "collection.json", "program.json")
+COMPANION_SUFFIXES = (".schedule.h", ".weights", ".log", ".tmp")  # .tmp: a file somebody is still writing
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".zip")
-ARCHIVE_ERRORS = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError)
+ARCHIVE_ERRORS = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, OSError, RuntimeError, TypeError, ValueError)
 MAX_DUMP_BYTES = 2**28
 MAX_SCHEDULE_FEATURE = 1e14  # what Halide's own trainer accepts
-MIN_RUNTIME_MS = 1e-6  # a picosecond scale runtime is no measurement
+MIN_RUNTIME_MS = 1e-6  # less than a nanosecond is no measurement
 
 
 class Unusable(Exception):
@@ -110,10 +111,12 @@ class Schedule:
 
 
 def stable_hash(*parts):
-    """63 bits that depend on the contents (arrays or text) alone, the same on every machine."""
+    """63 bits that depend on the contents (float arrays, bytes, text or numbers) alone, the same on every machine."""
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(str(part).encode() if not isinstance(part, np.ndarray) else np.ascontiguousarray(part + np.float32(0), "<f4").tobytes())
+        if isinstance(part, np.ndarray):
+            part = np.ascontiguousarray(part + np.float32(0), "<f4").tobytes()  # + 0: -0 is 0
+        digest.update(part if isinstance(part, bytes) else str(part).encode())
     return int.from_bytes(digest.digest()[:8], "little") >> 1
 
 
@@ -130,26 +133,28 @@ def iter_dumps(raw_path, names=frozenset()):
     `raw_path` : a folder (searched in depth), one file, or several separated by commas. Raises UserError where one is missing.
     `names` : folders that are collections of their own wherever they lie (those held out).
     """
-    for root, part in enumerate(part.strip() for part in raw_path.split(",") if part.strip()):
+    roots = {}
+    for part in (part.strip() for part in raw_path.split(",") if part.strip()):
         path = Path(part)
         if path.is_dir():
-            files = sorted(p for p in path.rglob("*") if p.is_file())
+            folder, files = path, sorted(p for p in path.rglob("*") if p.is_file())
         elif path.exists():
-            files = [path]
+            folder, files = path.parent, [path]
         else:
-            raise UserError(f"{part}: no such file or folder; give --raw_path the measured schedules")
+            raise UserError(f"{part}: no such file or folder; give the path of measured schedules")
+        root = roots.setdefault(folder.resolve(), len(roots))
         marked = {p.parent for p in files if p.name == "collection.json"}
         for file in files:
-            label = printable(file.relative_to(path).as_posix() if path.is_dir() else file.name)
             if is_companion(file.name):
                 continue
+            label = printable(file.relative_to(folder).as_posix())
             if is_archive(file):
-                yield from _archive_members(file, Dump(label, without_suffixes(label), root))
+                collection = _collection_of(file, folder, set(), names, without_suffixes(label))
+                yield from _archive_members(file, Dump(label, collection, root))
             else:
-                collection = _collection_of(file, path, marked, names)
-                bench = file.with_name("bench.txt")
-                has_bench = file.suffix == ".featurization" and bench.is_file()
-                yield Dump(label, collection, root, path=str(file), bench=bench.read_bytes() if has_bench else None)
+                topmost = label.split("/")[0] if "/" in label else folder.resolve().name
+                collection = _collection_of(file, folder, marked, names, topmost)
+                yield Dump(label, collection, root, path=str(file), bench=_bench_beside(file))
 
 
 def printable(name):
@@ -158,7 +163,7 @@ def printable(name):
 
 
 def is_companion(name):
-    return name.endswith(COMPANIONS)
+    return name in COMPANION_NAMES or name.endswith(COMPANION_SUFFIXES)
 
 
 def is_archive(path):
@@ -183,15 +188,25 @@ def without_suffixes(label):
     return str(Path(label).with_suffix(""))
 
 
-def _collection_of(file, root, marked, names):
-    """A loose dump's collection: the folder on its way that `names` holds or that has a collection.json, else the topmost folder."""
-    if root == file:
-        return without_suffixes(file.name)
+def _collection_of(file, root, marked, names, otherwise):
+    """The folder on the file's way that is one of `names` (held out), or has a collection.json (`marked`), else `otherwise`."""
+    if root.resolve().name in names:
+        return root.resolve().name
     folders = file.relative_to(root).parent.parts
-    for depth, folder in enumerate(folders, 1):
-        if folder in names or root.joinpath(*folders[:depth]) in marked:
-            return "/".join(folders[:depth])
-    return folders[0] if folders and root not in marked else root.resolve().name
+    depths = range(len(folders) + 1)
+    held_out = (d for d in depths[1:] if folders[d - 1] in names)
+    with_note = (d for d in depths if root.joinpath(*folders[:d]) in marked)
+    depth = next(itertools.chain(held_out, with_note), None)
+    if depth is None:
+        return printable(otherwise)
+    return printable("/".join(folders[:depth]) or root.resolve().name)
+
+
+def _bench_beside(file):
+    try:
+        return file.with_name("bench.txt").read_bytes() if file.suffix == ".featurization" else None
+    except OSError:
+        return None
 
 
 def _archive_members(path, archive):
@@ -219,13 +234,24 @@ def _archive_members(path, archive):
 
 
 def _tar_files(path):
-    with tarfile.open(path, "r|*") as tar:
+    with tarfile.open(path, "r|*", tarinfo=_StrictTarInfo) as tar:
         for member in tar:
             if member.isfile():
                 if member.size > MAX_DUMP_BYTES:
                     yield member.name, b"", ("too_large", f"{member.size} bytes")
                 else:
                     yield member.name, tar.extractfile(member).read(), ()
+
+
+class _StrictTarInfo(tarfile.TarInfo):
+    """tarfile takes a damaged header for the end of the archive, and all behind it would be lost without a word."""
+
+    @classmethod
+    def fromtarfile(cls, tar):
+        try:
+            return super().fromtarfile(tar)
+        except (tarfile.TruncatedHeaderError, tarfile.InvalidHeaderError, tarfile.EmptyHeaderError) as error:
+            raise tarfile.ReadError(f"damaged or cut off: {error}") from None
 
 
 def _zip_files(path):
@@ -303,21 +329,18 @@ def parse_binary(data, suffix, bench=None):
 
 
 def _plausible(body):
-    """Whether bytes without a telling name look like features: finite, not negative, whole numbers for the most part."""
+    """Whether bytes without a telling name look like features: finite, not negative and not huge."""
     values = np.frombuffer(body[: len(body) // 4 * 4], "<f4")
     with np.errstate(invalid="ignore"):
         return bool(len(values) and np.isfinite(values).all() and (values >= 0).all() and (values <= MAX_SCHEDULE_FEATURE).all())
 
 
 def _bench_runtime(bench):
-    """Milliseconds from an autotune loop's bench.txt: the eighth word, in seconds. None where there is no such file."""
-    if bench is None:
-        return None
-    words = bench.decode(errors="replace").split()
+    """Milliseconds from an autotune loop's bench.txt: the eighth word, in seconds. None where there is no such file or number."""
     try:
-        return float(words[7]) * 1e3
-    except (IndexError, ValueError):
-        raise Unusable("no_runtime", "bench.txt beside it has no number as its eighth word") from None
+        return float(bench.decode(errors="replace").split()[7]) * 1e3
+    except (AttributeError, IndexError, ValueError):
+        return None
 
 
 def parse_json(data):
@@ -341,7 +364,7 @@ def _schedule_from_json(tree):
     runtime_ms, stages = None, []
     for entry in tree["scheduling_data"]:
         if entry.get("name") == "total_execution_time_ms":
-            runtime_ms = float(entry["value"])
+            runtime_ms = None if entry["value"] is None else float(entry["value"])
         else:
             features = entry["Details"]["scheduling_feature"]
             stages.append((entry["Name"], [features[name] for name in SCHEDULE_FEATURES]))
@@ -374,6 +397,8 @@ def _check(schedule, max_runtime_ms, need_runtime):
         raise Unusable("no_stages", "not a single stage in it")
     if not (np.isfinite(features).all() and np.isfinite(schedule.algorithm_features).all()):
         raise Unusable("not_a_number", "a feature is NaN or infinite")
+    if (np.abs(schedule.algorithm_features) > MAX_SCHEDULE_FEATURE).any():
+        raise Unusable("bad_feature", f"an operation or access count is above {MAX_SCHEDULE_FEATURE:g}")
     bad = (features < 0) | (features > MAX_SCHEDULE_FEATURE)
     if bad.any():
         stage, column = np.argwhere(bad)[0]
@@ -382,13 +407,13 @@ def _check(schedule, max_runtime_ms, need_runtime):
         schedule.runtime_ms = math.nan if runtime_ms is None else runtime_ms
         return
     if runtime_ms is None:
-        raise Unusable("no_runtime", "no total_execution_time_ms in it, or no bench.txt beside it")
+        raise Unusable("no_runtime", "no total_execution_time_ms in it, or no bench.txt beside it whose eighth word is a number")
     if not math.isfinite(runtime_ms):
         raise Unusable("not_a_number", f"the runtime is {runtime_ms}")
     if runtime_ms == 0:
         raise Unusable("zero_runtime", "the runtime is 0: its benchmark failed")
     if not MIN_RUNTIME_MS <= runtime_ms <= max_runtime_ms:
-        raise Unusable("implausible_runtime", f"the runtime is {runtime_ms:g} ms; at most {max_runtime_ms:g} is believed")
+        raise Unusable("implausible_runtime", f"the runtime is {runtime_ms:g} ms; from {MIN_RUNTIME_MS:g} to {max_runtime_ms:g} is believed")
 
 
 # Features of a stage
@@ -529,7 +554,7 @@ def split_rows(rows, config):
     key = "program" if config.split_by == "program" else "features"
     assigned = {k: assign_split(k, config) for k in rows[key].unique()}
     split = rows[key].map(assigned).astype(object)
-    split[rows[key].isin(set(rows.loc[held_out, key]))] = "test"
+    split[rows.program.isin(set(rows.loc[held_out, "program"]))] = "test"
     split[held_out] = "holdout"
     return split
 
@@ -585,4 +610,8 @@ def read_shards(data_path, meta, split):
 def read_rows(data_path):
     """schedules.csv: a row a kept schedule, in the order of the shards, with its split, collection, file, ids and measurements."""
     text = dict.fromkeys(("split", "collection", "file", "program", "instance", "schedule"), str)
-    return pd.read_csv(Path(data_path) / "schedules.csv", dtype=text, keep_default_na=False, na_values={"log_variance": ""})
+    path = Path(data_path) / "schedules.csv"
+    try:
+        return pd.read_csv(path, dtype=text, keep_default_na=False, na_values={"log_variance": ""})
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: can't be read ({error}); run generate_dataset.py again") from None

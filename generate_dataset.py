@@ -73,7 +73,7 @@ def read_dumps(config, spool):
         for (collection, file), (digest, row, value) in zip(labels.pop(0), results):
             source = sources.setdefault(collection, {"dumps": 0, "sha256": 0})
             source["dumps"] += 1
-            source["sha256"] ^= int.from_bytes(digest)  # the same whatever the order
+            source["sha256"] = (source["sha256"] + int.from_bytes(digest)) % 2**256  # the same whatever the order
             if row is None:
                 dropped.append((file, *value))
                 continue
@@ -119,6 +119,7 @@ def write_shards(rows, spool, folder, shard_size):
 def main():
     config = load_config()
     folder = make_folder(config.data_path, "data_path")
+    (folder / "meta.json").unlink(missing_ok=True)  # until everything else is there, so that it never describes other shards
     with tempfile.TemporaryFile(dir=folder) as spool:
         rows, dropped, sources = read_dumps(config, spool)
         dropped.to_csv(folder / "dropped.csv", index=False)

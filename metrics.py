@@ -9,6 +9,11 @@ from math import comb
 import numpy as np
 from scipy.stats import kendalltau, rankdata
 
+TITLES = {
+    "mse_log": "MSE log", "r2_log": "R2 log", "mse": "MSE ms^2", "mape": "MAPE %", "median_ape": "median APE %", "spearman": "Spearman",
+    "kendall": "Kendall", "pairwise_accuracy": "pair acc.", "top1_regret": "top-1 regret", "top5_regret": "top-5",
+    "correct_ordering_rate": "correct ordering",
+}  # fmt: skip
 ORDER_TOLERANCE = 1.1  # runtimes closer than this are not worth ordering
 SLOWER = 1.3  # Halide's own threshold in its correct ordering rate
 
@@ -17,7 +22,7 @@ def error_metrics(log_runtime, log_predicted):
     """Metrics over rows, from arrays of shape (N,): mse_log, r2_log, mse (ms^2), mape and median_ape (percent)."""
     residual = log_predicted - log_runtime
     runtime, predicted = np.exp(log_runtime), np.exp(log_predicted)
-    variance = np.var(log_runtime)
+    variance = np.var(log_runtime) if np.ptp(log_runtime) > 0 else 0.0
     ape = 100 * np.abs(predicted - runtime) / runtime
     mse_log = np.mean(residual**2)
     return {

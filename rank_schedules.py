@@ -5,7 +5,7 @@
     python rank_schedules.py my_samples/ --checkpoint runs/default/best.safetensors --stages true
 
 Reads the same formats as generate_dataset.py, runtimes not needed, and a checkpoint (models/default.safetensors unless told). What
-can't be used is listed on standard error. Writes the table to --output: program, rank, predicted_ms, lower_ms, upper_ms, file.
+can't be used is listed on standard error. Writes the table to --output: program, instance (the program at one size), rank, predicted_ms, lower_ms, upper_ms, file.
 """
 
 import sys
@@ -72,14 +72,15 @@ def main():
     predictions = predict(model, schedules, device)
     half_width = meta["interval"]["log_half_width"]
     table = pd.DataFrame({
-        "program": [data_utils.hex_id(s.instance) for s in schedules], "predicted_ms": [np.exp(p) for p, _, _ in predictions],
+        "program": [data_utils.hex_id(s.program) for s in schedules], "instance": [data_utils.hex_id(s.instance) for s in schedules],
+        "predicted_ms": [np.exp(p) for p, _, _ in predictions],
         "lower_ms": [np.exp(p - half_width) for p, _, _ in predictions], "upper_ms": [np.exp(p + half_width) for p, _, _ in predictions],
         "file": files, "outside": [o for _, _, o in predictions], "stages": [s for _, s, _ in predictions],
     })  # fmt: skip
-    table = table.sort_values(["program", "predicted_ms", "file"], kind="stable", ignore_index=True)
-    table.insert(1, "rank", table.groupby("program").cumcount() + 1)
+    table = table.sort_values(["program", "instance", "predicted_ms", "file"], kind="stable", ignore_index=True)
+    table.insert(2, "rank", table.groupby("instance").cumcount() + 1)
 
-    for program, rows in table.groupby("program", sort=False):
+    for (program, _), rows in table.groupby(["program", "instance"], sort=False):
         print(f"program {program}: {len(rows)} schedules; {meta['interval']['level']:.0%} interval")
         for row in rows.itertuples():
             print(f"{row.rank:6d}  {row.predicted_ms:12.4f} ms  {row.lower_ms:12.4f} to {row.upper_ms:12.4f}  {row.file}")
@@ -96,7 +97,7 @@ def main():
         try:
             table.drop(columns=["outside", "stages"]).to_csv(config.output, index=False)
         except OSError as error:
-            raise UserError(f"{config.output}: can't be written ({error.strerror}); give another --output") from None
+            raise UserError(f"{config.output}: can't be written ({error.strerror or error}); give another --output") from None
         print(f"written to {config.output}")
 
 

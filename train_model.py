@@ -58,11 +58,8 @@ def train_epoch(model, optimizer, train, epoch, config, device):
     return [rate, *torch.stack(losses).mean(0).tolist()]
 
 
-def start(config, train, known, device):
-    """A fresh model and optimizer, or those of the last checkpoint with `resume`: (model, optimizer, meta).
-
-    known : {name: tensor} of the programs and schedules in the data; a run is resumed on the data it was started on.
-    """
+def start(config, train, val, device):
+    """A fresh model and optimizer, or those of the last checkpoint with `resume`: (model, optimizer, meta)."""
     torch.manual_seed(config.seed)
     settings = config.model_dump()
     model = train_utils.build_model(settings)
@@ -72,21 +69,30 @@ def start(config, train, known, device):
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=config.weight_decay)
     meta = {
         "format": train_utils.CHECKPOINT_FORMAT, "config": settings, "features": data_utils.FEATURES, "epoch": 0,
-        "best_val_mse_log": None, "interval": None,
+        "data": train_utils.fingerprint(train, val), "best_val_mse_log": None, "interval": None,
     }  # fmt: skip
     if config.resume:
         path = Path(config.run_path) / "last.safetensors"
+        data = meta["data"]
         tensors, meta = train_utils.read_checkpoint(path)
         for key in train_utils.MODEL_KEYS:
             if settings[key] != meta["config"][key]:
                 raise UserError(f"{key}: {path} was trained with {meta['config'][key]}, not {settings[key]}; a resumed run keeps its network")
-        if not all(torch.equal(tensors[name], tensor) for name, tensor in known.items()):
+        if meta["data"] != data:
             raise UserError(f"{path}: was trained on other data than {config.data_path} holds now; train from the start, without --resume")
         meta["config"] = settings
         model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
         train_utils.restore_optimizer(optimizer, tensors)
         torch.set_rng_state(tensors["random_state"])
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["random_state_cuda"])
     return model, optimizer, meta
+
+
+def write_log(path, log):
+    temporary = path.with_name(path.name + ".tmp")
+    log.to_csv(temporary, index=False)
+    temporary.replace(path)
 
 
 def plot_learning_curve(log, path):
@@ -113,13 +119,11 @@ def main():
     for name, split in (("train", train), ("val", val)):
         if len(split) == 0:
             raise UserError(f"{config.data_path}: its {name} split is empty; measure more programs, or generate with another val_fraction or test_fraction")
-    # Every program and schedule that shapes this model: the evaluation must not be given any of them.
-    known = {f"trained_{key}": torch.from_numpy(np.unique(np.r_[getattr(train, key), getattr(val, key)])) for key in ("program", "schedule")}
-    model, optimizer, meta = start(config, train, known, device)
+    model, optimizer, meta = start(config, train, val, device)
     make_folder(run, "run_path")
     if not config.resume:
-        for old in run.glob("events.out.tfevents.*"):
-            old.unlink()
+        for old in [*run.glob("events.out.tfevents.*"), *(run / name for name in ("best.safetensors", "last.safetensors", "metrics.csv"))]:
+            old.unlink(missing_ok=True)  # so that nothing of an earlier run is taken for this one's
     (run / "config.yaml").write_text(yaml.safe_dump(config.model_dump(), sort_keys=False))
     log_path = run / "metrics.csv"
     log = pd.read_csv(log_path).query("epoch <= @meta['epoch']") if config.resume and log_path.exists() else pd.DataFrame(columns=COLUMNS)
@@ -141,7 +145,7 @@ def main():
             if not np.isfinite(row[2]):
                 raise UserError(f"epoch {epoch}: the loss is no longer finite; give a smaller --learning_rate than {config.learning_rate}")
             log.loc[len(log)] = row
-            log.to_csv(log_path, index=False)
+            write_log(log_path, log)
             for name, value in zip(COLUMNS[1:], row[1:]):
                 board.add_scalar(name, value, epoch)
 
@@ -153,9 +157,11 @@ def main():
                 meta["best_val_mse_log"] = scores["mse_log"]
                 half_width = train_utils.conformal_half_width(log_predicted - val.log_runtime, val.program, config.interval)
                 meta["interval"] = {"level": config.interval, "log_half_width": half_width}
-                train_utils.write_checkpoint(run / "best.safetensors", tensors | known, meta)
+                train_utils.write_checkpoint(run / "best.safetensors", tensors, meta)
             state = train_utils.optimizer_tensors(optimizer) | {"random_state": torch.get_rng_state()}
-            train_utils.write_checkpoint(run / "last.safetensors", tensors | known | state, meta)
+            if device.type == "cuda":
+                state["random_state_cuda"] = torch.cuda.get_rng_state()
+            train_utils.write_checkpoint(run / "last.safetensors", tensors | state, meta)
             print(
                 f"epoch {epoch:3d}/{config.epochs}  loss {row[2]:.4f}  val mse_log {scores['mse_log']:.4f}  "
                 f"median_ape {scores['median_ape']:5.1f} %  spearman {scores['spearman']:.3f}  {row[-1]:.1f} s{'  best' if best else ''}"

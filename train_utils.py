@@ -105,6 +105,16 @@ class Sequences:
         return mean.float(), torch.where(std > 1e-4, std, torch.inf).float()
 
 
+def fingerprint(*splits):
+    """A hash of which schedules are in each of the `splits` (Sequences), and of their runtimes."""
+    return data_utils.hex_id(data_utils.stable_hash(*(column for rows in splits for column in (len(rows), *_identity(rows)))))
+
+
+def _identity(rows):
+    order = np.lexsort([rows.log_runtime, rows.schedule, rows.program])
+    return [rows.program[order].tobytes(), rows.schedule[order].tobytes(), rows.log_runtime[order].tobytes()]
+
+
 # Losses and learning rate
 
 
@@ -161,7 +171,8 @@ def conformal_half_width(residuals, programs, level):
     """Half the width of an interval in log-runtime that covers a new program's schedules with probability `level` on average.
 
     Split conformal prediction with programs, not rows, as what is exchangeable: every program counts the same, and one more,
-    infinitely wrong, stands for the program to come (Lei et al. 2018; Dunn et al. 2022 for groups).
+    infinitely wrong, stands for the program to come (Lei et al. 2018; Dunn et al. 2022 for groups). With fewer programs than
+    level / (1 - level) that would be an infinite width; then the largest residual is returned, and the level is not promised.
     """
     _, program, count = np.unique(programs, return_inverse=True, return_counts=True)
     order = np.argsort(np.abs(residuals))

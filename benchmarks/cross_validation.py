@@ -3,8 +3,9 @@
     python benchmarks/cross_validation.py
     python benchmarks/cross_validation.py --raw_path dumps.tar.xz --name json_dumps
 
-For each fold it runs generate_dataset.py, train_model.py and evaluate_model.py with the flags given, in runs/folds/NAME, and
-prints the table; the same as JSON in runs/folds/NAME/table.json. Every rival gets the same rows of the same folds.
+For each fold (5, or --folds) it runs generate_dataset.py, train_model.py and evaluate_model.py with the flags given, in
+runs/folds/NAME whatever data_path, run_path and fold say, and prints the table; the same as JSON in runs/folds/NAME/table.json.
+Every rival gets the same rows of the same folds.
 """
 
 import subprocess
@@ -19,21 +20,26 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from config import Config, load_config, run_script  # noqa: E402
-from evaluate_model import TITLES  # noqa: E402
+from metrics import TITLES  # noqa: E402
 
 
 class FoldsConfig(Config):
     name: str = Field("shipped", min_length=1, description="folder under runs/folds for this table")
-    n_folds: int = Field(5, ge=2, description="number of folds")
+
+
+def n_folds(config):
+    return config.folds or 5
 
 
 def run_fold(config, fold, folder):
     """One fold's report, through the scripts as a user runs them."""
     flags = {key: getattr(config, key) for key in Config.model_fields}
-    flags |= {"folds": config.n_folds, "fold": fold, "data_path": folder / "data", "run_path": folder / f"fold_{fold}"}
+    flags |= {"folds": n_folds(config), "fold": fold, "data_path": folder / "data", "run_path": folder / f"fold_{fold}"}
     arguments = [f"--{key}={value}" for key, value in flags.items()]
     for script in ("generate_dataset.py", "train_model.py", "evaluate_model.py"):
-        subprocess.run([sys.executable, ROOT / script, *arguments], check=True, stdout=subprocess.DEVNULL)
+        done = subprocess.run([sys.executable, ROOT / script, *arguments], stdout=subprocess.DEVNULL)
+        if done.returncode:
+            sys.exit(done.returncode)  # it has said why
     return orjson.loads((folder / f"fold_{fold}" / "report.json").read_bytes())
 
 
@@ -62,12 +68,12 @@ def markdown(summary):
 def main():
     config = load_config(FoldsConfig)
     folder = ROOT / "runs" / "folds" / config.name
-    reports = [run_fold(config, fold, folder) for fold in range(config.n_folds)]
+    reports = [run_fold(config, fold, folder) for fold in range(n_folds(config))]
     tables = {"test": summarise(reports, lambda r: r["models"])}
     for collection in reports[0]["holdout"]:
         tables[f"holdout {collection}"] = summarise(reports, lambda r, c=collection: r["holdout"][c]["models"])
     for name, summary in tables.items():
-        print(f"{name}, {config.n_folds} folds, mean ± standard deviation\n\n{markdown(summary)}\n")
+        print(f"{name}, {n_folds(config)} folds, mean ± standard deviation\n\n{markdown(summary)}\n")
     ratio = [1 - r["models"]["lstm"]["mse_log"] / r["models"]["hist_gradient_boosting"]["mse_log"] for r in reports]
     means = [np.mean([r["models"][m]["mse_log"] for r in reports]) for m in ("lstm", "hist_gradient_boosting")]
     print(f"mse_log of lstm below hist_gradient_boosting: {1 - means[0] / means[1]:.1%} (by fold: {', '.join(f'{v:.1%}' for v in ratio)})")

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 import data_utils
 
@@ -41,19 +40,6 @@ def json_tree(runtime_ms=2.0, schedule=0):
 
     stages = [stage("output", 10), stage("blur", 20), stage("blur.update(0)", 30), {"name": "total_execution_time_ms", "value": runtime_ms}]
     return {"programming_details": {"Nodes": [node("output", 1), node("blur", 5)], "Edges": []}, "scheduling_data": stages}
-
-
-@pytest.fixture
-def raw(tmp_path):
-    """A folder of 16 programs x 4 schedules in two collections, and two applications; runtimes follow the features."""
-    for program in range(18):
-        folder = tmp_path / "raw" / ("applications" if program >= 16 else f"collection_{program % 2}") / f"program_{program}"
-        folder.mkdir(parents=True)
-        for schedule in range(4):
-            stages = make_stages(program, schedule, n_stages=2 + program % 4)
-            runtime = 0.1 * (1 + program) * (1 + schedule)
-            (folder / f"{schedule}.sample").write_bytes(sample_bytes(stages, runtime))
-    return tmp_path / "raw"
 
 
 def run(script, *arguments, cwd=ROOT, check=True):

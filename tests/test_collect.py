@@ -147,8 +147,8 @@ def test_a_program_that_crashes_costs_itself_alone(tmp_path, blur):
     (folder / "crashes.py").write_text("import os\ndef build():\n    os.abort()\n")
     (folder / "no_estimates.py").write_text(BLUR.replace("    out.set_estimates([(0, 256), (0, 256)])\n", ""))
     done = run("collect_schedules.py", f"--pipeline={folder}", "--schedules=1", f"--output={tmp_path / 'out'}", "--compile_seconds=60")
-    assert "crashes: nothing measured: reference: crashed" in done.stdout
-    assert "no_estimates: nothing measured" in done.stdout
+    assert "crashes: 0 measured: reference: crashed" in done.stdout
+    assert "no_estimates: 0 measured" in done.stdout
     assert collected(tmp_path / "out")[1] == ["good/000.sample"]
 
 
@@ -165,4 +165,20 @@ def test_repeats_are_drawn_by_a_hash(tmp_path):
     config = load_config(collect_schedules.CollectConfig, ["--output", str(tmp_path)])
     run_ = collect_schedules.ProgramRun(ProgramSpec("p", 1), config)
     run_.decided.update({str(k): {"outcome": "measured"} for k in range(400)})
-    assert run_.repeat_keys() == run_.repeat_keys() and 8 <= len(run_.repeat_keys()) <= 35
+    keys = run_.repeat_keys()
+    assert 8 <= len(keys) <= 35 and all(k.endswith("r") for k in keys)
+    run_.decided[keys[0]] = {"outcome": "measured"}
+    assert run_.repeat_keys() == keys[1:]  # the same draw, less what is done
+
+
+def test_timeouts_of_a_killed_collection_are_forgotten(tmp_path):
+    """They were weighed against candidates that had compiled but were not measured yet."""
+    config = load_config(collect_schedules.CollectConfig, ["--output", str(tmp_path), "--schedules", "4"])
+    first = collect_schedules.ProgramRun(ProgramSpec("p", 1), config)
+    first.decided.update({str(k): {"outcome": "timeout"} for k in range(4)})
+    first.save()
+    assert first.gives_up() and first.next_keys() == []
+    assert collect_schedules.ProgramRun(ProgramSpec("p", 1), config).next_keys() == ["0", "1", "2", "3"]
+    first.record["complete"] = True
+    first.save()
+    assert collect_schedules.ProgramRun(ProgramSpec("p", 1), config).next_keys() == []

@@ -70,6 +70,7 @@ def test_featurization_takes_its_runtime_from_bench_txt():
         ("x.sample", sample_bytes(make_stages(), math.nan), "not_a_number"),
         ("x.sample", sample_bytes(make_stages() * np.float32(np.nan), 1), "not_a_number"),
         ("x.sample", sample_bytes(make_stages() - 200, 1), "bad_feature"),
+        ("x.sample", sample_bytes(make_stages() * np.float32(1e38), 1), "bad_feature"),
         ("x.sample", sample_bytes(make_stages(), 1)[:-5], "truncated"),
         ("x.sample", b"", "truncated"),
         ("x.sample", sample_bytes(make_stages(n_stages=1)[:0], 1), "no_stages"),
@@ -137,11 +138,15 @@ def test_a_damaged_archive_keeps_its_readable_members(tmp_path):
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     path = tmp_path / "cut.tar"
-    path.write_bytes(buffer.getvalue()[:50_000])
-    dumps = list(data_utils.iter_dumps(str(path)))
-    good = [d for d in dumps if not d.error]
-    assert len(good) >= 10 and all(parse_dump(d, 1e5) for d in good)
-    assert [d.error[0] for d in dumps if d.error] == ["unreadable_archive"]
+    header = 10 * (512 + 4096)  # of the eleventh member
+    damaged = bytearray(buffer.getvalue())
+    damaged[header + 150] ^= 1  # in its checksum
+    for contents in (buffer.getvalue()[:50_000], buffer.getvalue()[: header + 100], bytes(damaged)):
+        path.write_bytes(contents)
+        dumps = list(data_utils.iter_dumps(str(path)))
+        good = [d for d in dumps if not d.error]
+        assert len(good) == 10 and all(parse_dump(d, 1e5) for d in good)
+        assert [d.error[0] for d in dumps if d.error] == ["unreadable_archive"]
 
 
 def test_collections(tmp_path):
@@ -150,8 +155,21 @@ def test_collections(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(sample_bytes(make_stages(), 1))
     (tmp_path / "raw" / "a" / "deep" / "collection.json").write_text("{}")
-    found = {d.file: d.collection for d in data_utils.iter_dumps(str(tmp_path / "raw"), names={"c"})}
-    assert found == {"a/deep/x.sample": "a/deep", "b/c/y.sample": "b/c", "z.sample": "raw"}
+    def collections(raw_path, names):
+        return {d.file: d.collection for d in data_utils.iter_dumps(raw_path, names)}
+
+    raw = tmp_path / "raw"
+    assert collections(str(raw), {"c"}) == {"a/deep/x.sample": "a/deep", "b/c/y.sample": "b/c", "z.sample": "raw"}
+    assert collections(f"{raw}/b/c,{raw}/a", {"c"}) == {"y.sample": "c", "deep/x.sample": "deep"}
+    assert collections(f"{raw}/z.sample", set()) == {"z.sample": "raw"}
+    (raw / "a" / "collection.json").write_text("{}")
+    assert collections(f"{raw}/a", {"deep"}) == {"deep/x.sample": "deep"}
+
+
+def test_companions_are_named_exactly(tmp_path):
+    for name in ("program.json", "collection.json", "bench.txt", "x.log", "x.schedule.h", "my_program.json"):
+        (tmp_path / name).write_text(json.dumps(json_tree()))
+    assert [d.file for d in data_utils.iter_dumps(str(tmp_path))] == ["my_program.json"]
 
 
 def split_of(programs, *flags, collection="c"):

@@ -45,6 +45,10 @@ def test_a_constant_predictor():
     assert scores["n_ordered"] == scores["n_slow"] == 2  # predicted no faster than the fastest
 
 
+def test_constant_runtimes_have_no_r2():
+    assert np.isnan(metrics.error_metrics(np.full(3, 0.1), np.zeros(3))["r2_log"])
+
+
 def test_programs_are_averaged_and_singles_left_out():
     groups = np.array([7, 7, 8, 8, 9])
     log_runtime = np.log([1.0, 2.0, 1.0, 4.0, 5.0])

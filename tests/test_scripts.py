@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 import data_utils
 import metrics
 
-# Small and quick; a quarter of the sixteen programs each for validation and test.
+# Small and quick, with enough programs in every split.
 SMALL = ["--val_fraction=0.3", "--test_fraction=0.3", "--epochs=3", "--embed_size=8", "--hidden_size=8", "--members=2", "--bootstrap_samples=20", "--num_threads=1"]
 
 
@@ -106,10 +106,11 @@ def test_a_killed_run_resumes_exactly(trained, tmp_path):
     run("train_model.py", *long, f"--run_path={folder / 'whole'}")
     command = [sys.executable, ROOT / "train_model.py", *long, f"--run_path={folder / 'killed'}"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    while not (folder / "killed" / "last.safetensors").exists():
-        time.sleep(0.01)
+    while not (folder / "killed" / "last.safetensors").exists() and process.poll() is None:
+        time.sleep(0.005)
     process.kill()
     process.wait()
+    assert len(pd.read_csv(folder / "killed" / "metrics.csv")) < 12  # it was killed on its way
     run("train_model.py", *long, f"--run_path={folder / 'killed'}", "--resume=true")
     whole, resumed = (pd.read_csv(folder / name / "metrics.csv").drop(columns="seconds") for name in ("whole", "killed"))
     pd.testing.assert_frame_equal(whole, resumed)
@@ -175,6 +176,20 @@ def test_a_mixed_folder(tmp_path):
     assert ceiling["log_sigma"] == pytest.approx(np.log(1.5) / np.sqrt(2)) and ceiling["median_difference"] == pytest.approx(50)
 
 
+def test_a_held_out_program_is_held_out_by_schedule_too(tmp_path):
+    for collection, first in (("mine", 0), ("applications", 4)):
+        (tmp_path / "raw" / collection).mkdir(parents=True)
+        for program in range(6):
+            for schedule in range(first, first + 4):
+                path = tmp_path / "raw" / collection / f"{program}_{schedule}.sample"
+                if collection == "mine" or program == 0:
+                    path.write_bytes(sample_bytes(make_stages(program, schedule), 1 + schedule))
+    run("generate_dataset.py", *flags(tmp_path), "--split_by=schedule")
+    rows = pd.read_csv(tmp_path / "data" / "schedules.csv", dtype=str)
+    program_0 = rows[rows.collection == "applications"].program.iloc[0]
+    assert set(rows[rows.program == program_0].split) == {"holdout", "test"}
+
+
 def test_nothing_is_merged_across_collections(tmp_path):
     for name in ("a", "b"):
         (tmp_path / "raw" / name).mkdir(parents=True)
@@ -184,7 +199,7 @@ def test_nothing_is_merged_across_collections(tmp_path):
     assert (meta["counts"]["kept"], meta["counts"]["merged"], meta["counts"]["programs"]) == (2, 0, 1)
 
 
-def test_the_order_and_number_of_readers_changes_nothing(tmp_path, monkeypatch):
+def test_the_number_of_readers_changes_nothing(tmp_path):
     """Many dumps go through several processes; the shards are those of one."""
     raw = tmp_path / "raw"
     raw.mkdir()
