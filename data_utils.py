@@ -418,6 +418,13 @@ def _check(schedule, max_runtime_ms, need_runtime):
 
 # Features of a stage
 
+# Operations that cost about the same, whose counts the linear cost model weighs.
+OP_CLASSES = {
+    "arithmetic": ["add", "sub", "mul"], "division": ["div", "mod"], "conversion": ["cast"], "math": ["extern_call"],
+    "choice": ["min", "max", "eq", "ne", "lt", "le", "and", "or", "not", "select"],
+    "load": ["image_call", "func_call", "self_call"], "index": ["const", "variable", "param", "let"],
+}  # fmt: skip
+
 
 def featurize(schedule):
     """Per-stage inputs of the model, not normalised: (T, F) float32, the columns FEATURES names.
@@ -430,11 +437,12 @@ def featurize(schedule):
     types, ops, patterns = h[:, 0], h[:, 1 : 1 + len(OPS)], h[:, 1 + len(OPS) :]
     work = ops.sum((1, 2)) * s["points_computed_total"]
     by_type = ops.sum(1)  # (T, 8)
+    by_class = {name: ops[:, [OPS.index(op) for op in members]].sum((1, 2)) for name, members in OP_CLASSES.items()}
     position = np.arange(len(h))
     columns = [
         np.log1p(schedule.schedule_features),
         np.stack(list(_ratios(s).values()), 1),
-        np.log1p(np.stack(list(_cost_terms(s).values()), 1)),
+        np.log1p(np.stack(list(_cost_terms(s, by_class).values()), 1)),
         np.log1p(np.stack([work, position, len(h) - 1 - position], 1)),
         types > 0,
         np.log1p(by_type),
@@ -475,8 +483,8 @@ def _ratios(s):
     }  # fmt: skip
 
 
-def _cost_terms(s):
-    """What Adams2019's cost model weighs, (T,) each: counts of events that take time."""
+def _cost_terms(s, ops):
+    """Counts of events that take time, (T,) each: what Adams2019's cost model weighs, and the operations done by class."""
     inlined, parallel = s["inlined_calls"] > 0, s["inner_parallelism"] > 1
     innermost_task = np.maximum(s["innermost_bytes_at_task"], 1)
     instances = s["num_vectors"] + s["num_scalars"]
@@ -505,6 +513,8 @@ def _cost_terms(s):
         "parallel_launches": parallel * s["num_productions"],
         "parallel_tasks": parallel * s["num_productions"] * s["inner_parallelism"],
         "working_set_traffic": s["num_productions"] * s["working_set_at_production"],
+        **{f"vector_{name}": s["num_vectors"] * count for name, count in ops.items()},
+        **{f"scalar_{name}": s["num_scalars"] * count for name, count in ops.items()},
     }
 
 
@@ -512,7 +522,7 @@ def _feature_units():
     nothing = {name: np.zeros(1) for name in SCHEDULE_FEATURES}
     units = {f"log_{name}": "log1p of Halide's feature" for name in SCHEDULE_FEATURES}
     units |= {name: "ratio, log ratio or flag" for name in _ratios(nothing)}
-    units |= {f"log_cost_{name}": "log1p of events a run" for name in _cost_terms(nothing)}
+    units |= {f"log_cost_{name}": "log1p of events a run" for name in _cost_terms(nothing, dict.fromkeys(OP_CLASSES, 0))}
     units |= {"log_work": "log1p of operations a run", "log_stages_before": "log1p of stages", "log_stages_after": "log1p of stages"}
     units |= {f"uses_{type}": "flag" for type in TYPE_COLUMNS}
     units |= {f"log_ops_{type}": "log1p of operations a point" for type in TYPE_COLUMNS}
@@ -523,6 +533,8 @@ def _feature_units():
 
 FEATURE_UNITS = _feature_units()
 FEATURES = list(FEATURE_UNITS)
+COST_COLUMNS = [i for i, name in enumerate(FEATURES) if name.startswith("log_cost_")]
+PARALLEL_COLUMN = FEATURES.index("is_parallel")
 
 # Splits
 

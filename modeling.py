@@ -1,20 +1,22 @@
 """The model: an LSTM over the stages of a scheduled program that predicts the logarithm of its runtime.
 
-Axes: M members, B batch, T stages (padded), F features, E embedding, H hidden. The time of a program is the sum of its stages'
-times, so the head gives every stage a log cost and the prediction is their logsumexp: it says which stage costs what. A few
-members, trained side by side from different starts, are averaged: with few programs to learn from, what one start makes of a new
-program is partly luck.
+Axes: M members, B batch, T stages (padded), F features, E embedding, H hidden, K kinds of event. The time of a program is the sum
+of its stages' times, so every stage gets a log cost and the prediction is their logsumexp: it says which stage costs what. A
+stage's cost starts from a linear model, milliseconds an event for K kinds of event; what the LSTM learns is how far that is off,
+given the stage and those around it. A few members, trained side by side from different starts, are averaged: with few programs to
+learn from, what one start makes of a new program is partly luck.
 """
 
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+FLOOR_MS = 1e-5  # no stage is taken to cost less
 CLIP = 6.0  # standard deviations; further out, a feature carries no more meaning than "very large"
 
 
 class StageCosts(nn.Module):
-    """One member: the log cost of each stage from normalised features."""
+    """One member: how far each stage's log cost is from the linear model's, from normalised features."""
 
     def __init__(self, n_features, embed_size, hidden_size, lstm_layers, dropout):
         super().__init__()
@@ -25,9 +27,11 @@ class StageCosts(nn.Module):
         between = dropout if lstm_layers > 1 else 0.0
         self.lstm = nn.LSTM(embed_size, hidden_size, lstm_layers, batch_first=True, bidirectional=True, dropout=between)
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(2 * hidden_size + embed_size, 64), nn.GELU(), nn.Linear(64, 1))
+        with torch.no_grad():
+            self.head[-1].weight.mul_(0.1)  # start close to the linear model
 
     def forward(self, normalised, lengths):
-        """(B, T) log costs, up to a constant, from normalised (B, T, F) and lengths (B,); meaningless where padded."""
+        """(B, T) corrections from normalised (B, T, F) and lengths (B,); meaningless where padded."""
         embedded = self.embed(normalised)  # (B, T, E)
         packed = pack_padded_sequence(embedded, lengths.cpu(), batch_first=True, enforce_sorted=False)
         hidden, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=embedded.shape[1])  # (B, T, 2H)
@@ -40,31 +44,40 @@ class CostModel(nn.Module):
     Parameters
     ----------
     n_features : F
+    cost_columns : which K features are log1p of events that take time
+    parallel_column : which feature tells whether a stage runs in parallel
     members, embed_size, hidden_size, lstm_layers, dropout : as in config.yaml
     """
 
-    def __init__(self, n_features, members, embed_size, hidden_size, lstm_layers, dropout):
+    def __init__(self, n_features, cost_columns, parallel_column, members, embed_size, hidden_size, lstm_layers, dropout):
         super().__init__()
         # Statistics of the training split; they travel with the weights.
         self.register_buffer("feature_mean", torch.zeros(n_features))
         self.register_buffer("feature_std", torch.ones(n_features))
-        self.register_buffer("mean_log_runtime", torch.zeros(()))
+        self.register_buffer("event_ms", torch.ones(2, len(cost_columns)))
+        self.cost_columns, self.parallel_column = cost_columns, parallel_column
         self.members = nn.ModuleList(StageCosts(n_features, embed_size, hidden_size, lstm_layers, dropout) for _ in range(members))
 
-    def set_statistics(self, mean, std, mean_log_runtime):
-        """Take the training split's statistics: of each feature over stages, (F,) each, and of the log-runtime.
+    def set_statistics(self, mean, std, event_ms):
+        """Take the training split's statistics: of each feature over stages, (F,) each, and the linear model's weights (2, K).
 
         A feature that never varies has an infinite `std`: nothing was learnt about what it may say later, so it is left out.
         """
         self.feature_mean.copy_(mean)
         self.feature_std.copy_(std)
-        self.mean_log_runtime.fill_(mean_log_runtime)
+        self.event_ms.copy_(event_ms)
 
     def is_unfamiliar(self, features):
         """Which raw features, bool (B, T, F), lie further out than the model tells apart, or never varied in training and do here."""
         never_varied = torch.isinf(self.feature_std)
         far = ((features - self.feature_mean) / self.feature_std).abs() > CLIP
         return far | (never_varied & ((features - self.feature_mean).abs() > 1e-3))
+
+    def linear_log_costs(self, features):
+        """Log milliseconds of each stage by the linear model, (B, T): row 0 of event_ms in serial stages, row 1 in parallel ones."""
+        events = torch.expm1(features[:, :, self.cost_columns].clamp(max=80))  # (B, T, K)
+        parallel = features[:, :, self.parallel_column] > 0
+        return torch.log(torch.where(parallel, events @ self.event_ms[1], events @ self.event_ms[0]) + FLOOR_MS)
 
     def stage_costs(self, features, lengths):
         """Log milliseconds of each stage by each member, (M, B, T); -inf where a sequence is padded.
@@ -73,9 +86,8 @@ class CostModel(nn.Module):
         """
         assert features.ndim == 3 and features.shape[2] == len(self.feature_mean) and lengths.shape == features.shape[:1]
         normalised = ((features - self.feature_mean) / self.feature_std).clamp(-CLIP, CLIP)  # (B, T, F)
-        costs = torch.stack([member(normalised, lengths) for member in self.members])  # (M, B, T)
-        # Less log T, so that the sum over stages starts at the mean runtime whatever their number.
-        costs = costs + self.mean_log_runtime - torch.log(lengths.to(features.dtype))[:, None]
+        corrections = torch.stack([member(normalised, lengths) for member in self.members])  # (M, B, T)
+        costs = corrections + self.linear_log_costs(features)
         padded = torch.arange(features.shape[1], device=lengths.device) >= lengths[:, None]  # (B, T)
         return costs.masked_fill(padded, -torch.inf)
 

@@ -35,15 +35,18 @@ class RankConfig(Config):
 
 def read_schedules(config):
     """[(file, Schedule)] of every usable dump; the others are named on standard error."""
-    found = []
+    found, left_out = [], []
     for path in config.paths:
         for dump in data_utils.iter_dumps(path):
             try:
                 found.append((dump.file, data_utils.parse_dump(dump, config.max_runtime_ms, need_runtime=False)))
             except data_utils.Unusable as unusable:
-                print(f"left out {dump.file}: {unusable}", file=sys.stderr)
+                left_out.append(f"left out {dump.file}: {unusable}")
     if not found:
-        raise UserError(f"{', '.join(config.paths)}: no usable dump in it; README.md lists the formats that are read")
+        why = f" ({left_out[0]})" if left_out else ""
+        raise UserError(f"{', '.join(config.paths)}: no usable dump in it{why}; README.md lists the formats that are read")
+    if left_out:
+        print("\n".join(left_out), file=sys.stderr)
     return found
 
 

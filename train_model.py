@@ -64,7 +64,7 @@ def start(config, train, val, device):
     settings = config.model_dump()
     model = train_utils.build_model(settings)
     mean, std = train.feature_statistics()
-    model.set_statistics(mean, std, float(train.log_runtime.mean()))
+    model.set_statistics(mean, std, train_utils.fit_linear_costs(train))
     model.to(device)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=config.weight_decay)
     meta = {

@@ -14,16 +14,18 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from scipy.optimize import nnls
 from torch.nn import functional
 
 import data_utils
 from config import UserError
-from modeling import CostModel
+from modeling import FLOOR_MS, CostModel
 
 CHECKPOINT_FORMAT = "cost_model_LSTM 1"
 REGRESSION_DELTA, CENTRED_DELTA = 1.0, 0.5  # where the Huber losses turn linear, in log-runtime
 RANKING_TEMPERATURE = 0.2  # difference in predicted log-runtime that the ranking loss takes for a clear order
 RANKING_MARGIN = math.log(1.05)  # pairs closer than this are not ranked
+REWEIGHTINGS = 6  # of the least squares behind the linear cost model
 MODEL_KEYS = ("members", "embed_size", "hidden_size", "lstm_layers", "dropout")
 
 
@@ -103,6 +105,28 @@ class Sequences:
         mean = total / n
         std = (squares / n - mean**2).clamp(min=0).sqrt()
         return mean.float(), torch.where(std > 1e-4, std, torch.inf).float()
+
+
+def fit_linear_costs(sequences):
+    """Milliseconds an event, (2, K) float32 in serial and in parallel stages, that explain the runtimes best in relative terms.
+
+    Least squares without negative weights (Lawson & Hanson), reweighted so that a factor too slow counts like one too fast.
+    """
+    parts = []
+    for shard in sequences.shards:
+        events = torch.expm1(shard["features"][:, :, data_utils.COST_COLUMNS].double())  # (N, T, K); padding has no events
+        parallel = shard["features"][:, :, [data_utils.PARALLEL_COLUMN]] > 0
+        parts.append(torch.cat([(events * ~parallel).sum(1), (events * parallel).sum(1)], 1).numpy())
+    events = np.concatenate(parts)  # (N, 2 K)
+    scale = events.mean(0) + 1e-9
+    runtime = np.exp(sequences.log_runtime.astype(np.float64))
+    weight = 1 / runtime
+    for _ in range(REWEIGHTINGS):
+        event_ms = nnls(events / scale * weight[:, None], runtime * weight)[0] / scale
+        predicted = events @ event_ms + FLOOR_MS
+        weight = 1 / np.sqrt(predicted * runtime)
+    event_ms = event_ms * np.exp(np.mean(np.log(runtime / predicted)))
+    return torch.tensor(event_ms.reshape(2, -1), dtype=torch.float32)
 
 
 def fingerprint(*splits):
@@ -218,7 +242,8 @@ def load_model(path, device):
 
 def build_model(settings):
     """A CostModel from settings, a dict with MODEL_KEYS."""
-    return CostModel(len(data_utils.FEATURES), **{key: settings[key] for key in MODEL_KEYS})
+    columns = (data_utils.COST_COLUMNS, data_utils.PARALLEL_COLUMN)
+    return CostModel(len(data_utils.FEATURES), *columns, **{key: settings[key] for key in MODEL_KEYS})
 
 
 def optimizer_tensors(optimizer):

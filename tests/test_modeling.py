@@ -17,7 +17,8 @@ F = len(data_utils.FEATURES)
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    return CostModel(F, members=2, embed_size=16, hidden_size=8, lstm_layers=1, dropout=0.0)
+    columns = (data_utils.COST_COLUMNS, data_utils.PARALLEL_COLUMN)
+    return CostModel(F, *columns, members=2, embed_size=16, hidden_size=8, lstm_layers=1, dropout=0.0)
 
 
 def random_batch(n=8, t=6, seed=0):
@@ -123,7 +124,7 @@ def test_a_feature_that_never_varied_changes_nothing(model):
     batch = random_batch()
     std = torch.ones(F)
     std[7] = torch.inf
-    model.set_statistics(torch.zeros(F), std, 0.0)
+    model.set_statistics(torch.zeros(F), std, torch.ones(2, len(data_utils.COST_COLUMNS)))
     before = model(batch.features, batch.lengths)
     batch.features[:, :, 7] = 1e6
     assert torch.equal(model(batch.features, batch.lengths), before)
@@ -141,7 +142,7 @@ def test_grouped_batches_cover_an_epoch_once(sequences):
 def test_a_checkpoint_gives_the_same_predictions_back(tmp_path, model):
     settings = {"members": 2, "embed_size": 16, "hidden_size": 8, "lstm_layers": 1, "dropout": 0.0}
     meta = {"format": train_utils.CHECKPOINT_FORMAT, "features": data_utils.FEATURES, "config": settings}
-    model.set_statistics(torch.randn(F), torch.rand(F) + 0.5, 1.5)
+    model.set_statistics(torch.randn(F), torch.rand(F) + 0.5, torch.rand(2, len(data_utils.COST_COLUMNS)))
     path = tmp_path / "model.safetensors"
     train_utils.write_checkpoint(path, {f"model.{k}": v for k, v in model.state_dict().items()}, meta)
     again, _ = train_utils.load_model(path, "cpu")
