@@ -377,7 +377,7 @@ def measure(run, candidate, progress):
     progress.update(candidate.key.isdecimal())
 
 
-def wait_for_calm(seconds=10):
+def wait_for_calm(seconds=3):
     """Until nobody else uses the machine, but not for ever: the measurement itself tells whether it was disturbed."""
     deadline = time.monotonic() + seconds
     while halide_utils.foreign_share() > halide_utils.FOREIGN_SHARE_LIMIT and time.monotonic() < deadline:
