@@ -25,7 +25,7 @@ def random_batch(n=8, t=6, seed=0):
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, t + 1, (n,), generator=generator)
     lengths[0] = t
-    features = torch.randn(n, t, F, generator=generator)
+    features = torch.randn(n, t, F, generator=generator).abs()  # as counts and their logarithms are
     return Batch(features, lengths, torch.randn(n, generator=generator), torch.arange(n) // 4)
 
 
@@ -56,8 +56,9 @@ def test_every_parameter_gets_a_gradient(model):
 def test_eight_schedules_can_be_overfitted(model):
     batch = random_batch()
     optimizer = torch.optim.AdamW(model.parameters(), 0.01)
-    for _ in range(200):
-        loss = sum(train_utils.loss_terms(model(batch.features, batch.lengths), batch))
+    for _ in range(300):
+        # Without the ranking loss, which goes on pulling close runtimes apart.
+        loss = sum(train_utils.loss_terms(model(batch.features, batch.lengths), batch)[:2])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -83,7 +84,7 @@ def test_learning_rate_rises_and_falls():
 def test_conformal_intervals_count_programs_not_rows():
     rng = np.random.default_rng(0)
     covered = []
-    for _ in range(200):
+    for _ in range(500):
         sizes = rng.integers(1, 40, 60)
         programs = np.repeat(np.arange(60), sizes)
         residuals = np.repeat(rng.normal(size=60), sizes) + 0.1 * rng.normal(size=len(programs))
