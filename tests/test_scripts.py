@@ -257,6 +257,6 @@ def test_ranking_schedules_that_were_never_run(trained, tmp_path):
     write_json(tmp_path / "foreign.json", json_tree())
     assert "far outside" in run("rank_schedules.py", tmp_path / "foreign.json", checkpoint).stderr
     expect_user_error(run("rank_schedules.py", raw / "cut.sample", checkpoint, check=False), "no usable dump")
-    expect_user_error(run("rank_schedules.py", checkpoint, check=False), "paths")
+    expect_user_error(run("rank_schedules.py", checkpoint, check=False), "PATHS")
     expect_user_error(run("rank_schedules.py", tmp_path / "missing", checkpoint, check=False), "missing")
     expect_user_error(run("rank_schedules.py", raw, "--checkpoint=none.safetensors", check=False), "none.safetensors")
