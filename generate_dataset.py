@@ -119,7 +119,6 @@ def write_shards(rows, spool, folder, shard_size):
 def main():
     config = load_config()
     folder = make_folder(config.data_path, "data_path")
-    (folder / "meta.json").unlink(missing_ok=True)  # until everything else is there, so that it never describes other shards
     with tempfile.TemporaryFile(dir=folder) as spool:
         rows, dropped, sources = read_dumps(config, spool)
         dropped.to_csv(folder / "dropped.csv", index=False)
@@ -131,6 +130,7 @@ def main():
         kept["split"] = data_utils.split_rows(kept, config)
         order = kept.split.map(SPLITS.index)
         kept = kept.assign(order=order).sort_values(["order", "n_stages", "program", "instance", "schedule", "collection"], kind="stable")
+        (folder / "meta.json").unlink(missing_ok=True)  # until everything else is there, so that it never describes other shards
         shards = write_shards(kept, spool, folder, config.shard_size)
 
     by_split = {split: kept[kept.split == split] for split in SPLITS}

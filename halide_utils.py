@@ -52,14 +52,14 @@ class ProgramSpec:
     generator: str = ""
     max_stages: int = 25
 
-    def build(self, params=None):
-        """The unscheduled hl.Pipeline. `params` are the autoscheduler's, so that `using_autoscheduler()` is true in a Generator."""
+    def build(self):
+        """The unscheduled hl.Pipeline; `using_autoscheduler()` is true in a Generator, which so leaves out its own schedule."""
         if not self.path:
             return random_programs.build(self.seed, self.max_stages)[0]
         module = load_module(self.path)
         if not self.generator:
             return module.build()
-        with hl.GeneratorContext(hl.get_host_target(), params or autoscheduler_params()):
+        with hl.GeneratorContext(hl.get_host_target(), autoscheduler_params()):
             return hl._create_python_generator(self.generator, hl.active_generator_context())._build_pipeline()
 
 
@@ -131,8 +131,8 @@ def autoscheduler_params(**extra):
 
 
 @functools.cache
-def load_autoscheduler(name="adams2019"):
-    hl.load_plugin(str(LIBRARIES / f"libautoschedule_{name}.so"))
+def load_autoscheduler():
+    hl.load_plugin(str(LIBRARIES / "libautoschedule_adams2019.so"))
 
 
 @functools.cache

@@ -224,6 +224,9 @@ def test_mistakes_get_one_clear_line(tmp_path):
     run("generate_dataset.py", *flags(tmp_path))  # an empty split is legal here
     expect_user_error(run("train_model.py", *flags(tmp_path), check=False), "split is empty")
     expect_user_error(run("train_model.py", *flags(tmp_path), "--device=cuda", check=False), "cuda")
+    before = meta_of(tmp_path)
+    expect_user_error(run("generate_dataset.py", *flags(tmp_path), "--raw_path=misspelt", check=False), "misspelt")
+    assert meta_of(tmp_path) == before  # a wrong path costs nothing that is there
 
 
 def test_evaluating_without_a_checkpoint(trained, tmp_path):
