@@ -359,7 +359,8 @@ def measure(run, candidate, progress):
     """Measure one compiled candidate alone on the machine; a measurement on a busy machine is repeated."""
     tries = []
     while len(tries) < TRIES:
-        wait_for_calm()
+        if tries:
+            wait_for_calm()
         candidate.send("measure")
         message = candidate.receive(MEASURE_SECONDS, ("too_slow", f"not measured within {MEASURE_SECONDS} s"))
         if message[0] == "failed":
@@ -449,7 +450,7 @@ def main():
             shutil.rmtree(output)
             return
         raise UserError(f"{output}.tar.xz is there already and packed collections are never rewritten; give another --output")
-    Candidate.context.set_forkserver_preload(["halide_utils"])
+    Candidate.context.set_forkserver_preload(["warm_halide", "collect_schedules"])
     make_folder(output, "output")
     note = output / "collection.json"
     machine = describe_machine()
