@@ -52,6 +52,9 @@ class Config(BaseSettings):
     centred_loss_weight: float = Field(ge=0, description="weight of the loss on residuals centred per program")
     ranking_loss_weight: float = Field(ge=0, description="weight of the pairwise ranking loss within a program")
 
+    drop_features: str = Field(description="features the model is not shown, as patterns separated by commas, say log_cost_*; empty: none")
+    init_from: str = Field(description="checkpoint to start from instead of random weights; empty: none")
+
     members: int = Field(ge=1, description="LSTMs trained side by side and averaged")
     embed_size: int = Field(ge=1, description="width of a stage's embedding")
     hidden_size: int = Field(ge=1, description="width of the LSTM in each direction")
@@ -64,6 +67,8 @@ class Config(BaseSettings):
     seed: int = Field(ge=0, lt=2**31, description="of every random choice")
     device: Literal["auto", "cpu", "cuda"] = Field(description="where the model runs")
     num_threads: int = Field(ge=0, description="processor cores to use; 0: all")
+    backend: Literal["loky", "dask"] = Field(description="where tasks fan out: processes on this machine, or a Dask cluster")
+    scheduler_address: str = Field(description="of the Dask cluster, say tcp://host:8786; only with backend dask")
     resume: bool = Field(description="go on from the last checkpoint in run_path")
 
     @model_validator(mode="after")
@@ -74,6 +79,8 @@ class Config(BaseSettings):
             raise ValueError(f"fold is {self.fold} but folds is 0: give both")
         if self.folds and self.fold >= self.folds:
             raise ValueError(f"fold is {self.fold}: with folds {self.folds} it goes from 0 to {self.folds - 1}")
+        if (self.backend == "dask") != bool(self.scheduler_address):
+            raise ValueError(f"backend is {self.backend} and scheduler_address is {self.scheduler_address!r}: dask needs an address, loky takes none")
         if self.folds == 0 and self.val_fraction + self.test_fraction >= 1:
             raise ValueError("val_fraction + test_fraction leaves nothing to train on: make their sum less than 1")
         return self

@@ -51,9 +51,10 @@ STAGE_BYTES = 4 * (N_SCHEDULE + N_HISTOGRAMS * len(TYPES))  # 1,304
 ANDERSON_STAGE_BYTES = 1440  # Anderson2021, for GPUs: 73 + 287 floats
 # JSON dumps do not tell types: their histograms go into a column of their own behind Halide's seven types.
 TYPE_COLUMNS = [*TYPES, "unknown"]
+STAGE_COUNTS = N_HISTOGRAMS * len(TYPE_COLUMNS)  # algorithm features of a stage
 
 COMPANION_NAMES = ("bench.txt", "collection.json", "program.json")
-COMPANION_SUFFIXES = (".schedule.h", ".weights", ".log", ".tmp")  # .tmp: a file somebody is still writing
+COMPANION_SUFFIXES = (".schedule.h", ".weights", ".log", ".lock", ".tmp")  # .tmp: a file somebody is still writing
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".zip")
 ARCHIVE_ERRORS = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, OSError, RuntimeError, TypeError, ValueError)
 MAX_DUMP_BYTES = 2**28
@@ -422,7 +423,7 @@ def _check(schedule, max_runtime_ms, need_runtime):
 OP_CLASSES = {
     "arithmetic": ["add", "sub", "mul"], "division": ["div", "mod"], "conversion": ["cast"], "math": ["extern_call"],
     "choice": ["min", "max", "eq", "ne", "lt", "le", "and", "or", "not", "select"],
-    "load": ["image_call", "func_call", "self_call"], "index": ["const", "variable", "param", "let"],
+    "load": ["image_call", "func_call"], "accumulation": ["self_call"], "index": ["const", "variable", "param", "let"],
 }  # fmt: skip
 
 
@@ -439,10 +440,11 @@ def featurize(schedule):
     by_type = ops.sum(1)  # (T, 8)
     by_class = {name: ops[:, [OPS.index(op) for op in members]].sum((1, 2)) for name, members in OP_CLASSES.items()}
     position = np.arange(len(h))
+    loops = _loop_bodies(s)
     columns = [
         np.log1p(schedule.schedule_features),
-        np.stack(list(_ratios(s).values()), 1),
-        np.log1p(np.stack(list(_cost_terms(s, by_class).values()), 1)),
+        np.stack(list(_ratios(s, loops).values()), 1),
+        np.log1p(np.stack(list(_cost_terms(s, loops, by_class).values()), 1)),
         np.log1p(np.stack([work, position, len(h) - 1 - position], 1)),
         types > 0,
         np.log1p(by_type),
@@ -453,16 +455,45 @@ def featurize(schedule):
     return np.concatenate(columns, 1).astype(np.float32)
 
 
-def _ratios(s):
+def _loop_bodies(s):
+    """How often the innermost loop body of each stage runs, (T,) each: over `full` vectors, over `partial` ones, and over `scalar`s.
+
+    num_vectors and num_scalars count the points that are asked for, as if what is left beyond whole vectors ran one point at a time.
+    What Halide runs is a vector there, too, most of whose lanes may be waste: points_computed_per_production has its loops' extents
+    rounded up, so it tells. An inlined stage runs with its consumer's loops, as often as it is called in them.
+    """
+    is_vector = s["vector_size"] > 1
+    executed = s["num_productions"] * s["points_computed_per_production"] / np.maximum(s["vector_size"], 1)
+    full = np.where(is_vector, np.minimum(s["num_vectors"], executed), 0)
+    bodies = {"full": full, "partial": np.where(is_vector, executed - full, 0), "scalar": np.where(is_vector, 0, executed)}
+    for t in np.flatnonzero(s["inlined_calls"] > 0):
+        points = s["num_vectors"][t] * s["vector_size"][t] + s["num_scalars"][t]
+        calls = s["inlined_calls"][t] / max(points, 1)
+        same = (s["num_vectors"][:t] == s["num_vectors"][t]) & (s["num_scalars"][:t] == s["num_scalars"][t]) & (s["inlined_calls"][:t] == 0)
+        if same.any():
+            consumer = np.flatnonzero(same)[-1]
+            values = [bodies[kind][consumer] for kind in bodies]
+        else:  # called by several, whose sums these are
+            values = [s["num_vectors"][t], 0, s["num_scalars"][t]] if not is_vector[t] else [s["num_vectors"][t], s["num_scalars"][t] / s["vector_size"][t], 0]
+        for kind, value in zip(bodies, values):
+            bodies[kind][t] = calls * value
+    return bodies
+
+
+def _ratios(s, loops):
     """Shares and flags, (T,) each, from schedule features by name."""
     def log_ratio(a, b):
         return np.log1p(s[a]) - np.log1p(s[b])
 
+    padding = np.log1p(s["num_productions"] * s["points_computed_per_production"]) - np.log1p(s["points_computed_total"])
     instances = s["num_vectors"] + s["num_scalars"]
     tasks = s["inner_parallelism"] * s["outer_parallelism"]
     return {
         "recompute": log_ratio("points_computed_total", "points_computed_minimum"),
         "productions_per_realization": log_ratio("num_productions", "num_realizations"),
+        "padding": padding,
+        "outer_padding": _outer_padding(s, padding),
+        "partial_share": loops["partial"] / np.maximum(loops["full"] + loops["partial"] + loops["scalar"], 1),
         "vector_fill": s["vector_size"] / np.maximum(s["native_vector_size"], 1),
         "vector_share": s["num_vectors"] / np.maximum(instances, 1),
         "points_per_instance": np.log1p(s["points_computed_total"] / np.maximum(instances, 1)),
@@ -483,25 +514,40 @@ def _ratios(s):
     }  # fmt: skip
 
 
-def _cost_terms(s, ops):
+def _outer_padding(s, padding):
+    """Padding of the loops that a stage probably lies in, (T,): those of the last stage before it that is produced less often.
+
+    Halide counts the productions of a stage inside another's loops as if those loops ended where what is asked for ends.
+    """
+    outer, total = np.zeros(len(padding)), np.zeros(len(padding))
+    computed = np.flatnonzero(s["inlined_calls"] == 0)
+    for t in computed:
+        around = computed[(computed < t) & (s["num_productions"][computed] < s["num_productions"][t])]
+        outer[t] = total[around[-1]] if len(around) else 0.0
+        total[t] = max(padding[t], 0.0) + outer[t]
+    return outer
+
+
+def _cost_terms(s, loops, ops):
     """Counts of events that take time, (T,) each: what Adams2019's cost model weighs, and the operations done by class."""
     inlined, parallel = s["inlined_calls"] > 0, s["inner_parallelism"] > 1
     innermost_task = np.maximum(s["innermost_bytes_at_task"], 1)
+    vectors = loops["full"] + loops["partial"]
     instances = s["num_vectors"] + s["num_scalars"]
     lines_written = s["inner_parallelism"] * s["bytes_at_task"] / innermost_task
     sharing = parallel * instances / innermost_task
     return {
-        "vector_points": ~inlined * s["num_vectors"] * s["vector_size"],
-        "scalar_points": ~inlined * s["num_scalars"],
-        "inlined_vector_points": inlined * s["num_vectors"] * s["vector_size"],
-        "inlined_scalar_points": inlined * s["num_scalars"],
+        "vector_points": ~inlined * vectors * s["vector_size"],
+        "scalar_points": ~inlined * loops["scalar"],
+        "inlined_vector_points": inlined * vectors * s["vector_size"],
+        "inlined_scalar_points": inlined * loops["scalar"],
         "lines_read": s["num_realizations"] * s["unique_lines_read_per_realization"],
         "bytes_read": s["num_realizations"] * s["unique_bytes_read_per_realization"],
-        "gathers": s["num_vectors"] * s["scalar_loads_per_vector"],
-        "scalar_loads": s["num_scalars"] * s["scalar_loads_per_scalar"],
-        "vector_loads": s["num_vectors"] * s["vector_loads_per_vector"],
-        "lines_read_by_vectors": s["num_vectors"] * s["unique_lines_read_per_vector"],
-        "bytes_read_by_vectors": s["num_vectors"] * s["unique_bytes_read_per_vector"],
+        "gathers": vectors * s["scalar_loads_per_vector"],
+        "scalar_loads": loops["scalar"] * s["scalar_loads_per_scalar"],
+        "vector_loads": vectors * s["vector_loads_per_vector"],
+        "lines_read_by_vectors": vectors * s["unique_lines_read_per_vector"],
+        "bytes_read_by_vectors": vectors * s["unique_bytes_read_per_vector"],
         "lines_read_by_tasks": s["num_productions"] * s["inner_parallelism"] * s["unique_lines_read_per_task"],
         "bytes_read_by_tasks": s["num_productions"] * s["inner_parallelism"] * s["unique_bytes_read_per_task"],
         "bytes_written": s["num_realizations"] * s["bytes_at_realization"],
@@ -513,16 +559,17 @@ def _cost_terms(s, ops):
         "parallel_launches": parallel * s["num_productions"],
         "parallel_tasks": parallel * s["num_productions"] * s["inner_parallelism"],
         "working_set_traffic": s["num_productions"] * s["working_set_at_production"],
-        **{f"vector_{name}": s["num_vectors"] * count for name, count in ops.items()},
-        **{f"scalar_{name}": s["num_scalars"] * count for name, count in ops.items()},
+        "math_lanes": vectors * s["vector_size"] * ops["math"],
+        **{f"{kind}_{name}": bodies * count for kind, bodies in loops.items() for name, count in ops.items()},
     }
 
 
 def _feature_units():
     nothing = {name: np.zeros(1) for name in SCHEDULE_FEATURES}
     units = {f"log_{name}": "log1p of Halide's feature" for name in SCHEDULE_FEATURES}
-    units |= {name: "ratio, log ratio or flag" for name in _ratios(nothing)}
-    units |= {f"log_cost_{name}": "log1p of events a run" for name in _cost_terms(nothing, dict.fromkeys(OP_CLASSES, 0))}
+    loops = _loop_bodies(nothing)
+    units |= {name: "ratio, log ratio or flag" for name in _ratios(nothing, loops)}
+    units |= {f"log_cost_{name}": "log1p of events a run" for name in _cost_terms(nothing, loops, dict.fromkeys(OP_CLASSES, 0))}
     units |= {"log_work": "log1p of operations a run", "log_stages_before": "log1p of stages", "log_stages_after": "log1p of stages"}
     units |= {f"uses_{type}": "flag" for type in TYPE_COLUMNS}
     units |= {f"log_ops_{type}": "log1p of operations a point" for type in TYPE_COLUMNS}
@@ -578,7 +625,7 @@ def holdout_name(collection, names):
 
 # Shards
 
-SHARD_NAME = re.compile(r"(train|val|test|holdout)-\d{5}\.safetensors")
+SHARD_NAME = re.compile(r"(train|val|test|holdout|programs)-\d{5}\.safetensors")
 
 
 def write_shard(path, sequences, rows):
@@ -590,6 +637,16 @@ def write_shard(path, sequences, rows):
     tensors = {"features": features, "lengths": lengths, "log_runtime": np.log(rows.runtime_ms.to_numpy(np.float64)).astype(np.float32)}
     tensors |= {name: rows[name].to_numpy(np.int64) for name in ("program", "instance", "schedule")}
     save_file(tensors, path)
+
+
+def write_programs(path, programs):
+    """The algorithm features of some programs: {program hash: (T * 41 * 8,) float32}."""
+    save_file({hex_id(p): np.array(values).reshape(-1, N_HISTOGRAMS, len(TYPE_COLUMNS)) for p, values in programs.items()}, path)
+
+
+def read_programs(data_path, meta):
+    """{program hash: algorithm features (T, 41, 8)} of every program of processed data, mapped from disk."""
+    return {int(name, 16): tensor for file in meta["program_files"] for name, tensor in _read_tensors(Path(data_path) / file).items()}
 
 
 def read_meta(data_path):
@@ -608,15 +665,15 @@ def read_meta(data_path):
 
 def read_shards(data_path, meta, split):
     """Arrays of every shard of `split`: a list of dicts as write_shard wrote them, mapped from disk, shortest sequences first."""
-    shards = []
-    for name in meta["shards"][split]:
-        path = Path(data_path) / name
-        try:
-            with safe_open(path, "pt") as f:
-                shards.append({key: f.get_tensor(key) for key in f.keys()})
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{path}: can't be read ({error}); run generate_dataset.py again") from None
-    return shards
+    return [_read_tensors(Path(data_path) / name) for name in meta["shards"][split]]
+
+
+def _read_tensors(path):
+    try:
+        with safe_open(path, "pt") as f:
+            return {key: f.get_tensor(key) for key in f.keys()}
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: can't be read ({error}); run generate_dataset.py again") from None
 
 
 def read_rows(data_path):

@@ -15,6 +15,7 @@ import orjson
 import pandas as pd
 
 import baselines
+import correction
 import data_utils
 import metrics
 import train_utils
@@ -26,13 +27,22 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 
 def predict_all(config, model, device, train, val, others):
-    """{model name: [predicted log-runtime of each of `others`]}, the LSTM first."""
+    """({model name: [predicted log-runtime of each of `others`]}, the LSTM first; {rival left out: why})."""
     predicted = {"lstm": [train_utils.predict(model, rows, device) for rows in others]}
     predicted["constant"] = baselines.constant(train, val, others)
     if config["split_by"] == "schedule":
         predicted["program_mean"] = baselines.program_mean(train, val, others)
     predicted["hist_gradient_boosting"] = baselines.hist_gradient_boosting(train, val, others)
-    return predicted
+    left_out = {}
+    if why := baselines.why_no_halide_model(train, val, others):
+        left_out["adams2019"] = why
+    else:
+        predicted["adams2019"] = baselines.adams2019(train, val, others)
+    if why := why or baselines.why_no_retraining(train):
+        left_out["adams2019_retrained"] = why
+    else:
+        predicted["adams2019_retrained"] = baselines.adams2019_retrained(train, val, others)
+    return predicted, left_out
 
 
 def program_lines(rows, names, log_predicted):
@@ -48,6 +58,25 @@ def program_lines(rows, names, log_predicted):
         line |= {name: order.get(name) for name in ("spearman", "pairwise_accuracy", "top1_regret", "top5_regret")}
         lines.append({k: v.item() if isinstance(v, np.generic) else v for k, v in line.items()})
     return sorted(lines, key=lambda line: -line["median_ape"])
+
+
+def leakage(test, train, val):
+    """How much of the test split the model has seen in training or validation: programs, and schedules (identical features)."""
+    def ids(columns, *splits):
+        return {row for rows in splits for row in zip(*(getattr(rows, column).tolist() for column in columns))}
+
+    columns = {"programs": ["program"], "schedules": ["program", "schedule"]}
+    return {name: len(ids(c, test) & ids(c, train, val)) for name, c in columns.items()}
+
+
+def worst_misses(rows, table, log_predicted, n=10):
+    """The `n` rows whose predictions are furthest off: their files, so that somebody can look at the schedule."""
+    residual = log_predicted - rows.log_runtime
+    worst = np.argsort(-np.abs(residual))[:n]
+    return [
+        {"file": table.file.iloc[i], "runtime_ms": float(np.exp(rows.log_runtime[i])), "predicted_ms": float(np.exp(log_predicted[i]))}
+        for i in worst.tolist()
+    ]
 
 
 def write_predictions(path, rows, log_predicted, half_width):
@@ -78,6 +107,7 @@ def write_markdown(path, report):
         f"# Report\n\nSplit by {report['split_by']}; test: {n['schedules']} {'schedules of ' + str(n['programs']) + ' programs' if report['split_by'] == 'program' else 'schedules'} never trained on.\n",
         table(report["models"]), "",
     ]  # fmt: skip
+    parts += [f"Without {name}: {why}.\n" for name, why in report["left_out"].items()]
     low_high = report["confidence"].get("lstm")
     if low_high:
         parts.append("Confidence intervals of the LSTM (bootstrap over programs): " + "; ".join(f"{TITLES[k]} {_number(a)} to {_number(b)}" for k, (a, b) in low_high.items() if a is not None) + ".\n")  # fmt: skip
@@ -88,6 +118,18 @@ def write_markdown(path, report):
         parts.append("Noise ceiling: unknown, no schedule was measured twice.\n")
     interval = report["interval"]
     parts.append(f"Intervals: {interval['coverage']:.1%} of the test rows lie within the {interval['level']:.0%} interval (a factor of {np.exp(interval['log_half_width']):.2f} either way).\n")  # fmt: skip
+    seen = report["leakage"]
+    expected = " (a split by schedule shares programs by design)" if report["split_by"] == "schedule" else ""
+    parts.append(f"Leakage: {seen['programs']} test programs and {seen['schedules']} test schedules are in the training or validation split{expected}.\n")
+    if report["few_shot"]:
+        parts.append("## After measuring k schedules of a new program\n\nErrors on its other schedules, corrected by those k and not.\n")
+        parts.append("| k | programs | MSE log | not corrected | median APE % | not corrected |\n|---|---|---|---|---|---|")
+        keys = ("mse_log", "uncorrected_mse_log", "median_ape", "uncorrected_median_ape")
+        parts += [f"| {line['k']} | {line['programs']} | " + " | ".join(_number(line[key]) for key in keys) + " |" for line in report["few_shot"]]
+        parts.append("")
+    parts.append("## Worst misses\n\n| file | measured ms | predicted ms |\n|---|---|---|")
+    parts += [f"| {line['file']} | {_number(line['runtime_ms'])} | {_number(line['predicted_ms'])} |" for line in report["worst_misses"]]
+    parts.append("")
     columns = ["name", "schedules", "stages", "fastest_ms", "median_ape", "spearman", "top1_regret", "top5_regret"]
     for title, lines in [("Test programs, worst predicted first", report["programs"][:20])] + [(f"Holdout: {c}", h["programs"]) for c, h in report["holdout"].items()]:
         parts.append(f"## {title}\n")
@@ -154,7 +196,7 @@ def main():
     if trained["data"] != train_utils.fingerprint(train, val):
         raise UserError(f"{checkpoint}: was trained on other schedules than the training split of {config.data_path}; run train_model.py again")
     run = make_folder(config.run_path, "run_path")
-    predicted = predict_all(meta["split"], model, device, train, val, [test, holdout])
+    predicted, left_out = predict_all(meta["split"], model, device, train, val, [test, holdout])
     half_width = trained["interval"]["log_half_width"]
 
     def coverage(rows, log_predicted):
@@ -167,12 +209,16 @@ def main():
         "split_by": meta["split"]["split_by"],
         "counts": meta["counts"],
         "models": {name: metrics.all_metrics(test.instance, log_runtime, p) for name, (p, _) in predicted.items()},
+        "left_out": left_out,
         "confidence": {
             name: metrics.bootstrap(test.program, test.instance, log_runtime, p, config.bootstrap_samples, 0.95, config.seed)
             for name, (p, _) in predicted.items()
         },
         "noise_ceiling": metrics.noise_ceiling(rows[rows.collection.isin(test_rows.collection)], log_runtime),
         "interval": {**trained["interval"], "coverage": coverage(test, predicted["lstm"][0]), "coverage_holdout": coverage(holdout, predicted["lstm"][1])},
+        "few_shot": correction.few_shot_errors(test.instance, log_runtime, predicted["lstm"][0], trained["offset_variance"], config.seed),
+        "leakage": leakage(test, train, val),
+        "worst_misses": worst_misses(test, test_rows, predicted["lstm"][0]),
         "programs": program_lines(test, _names(test_rows), predicted["lstm"][0]),
         "holdout": {},
     }  # fmt: skip

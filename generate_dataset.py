@@ -4,10 +4,11 @@
     python generate_dataset.py --raw_path my_samples/,more.tar.xz --data_path data/mine
 
 Reads raw_path (.sample, .featurization with bench.txt, JSON dumps, archives of them; see data_utils.iter_dumps and parse_dump).
-Writes data_path: SPLIT-NNNNN.safetensors (shards), meta.json, schedules.csv (a row a kept schedule, in shard order) and
-dropped.csv (a row a dump that can't be used, with its reason).
+Writes data_path: SPLIT-NNNNN.safetensors (shards), programs-NNNNN.safetensors (each program's histograms by type), meta.json,
+schedules.csv (a row a kept schedule, in shard order) and dropped.csv (a row a dump that can't be used, with its reason).
 """
 
+import contextlib
 import hashlib
 import itertools
 import tempfile
@@ -16,10 +17,11 @@ from collections import Counter
 import numpy as np
 import orjson
 import pandas as pd
-from joblib import Parallel, cpu_count, delayed
+from joblib import Parallel, delayed
 
 import data_utils
 from config import UserError, load_config, make_folder, run_script
+from fan_out import fan_out
 
 CHUNK = 64  # dumps a task of the readers
 FEW_CHUNKS = 16  # with fewer, starting more processes takes longer than reading
@@ -30,8 +32,9 @@ SPLITS = ["train", "val", "test", "holdout"]
 
 
 def parse_chunk(dumps, max_runtime_ms):
-    """For each Dump: (hash of its contents, row, features (T, F)), or (hash, None, (reason, detail)) where it can't be used."""
-    results = []
+    """For each Dump: (hash of its contents, row, (features (T, F), algorithm features (T, 41, 8) or None)), or (hash, None,
+    (reason, detail)) where it can't be used. The algorithm features come with the first schedule of a program alone."""
+    results, programs = [], set()
     for dump in dumps:
         try:
             dump.data = data_utils.read_bytes(dump)
@@ -43,7 +46,9 @@ def parse_chunk(dumps, max_runtime_ms):
         instance = data_utils.stable_hash(schedule.instance, dump.root, dump.collection)
         both = data_utils.stable_hash(schedule.algorithm_features, schedule.schedule_features)
         row = (dump.collection, dump.file, schedule.program, instance, schedule.schedule, both, schedule.runtime_ms)
-        results.append((_digest(dump), row, data_utils.featurize(schedule)))
+        algorithm = None if schedule.program in programs else schedule.algorithm_features
+        programs.add(schedule.program)
+        results.append((_digest(dump), row, (data_utils.featurize(schedule), algorithm)))
     return results
 
 
@@ -51,17 +56,17 @@ def _digest(dump):
     return hashlib.sha256(dump.file.encode() + b"\0" + (dump.data or b"") + (dump.bench or b"")).digest()
 
 
-def read_dumps(config, spool):
-    """Parse every dump under raw_path; features go to the file `spool`, the rest into memory.
+def read_dumps(config, spool, program_spool):
+    """Parse every dump under raw_path; features go to the file `spool`, those of the algorithms to `program_spool`, the rest into memory.
 
-    Returns rows (DataFrame of COLUMNS), dropped (DataFrame: file, reason, detail) and sources {collection: {dumps, sha256}}.
+    Returns rows (DataFrame of COLUMNS), dropped (DataFrame: file, reason, detail), sources {collection: {dumps, sha256}} and programs
+    {program: (offset in program_spool, stages)}.
     """
     dumps = data_utils.iter_dumps(config.raw_path, config.holdout_names)
     chunks = iter(lambda: list(itertools.islice(dumps, CHUNK)), [])
     chunks = ((chunk, [(dump.collection, dump.file) for dump in chunk]) for chunk in chunks)
     head = list(itertools.islice(chunks, FEW_CHUNKS))
-    n_jobs = 1 if len(head) < FEW_CHUNKS else config.num_threads or cpu_count()
-    labels, rows, dropped, sources = [], [], [], {}
+    labels, rows, dropped, sources, programs = [], [], [], {}, {}
 
     def tasks():
         for chunk, names in itertools.chain(head, chunks):
@@ -69,20 +74,26 @@ def read_dumps(config, spool):
             yield delayed(parse_chunk)(chunk, config.max_runtime_ms)
 
     offset = 0
-    for results in Parallel(n_jobs=n_jobs, return_as="generator")(tasks()):
-        for (collection, file), (digest, row, value) in zip(labels.pop(0), results):
-            source = sources.setdefault(collection, {"dumps": 0, "sha256": 0})
-            source["dumps"] += 1
-            source["sha256"] = (source["sha256"] + int.from_bytes(digest)) % 2**256  # the same whatever the order
-            if row is None:
-                dropped.append((file, *value))
-                continue
-            rows.append((*row, len(value), offset))
-            offset += spool.write(value.tobytes())
-    spool.flush()
+    with fan_out(config) if len(head) == FEW_CHUNKS else contextlib.nullcontext(1) as n_jobs:
+        for results in Parallel(n_jobs=n_jobs, return_as="generator")(tasks()):
+            for (collection, file), (digest, row, value) in zip(labels.pop(0), results):
+                source = sources.setdefault(collection, {"dumps": 0, "sha256": 0})
+                source["dumps"] += 1
+                source["sha256"] = (source["sha256"] + int.from_bytes(digest)) % 2**256  # the same whatever the order
+                if row is None:
+                    dropped.append((file, *value))
+                    continue
+                features, algorithm = value
+                rows.append((*row, len(features), offset))
+                offset += spool.write(features.tobytes())
+                program = row[COLUMNS.index("program")]
+                if algorithm is not None and program not in programs:
+                    programs[program] = (program_spool.tell(), len(algorithm))
+                    program_spool.write(algorithm.tobytes())
+    spool.flush(), program_spool.flush()
     for source in sources.values():
         source["sha256"] = f"{source['sha256']:064x}"
-    return pd.DataFrame(rows, columns=COLUMNS), pd.DataFrame(dropped, columns=["file", "reason", "detail"]), sources
+    return pd.DataFrame(rows, columns=COLUMNS), pd.DataFrame(dropped, columns=["file", "reason", "detail"]), sources, programs
 
 
 def merge_duplicates(rows):
@@ -116,11 +127,21 @@ def write_shards(rows, spool, folder, shard_size):
     return names
 
 
+def write_programs(programs, spool, folder, shard_size):
+    """Write the algorithm features of `programs` (as of read_dumps), some in a file; returns the file names."""
+    values = np.memmap(spool, np.float32, "r")
+    names, items = [], sorted(programs.items())
+    for start in range(0, len(items), shard_size):
+        names.append(f"programs-{start // shard_size:05d}.safetensors")
+        data_utils.write_programs(folder / names[-1], {p: values[o // 4 :][: n * data_utils.STAGE_COUNTS] for p, (o, n) in items[start : start + shard_size]})
+    return names
+
+
 def main():
     config = load_config()
     folder = make_folder(config.data_path, "data_path")
-    with tempfile.TemporaryFile(dir=folder) as spool:
-        rows, dropped, sources = read_dumps(config, spool)
+    with tempfile.TemporaryFile(dir=folder) as spool, tempfile.TemporaryFile(dir=folder) as program_spool:
+        rows, dropped, sources, programs = read_dumps(config, spool, program_spool)
         dropped.to_csv(folder / "dropped.csv", index=False)
         reasons = Counter(dropped.reason)
         if rows.empty:
@@ -132,6 +153,7 @@ def main():
         kept = kept.assign(order=order).sort_values(["order", "n_stages", "program", "instance", "schedule", "collection"], kind="stable")
         (folder / "meta.json").unlink(missing_ok=True)  # until everything else is there, so that it never describes other shards
         shards = write_shards(kept, spool, folder, config.shard_size)
+        program_files = write_programs(programs, program_spool, folder, config.shard_size)
 
     by_split = {split: kept[kept.split == split] for split in SPLITS}
     counts = {
@@ -139,11 +161,12 @@ def main():
         "programs": kept.program.nunique(),
         "splits": {split: {"programs": part.program.nunique(), "schedules": len(part)} for split, part in by_split.items()},
     }  # fmt: skip
-    programs = {split: sorted({data_utils.hex_id(p) for p in part.program}) for split, part in by_split.items()}
+    program_ids = {split: sorted({data_utils.hex_id(p) for p in part.program}) for split, part in by_split.items()}
     split = {key: getattr(config, key) for key in ("split_by", "val_fraction", "test_fraction", "folds", "fold", "holdout")}
     meta = {
         "features": data_utils.FEATURES, "units": data_utils.FEATURE_UNITS, "log_runtime": "natural logarithm of milliseconds",
-        "sources": sources, "counts": counts, "split": {**split, "programs": programs}, "shards": shards,
+        "sources": sources, "counts": counts, "split": {**split, "programs": program_ids}, "shards": shards,
+        "program_files": program_files,
     }  # fmt: skip
     public = kept[PUBLIC].copy()
     for column in ("program", "instance", "schedule"):

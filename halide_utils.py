@@ -4,11 +4,13 @@ Used by the scripts that measure; the scripts that learn never import it. Needs 
 the compiler, the Python bindings and the Adams2019 autoscheduler with its trained weights inside.
 """
 
+import ctypes
 import functools
 import importlib.util
 import os
 import re
 import struct
+import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
@@ -27,9 +29,9 @@ WEIGHTS_HEADER = struct.pack("<4I", 0x68776631, 3, 3, 6)
 WEIGHT_SHAPES = [(8, 40, 7), (8,), (24, 39), (24,), (32, 32), (32,)]
 
 # The benchmark protocol, after Halide's tools/halide_benchmark.h: batches of calls, of which the fastest counts, until the best
-# and the third best agree. For 0.4 s at the least, because on two threads the minimum of a few calls is off by up to a third.
-WARM_UP_CALLS = 1
-MIN_BENCHMARK_SECONDS, MAX_BENCHMARK_SECONDS, BATCH_SECONDS = 0.4, 1.2, 0.002
+# and the third best agree. For 0.6 s at the least, because on two threads the minimum of a few calls is off by up to a third.
+WARM_UP_CALLS, PLACEMENTS = 1, 3
+MIN_BENCHMARK_SECONDS, MAX_BENCHMARK_SECONDS, BATCH_SECONDS = 0.6, 1.5, 0.002
 AGREEMENT = 0.03
 # More of the machine than this used by others while a schedule runs spoils its measurement.
 FOREIGN_SHARE_LIMIT = 0.05
@@ -142,12 +144,24 @@ def baseline_weights():
     at = data.rfind(WEIGHTS_HEADER)
     if at < 0:
         raise RuntimeError("no trained weights found in libautoschedule_adams2019.so: is this halide==21.0.0?")
+    return _parse_weights(data, at, "libautoschedule_adams2019.so")
+
+
+def read_weights(path):
+    """The arrays of a `.weights` file, as baseline_weights gives them. Raises RuntimeError where `path` is no such file."""
+    data = Path(path).read_bytes()
+    if not data.startswith(WEIGHTS_HEADER):
+        raise RuntimeError(f"{path}: not weights of Adams2019 as of Halide 21")
+    return _parse_weights(data, 0, path)
+
+
+def _parse_weights(data, at, where):
     at += len(WEIGHTS_HEADER)
     arrays = []
     for shape in WEIGHT_SHAPES:
         n_dims, *extents = struct.unpack_from(f"<{1 + len(shape)}I", data, at)
         if n_dims != len(shape) or tuple(extents) != shape:
-            raise RuntimeError(f"unexpected shape {extents} in the trained weights of libautoschedule_adams2019.so")
+            raise RuntimeError(f"{where}: unexpected shape {extents} among its weights")
         at += 4 * (1 + len(shape))
         arrays.append(np.frombuffer(data, "<f4", int(np.prod(shape)), at))
         at += arrays[-1].nbytes
@@ -208,6 +222,24 @@ def schedule_everything_at_root(pipeline):
     """The schedule of the reference: every Func computed in full before its readers. Slow, but it always compiles."""
     for func in functions(pipeline):
         func.compute_root()
+
+
+def calibration_pipelines():
+    """{name: hl.Pipeline}: fixed work with a fixed schedule on all cores, whose time tells how fast the machine is today."""
+    x, y, xi, yi = hl.vars("x y xi yi")
+    r = hl.RDom([(0, 64)])
+    image = hl.ImageParam(hl.Float(32), 2, "image")
+    image.set_estimates([(0, 4096), (0, 2048)])
+    memory, arithmetic, mathematics = hl.Func("memory"), hl.Func("arithmetic"), hl.Func("mathematics")
+    memory[x, y] = image[x, y] + image[4095 - x, y]
+    memory.set_estimates([(0, 4096), (0, 2048)]).parallel(y, 64).vectorize(x, 8)
+    arithmetic[x, y] = 0.0
+    arithmetic[x, y] += image[x + r, y] * image[r, y]
+    arithmetic.set_estimates([(0, 2048), (0, 128)]).parallel(y, 8).vectorize(x, 8)
+    arithmetic.update().tile(x, y, xi, yi, 32, 1).reorder(xi, r.x, yi, x, y).vectorize(xi, 8).unroll(xi).parallel(y, 8)
+    mathematics[x, y] = hl.exp(image[x, y]) * hl.log(image[x, y] + 1.0)
+    mathematics.set_estimates([(0, 2048), (0, 256)]).parallel(y, 16).vectorize(x, 8)
+    return {f.name().split("$")[0]: hl.Pipeline(f) for f in (memory, arithmetic, mathematics)}
 
 
 # Running
@@ -271,8 +303,8 @@ def _allocate(type, region):
 class Program:
     """A scheduled pipeline, compiled for this machine: call it to run it once on its buffers."""
 
-    def __init__(self, pipeline):
-        self.callable = pipeline.compile_to_callable(pipeline.infer_arguments(), hl.get_host_target())
+    def __init__(self, pipeline, target=None):
+        self.callable = pipeline.compile_to_callable(pipeline.infer_arguments(), target or hl.get_host_target())
         self.pipeline = pipeline
 
     def allocate(self, seed):
@@ -326,32 +358,60 @@ def _cpu_seconds():
     return sum(t) - t.idle - getattr(t, "iowait", 0.0) - getattr(t, "guest", 0.0) - getattr(t, "guest_nice", 0.0), own.user + own.system
 
 
-def benchmark(run):
-    """Measure `run()` by Halide's protocol: the fastest batch, its time a call. Returns a Measurement."""
-    for _ in range(WARM_UP_CALLS):
-        run()
-    start = time.perf_counter()
-    run()
-    batch = max(1, int(BATCH_SECONDS / max(time.perf_counter() - start, 1e-7)))
-    times = []
-    busy_before, own_before = _cpu_seconds()
-    start = time.perf_counter()
-    while True:
-        before = time.perf_counter()
-        for _ in range(batch):
-            run()
-        now = time.perf_counter()
-        times.append((now - before) / batch)
-        wall = now - start
-        if len(times) >= 3 and wall >= MIN_BENCHMARK_SECONDS:
-            best, third = np.partition(times, 2)[[0, 2]]
-            if third <= best * (1 + AGREEMENT) or wall >= MAX_BENCHMARK_SECONDS:
-                break
-    busy, own = (after - before for after, before in zip(_cpu_seconds(), (busy_before, own_before)))
+def keep_memory():
+    """Make this process keep what it frees (glibc): else a schedule may or may not return its buffers to the system at every run.
+
+    Which of the two depends on what else lies on the heap, and getting the pages back can take longer than the schedule itself.
+    """
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+        libc.mallopt(-4, 0)  # M_MMAP_MAX
+
+
+def benchmark(program, seed):
+    """Measure a Program by Halide's protocol: the fastest batch, its time a call. Returns a Measurement.
+
+    In PLACEMENTS parts, each with buffers allocated afresh: where memory happens to lie decides what shares a cache line's place.
+    """
+    times, calls = [], 0
+    wall = busy = own = 0.0
+    for placement in range(1, PLACEMENTS + 1):
+        program.allocate(seed)
+        for _ in range(WARM_UP_CALLS):
+            program()
+        start = time.perf_counter()
+        program()
+        batch = max(1, int(BATCH_SECONDS / max(time.perf_counter() - start, 1e-7)))
+        before = _cpu_seconds()
+        start = time.perf_counter()
+        while True:
+            began = time.perf_counter()
+            for _ in range(batch):
+                program()
+            now = time.perf_counter()
+            times.append((now - began) / batch)
+            calls += batch
+            if len(times) >= 3 and wall + now - start >= MIN_BENCHMARK_SECONDS * placement / PLACEMENTS:
+                best, third = np.partition(times, 2)[[0, 2]]
+                if third <= best * (1 + AGREEMENT) or wall + now - start >= MAX_BENCHMARK_SECONDS * placement / PLACEMENTS:
+                    break
+        wall += now - start
+        after = _cpu_seconds()
+        busy, own = busy + after[0] - before[0], own + after[1] - before[1]
     return Measurement(
-        runtime_ms=float(best) * 1e3, samples=len(times), calls=len(times) * batch, spread=float(third / best) - 1, cpu_share=own / wall,
+        runtime_ms=float(best) * 1e3, samples=len(times), calls=calls, spread=float(third / best) - 1, cpu_share=own / wall,
         foreign_share=max(0.0, busy - own) / (wall * os.cpu_count()),
     )  # fmt: skip
+
+
+def run_under_profiler(pipeline, seed, seconds):
+    """Run a scheduled `pipeline` for a while; Halide's profiler prints how long each Func took."""
+    program = Program(pipeline, hl.get_host_target().with_feature(hl.TargetFeature.Profile))
+    program.allocate(seed)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        program()
 
 
 def foreign_share(seconds=0.1):

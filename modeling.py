@@ -16,12 +16,12 @@ CLIP = 6.0  # standard deviations; further out, a feature carries no more meanin
 
 
 class StageCosts(nn.Module):
-    """One member: how far each stage's log cost is from the linear model's, from normalised features."""
+    """One member: how far each stage's log cost is from the linear model's."""
 
-    def __init__(self, n_features, embed_size, hidden_size, lstm_layers, dropout):
+    def __init__(self, n_inputs, embed_size, hidden_size, lstm_layers, dropout):
         super().__init__()
         self.embed = nn.Sequential(
-            nn.Linear(n_features, 2 * embed_size), nn.GELU(), nn.LayerNorm(2 * embed_size), nn.Dropout(dropout),
+            nn.Linear(n_inputs, 2 * embed_size), nn.GELU(), nn.LayerNorm(2 * embed_size), nn.Dropout(dropout),
             nn.Linear(2 * embed_size, embed_size), nn.GELU(),
         )  # fmt: skip
         between = dropout if lstm_layers > 1 else 0.0
@@ -30,9 +30,9 @@ class StageCosts(nn.Module):
         with torch.no_grad():
             self.head[-1].weight.mul_(0.1)  # start close to the linear model
 
-    def forward(self, normalised, lengths):
-        """(B, T) corrections from normalised (B, T, F) and lengths (B,); meaningless where padded."""
-        embedded = self.embed(normalised)  # (B, T, E)
+    def forward(self, inputs, lengths):
+        """(B, T) corrections from inputs (B, T, n_inputs) and lengths (B,); meaningless where padded."""
+        embedded = self.embed(inputs)  # (B, T, E)
         packed = pack_padded_sequence(embedded, lengths.cpu(), batch_first=True, enforce_sorted=False)
         hidden, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=embedded.shape[1])  # (B, T, 2H)
         return self.head(torch.cat([hidden, embedded], 2)).squeeze(2)
@@ -56,7 +56,7 @@ class CostModel(nn.Module):
         self.register_buffer("feature_std", torch.ones(n_features))
         self.register_buffer("event_ms", torch.ones(2, len(cost_columns)))
         self.cost_columns, self.parallel_column = cost_columns, parallel_column
-        self.members = nn.ModuleList(StageCosts(n_features, embed_size, hidden_size, lstm_layers, dropout) for _ in range(members))
+        self.members = nn.ModuleList(StageCosts(n_features + 2, embed_size, hidden_size, lstm_layers, dropout) for _ in range(members))
 
     def set_statistics(self, mean, std, event_ms):
         """Take the training split's statistics: of each feature over stages, (F,) each, and the linear model's weights (2, K).
@@ -86,10 +86,13 @@ class CostModel(nn.Module):
         """
         assert features.ndim == 3 and features.shape[2] == len(self.feature_mean) and lengths.shape == features.shape[:1]
         normalised = ((features - self.feature_mean) / self.feature_std).clamp(-CLIP, CLIP)  # (B, T, F)
-        corrections = torch.stack([member(normalised, lengths) for member in self.members])  # (M, B, T)
-        costs = corrections + self.linear_log_costs(features)
         padded = torch.arange(features.shape[1], device=lengths.device) >= lengths[:, None]  # (B, T)
-        return costs.masked_fill(padded, -torch.inf)
+        linear = self.linear_log_costs(features).masked_fill(padded, -torch.inf)
+        # A stage that takes a thousandth of the program's time matters little whatever its features say, so the members see that.
+        total = torch.logsumexp(linear, 1, keepdim=True)  # (B, 1)
+        share = (linear - total).clamp(min=-12) / 4 + 1
+        inputs = torch.cat([normalised, torch.stack([share, total.expand_as(share) / 2], 2)], 2)  # (B, T, F + 2)
+        return torch.stack([member(inputs, lengths) for member in self.members]) + linear
 
     def member_predictions(self, features, lengths):
         """Each member's log-runtime (natural logarithm of milliseconds), (M, B); arguments as of stage_costs."""

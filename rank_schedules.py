@@ -3,6 +3,7 @@
     python rank_schedules.py my_samples/
     python rank_schedules.py a.featurization b.json more.tar.xz --output ranked.csv
     python rank_schedules.py my_samples/ --checkpoint runs/default/best.safetensors --stages true
+    python rank_schedules.py my_samples/ --measured a_few_of_them/
 
 Reads the same formats as generate_dataset.py, runtimes not needed, and a checkpoint (models/default.safetensors unless told). What
 can't be used is listed on standard error. Writes the table to --output: program, instance (the program at one size), rank, predicted_ms, lower_ms, upper_ms, file.
@@ -17,6 +18,7 @@ import torch
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
+import correction
 import data_utils
 import train_utils
 from config import Config, UserError, load_config, run_script
@@ -30,24 +32,23 @@ class RankConfig(Config):
     paths: CliPositionalArg[list[str]] = Field(min_length=1, description="dumps, folders or archives to rank")
     checkpoint: str = Field(str(SHIPPED_MODEL.relative_to(SHIPPED_MODEL.parent.parent)), description="model to rank with")
     output: str = Field("", description="write the table to this CSV file")
+    measured: str = Field("", description="dumps with runtimes of some of these programs' schedules, by which the predictions are corrected")
     stages: bool = Field(False, description="print the predicted cost of each stage, too")
 
 
-def read_schedules(config):
-    """[(file, Schedule)] of every usable dump; the others are named on standard error."""
+def read_schedules(paths, max_runtime_ms, need_runtime):
+    """[(file, Schedule)] of every usable dump, and a line for each of the others."""
     found, left_out = [], []
-    for path in config.paths:
+    for path in paths:
         for dump in data_utils.iter_dumps(path):
             try:
-                found.append((dump.file, data_utils.parse_dump(dump, config.max_runtime_ms, need_runtime=False)))
+                found.append((dump.file, data_utils.parse_dump(dump, max_runtime_ms, need_runtime)))
             except data_utils.Unusable as unusable:
                 left_out.append(f"left out {dump.file}: {unusable}")
     if not found:
         why = f" ({left_out[0]})" if left_out else ""
-        raise UserError(f"{', '.join(config.paths)}: no usable dump in it{why}; README.md lists the formats that are read")
-    if left_out:
-        print("\n".join(left_out), file=sys.stderr)
-    return found
+        raise UserError(f"{', '.join(paths)}: no usable dump in it{why}; README.md lists the formats that are read")
+    return found, left_out
 
 
 @torch.no_grad()
@@ -66,18 +67,36 @@ def predict(model, schedules, device):
     return results
 
 
+def corrections(measured, model, meta, device):
+    """{instance: (offset in log-runtime, what is left of the error)} from the Schedules that were measured."""
+    residuals = {}
+    for schedule, (predicted, _, _) in zip(measured, predict(model, measured, device)):
+        residuals.setdefault(schedule.instance, []).append(np.log(schedule.runtime_ms) - predicted)
+    components = meta["offset_variance"]
+    return {i: (correction.offset(r, components), correction.remaining_error(len(r), components)) for i, r in residuals.items()}
+
+
 def main():
     config = load_config(RankConfig)
     device = train_utils.pick_device(config)
     checkpoint = config.checkpoint if "checkpoint" in config.model_fields_set else SHIPPED_MODEL
     model, meta = train_utils.load_model(checkpoint, device)
-    files, schedules = zip(*read_schedules(config))
+    found, left_out = read_schedules(config.paths, config.max_runtime_ms, need_runtime=False)
+    files, schedules = zip(*found)
     predictions = predict(model, schedules, device)
-    half_width = meta["interval"]["log_half_width"]
+    corrected = {}
+    if config.measured:
+        measured, unusable = read_schedules([config.measured], config.max_runtime_ms, need_runtime=True)
+        corrected = corrections([schedule for _, schedule in measured], model, meta, device)
+        left_out += unusable
+    for line in left_out:
+        print(line, file=sys.stderr)
+    offsets, left = np.array([corrected.get(s.instance, (0.0, 1.0)) for s in schedules]).T
+    log_predicted = np.array([p for p, _, _ in predictions]) + offsets
+    half_width = meta["interval"]["log_half_width"] * left
     table = pd.DataFrame({
         "program": [data_utils.hex_id(s.program) for s in schedules], "instance": [data_utils.hex_id(s.instance) for s in schedules],
-        "predicted_ms": [np.exp(p) for p, _, _ in predictions],
-        "lower_ms": [np.exp(p - half_width) for p, _, _ in predictions], "upper_ms": [np.exp(p + half_width) for p, _, _ in predictions],
+        "predicted_ms": np.exp(log_predicted), "lower_ms": np.exp(log_predicted - half_width), "upper_ms": np.exp(log_predicted + half_width),
         "file": files, "outside": [o for _, _, o in predictions], "stages": [s for _, s, _ in predictions],
     })  # fmt: skip
     table = table.sort_values(["program", "instance", "predicted_ms", "file"], kind="stable", ignore_index=True)

@@ -3,12 +3,14 @@
     python train_model.py
     python train_model.py --epochs 10 --learning_rate 0.001 --run_path runs/short
     python train_model.py --resume true
+    python train_model.py --init_from models/default.safetensors --data_path data/other_machine --epochs 5
 
 Reads data_path (generate_dataset.py). Writes run_path: best.safetensors (lowest validation error once the learning rate has come down) and
 last.safetensors (to resume from), config.yaml (as resolved), metrics.csv (a row an epoch), TensorBoard events, learning_curve.png.
 """
 
 import time
+from fnmatch import fnmatch
 from pathlib import Path
 
 import matplotlib
@@ -20,6 +22,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+import correction
 import data_utils
 import metrics
 import train_utils
@@ -63,13 +66,17 @@ def start(config, train, val, device):
     torch.manual_seed(config.seed)
     settings = config.model_dump()
     model = train_utils.build_model(settings)
+    shown = shown_features(config.drop_features)
     mean, std = train.feature_statistics()
-    model.set_statistics(mean, std, train_utils.fit_linear_costs(train))
+    std[~shown] = torch.finfo(torch.float32).max  # so that they are all zero once normalised
+    model.set_statistics(mean, std, train_utils.fit_linear_costs(train, shown))
     model.to(device)
+    if config.init_from and not config.resume:
+        load_weights(model, config, train, device)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=config.weight_decay)
     meta = {
         "format": train_utils.CHECKPOINT_FORMAT, "config": settings, "features": data_utils.FEATURES, "epoch": 0,
-        "data": train_utils.fingerprint(train, val), "best_val_mse_log": None, "interval": None,
+        "data": train_utils.fingerprint(train, val), "best_val_mse_log": None, "interval": None, "offset_variance": None,
     }  # fmt: skip
     if config.resume:
         path = Path(config.run_path) / "last.safetensors"
@@ -81,12 +88,34 @@ def start(config, train, val, device):
         if meta["data"] != data:
             raise UserError(f"{path}: was trained on other data than {config.data_path} holds now; train from the start, without --resume")
         meta["config"] = settings
-        model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+        model.load_state_dict(train_utils.model_tensors(tensors))
         train_utils.restore_optimizer(optimizer, tensors)
         torch.set_rng_state(tensors["random_state"])
         if device.type == "cuda":
             torch.cuda.set_rng_state(tensors["random_state_cuda"])
     return model, optimizer, meta
+
+
+def shown_features(drop_features):
+    """Which features the model is shown, bool (F,). Raises UserError for a pattern that matches none."""
+    shown = torch.ones(len(data_utils.FEATURES), dtype=torch.bool)
+    for pattern in (p.strip() for p in drop_features.split(",") if p.strip()):
+        matching = [i for i, name in enumerate(data_utils.FEATURES) if fnmatch(name, pattern)]
+        if not matching:
+            raise UserError(f"drop_features: {pattern!r} matches no feature; meta.json in data_path lists them")
+        shown[matching] = False
+    return shown
+
+
+def load_weights(model, config, train, device):
+    """Go on from the checkpoint `init_from`, trained on other data; its speed is first scaled to this machine's."""
+    tensors, old = train_utils.read_checkpoint(config.init_from)
+    settings = config.model_dump()
+    for key in train_utils.MODEL_KEYS:
+        if settings[key] != old["config"][key]:
+            raise UserError(f"{key}: {config.init_from} was trained with {old['config'][key]}, not {settings[key]}; give the same")
+    model.load_state_dict(train_utils.model_tensors(tensors))
+    model.event_ms *= float(np.exp(np.mean(train.log_runtime - train_utils.predict(model, train, device))))
 
 
 def write_log(path, log):
@@ -155,8 +184,10 @@ def main():
             best = meta["best_val_mse_log"] is None or epoch <= config.epochs * CHOOSE_FROM or scores["mse_log"] < meta["best_val_mse_log"]
             if best:
                 meta["best_val_mse_log"] = scores["mse_log"]
-                half_width = train_utils.conformal_half_width(log_predicted - val.log_runtime, val.program, config.interval)
+                residuals = val.log_runtime - log_predicted
+                half_width = train_utils.conformal_half_width(residuals, val.program, config.interval)
                 meta["interval"] = {"level": config.interval, "log_half_width": half_width}
+                meta["offset_variance"] = correction.variance_components(residuals, val.instance)
                 train_utils.write_checkpoint(run / "best.safetensors", tensors, meta)
             state = train_utils.optimizer_tensors(optimizer) | {"random_state": torch.get_rng_state()}
             if device.type == "cuda":

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from scipy.optimize import nnls
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
 import data_utils
 from config import UserError
@@ -49,6 +50,7 @@ class Sequences:
     """The rows of one split, mapped from its shards; `self.column` arrays have shape (N,)."""
 
     def __init__(self, data_path, meta, split):
+        self.data_path, self.meta = data_path, meta
         self.shards = data_utils.read_shards(data_path, meta, split)
         sizes = [len(shard["lengths"]) for shard in self.shards]
         self.shard_of = np.repeat(np.arange(len(sizes)), sizes)
@@ -95,6 +97,14 @@ class Sequences:
         rng.shuffle(batches)
         return batches
 
+    def halide_batches(self):
+        """What Halide's own model takes, a shard at a time: schedule features (B, T, 39), algorithm features (B, T, 41, 8), lengths (B,)."""
+        programs = data_utils.read_programs(self.data_path, self.meta)
+        for shard in self.shards:
+            schedule_features = torch.expm1(shard["features"][:, :, : data_utils.N_SCHEDULE])
+            algorithm = [programs[p] for p in shard["program"].tolist()]
+            yield schedule_features, pad_sequence(algorithm, batch_first=True), shard["lengths"]
+
     def feature_statistics(self):
         """Mean and standard deviation of each feature over all stages, (F,) each; infinite where a feature never varies."""
         n, total, squares = 0, 0.0, 0.0
@@ -107,8 +117,10 @@ class Sequences:
         return mean.float(), torch.where(std > 1e-4, std, torch.inf).float()
 
 
-def fit_linear_costs(sequences):
+def fit_linear_costs(sequences, shown):
     """Milliseconds an event, (2, K) float32 in serial and in parallel stages, that explain the runtimes best in relative terms.
+
+    shown : bool (F,); events that are not get no weight.
 
     Least squares without negative weights (Lawson & Hanson), reweighted so that a factor too slow counts like one too fast.
     """
@@ -117,7 +129,7 @@ def fit_linear_costs(sequences):
         events = torch.expm1(shard["features"][:, :, data_utils.COST_COLUMNS].double())  # (N, T, K); padding has no events
         parallel = shard["features"][:, :, [data_utils.PARALLEL_COLUMN]] > 0
         parts.append(torch.cat([(events * ~parallel).sum(1), (events * parallel).sum(1)], 1).numpy())
-    events = np.concatenate(parts)  # (N, 2 K)
+    events = np.concatenate(parts) * np.tile(shown[data_utils.COST_COLUMNS].numpy(), 2)  # (N, 2 K)
     scale = events.mean(0) + 1e-9
     runtime = np.exp(sequences.log_runtime.astype(np.float64))
     weight = 1 / runtime
@@ -236,8 +248,13 @@ def load_model(path, device):
     """(CostModel, meta) from a checkpoint alone: its own settings count, not today's config.yaml."""
     tensors, meta = read_checkpoint(path)
     model = build_model(meta["config"]).to(device)
-    model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+    model.load_state_dict(model_tensors(tensors))
     return model.eval(), meta
+
+
+def model_tensors(tensors):
+    """The CostModel's state among a checkpoint's tensors."""
+    return {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
 
 
 def build_model(settings):

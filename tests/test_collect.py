@@ -9,11 +9,12 @@ import numpy as np
 import orjson
 import pytest
 from conftest import ROOT, expect_user_error, run
+from distributed import LocalCluster
 
-import collect_schedules
+import collection
 import data_utils
 import halide_utils
-from config import load_config
+from collection import Plan
 from halide_utils import ProgramSpec, Proposal
 from pipelines import random_programs
 
@@ -66,7 +67,7 @@ def test_a_compiled_schedule_computes_what_the_reference_does(blur):
         results.append(program.results())
     assert halide_utils.mismatch(*results) == ""
     assert "100.00%" in halide_utils.mismatch([results[0][0] + 1], results[1])
-    measured = halide_utils.benchmark(program)
+    measured = halide_utils.benchmark(program, 0)
     assert 0 < measured.runtime_ms < 1000 and measured.samples >= 3
 
 
@@ -162,8 +163,7 @@ def test_mistakes_get_one_clear_line(tmp_path):
 
 
 def test_repeats_are_drawn_by_a_hash(tmp_path):
-    config = load_config(collect_schedules.CollectConfig, ["--output", str(tmp_path)])
-    run_ = collect_schedules.ProgramRun(ProgramSpec("p", 1), config)
+    run_ = collection.ProgramRun(ProgramSpec("p", 1), Plan(str(tmp_path), 8, 5.0))
     run_.decided.update({str(k): {"outcome": "measured"} for k in range(400)})
     keys = run_.repeat_keys()
     assert 8 <= len(keys) <= 35 and all(k.endswith("r") for k in keys)
@@ -173,12 +173,49 @@ def test_repeats_are_drawn_by_a_hash(tmp_path):
 
 def test_timeouts_of_a_killed_collection_are_forgotten(tmp_path):
     """They were weighed against candidates that had compiled but were not measured yet."""
-    config = load_config(collect_schedules.CollectConfig, ["--output", str(tmp_path), "--schedules", "4"])
-    first = collect_schedules.ProgramRun(ProgramSpec("p", 1), config)
+    plan = Plan(str(tmp_path), 4, 5.0)
+    first = collection.ProgramRun(ProgramSpec("p", 1), plan)
     first.decided.update({str(k): {"outcome": "timeout"} for k in range(4)})
     first.save()
     assert first.gives_up() and first.next_keys() == []
-    assert collect_schedules.ProgramRun(ProgramSpec("p", 1), config).next_keys() == ["0", "1", "2", "3"]
+    assert collection.ProgramRun(ProgramSpec("p", 1), plan).next_keys() == ["0", "1", "2", "3"]
     first.record["complete"] = True
     first.save()
-    assert collect_schedules.ProgramRun(ProgramSpec("p", 1), config).next_keys() == []
+    assert collection.ProgramRun(ProgramSpec("p", 1), plan).next_keys() == []
+
+
+def test_a_drifted_machine_opens_a_collection_of_its_own(tmp_path, blur):
+    """Half of the programs are measured, then the first calibration is rewritten as if the machine had been twice as fast."""
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    (folder / "first.py").write_text(BLUR)
+    arguments = [f"--pipeline={folder}", "--schedules=1", f"--output={tmp_path / 'out'}", "--compile_seconds=60"]
+    run("collect_schedules.py", *arguments)
+    path = tmp_path / "out" / "collection.json"
+    note = orjson.loads(path.read_bytes())
+    assert set(note["calibration"][0]["ms"]) == set(halide_utils.calibration_pipelines())
+    assert all(ms > 0.05 for ms in note["calibration"][0]["ms"].values())
+    note["calibration"][0]["ms"] = {name: ms / 2 for name, ms in note["calibration"][0]["ms"].items()}
+    path.write_bytes(orjson.dumps(note))
+
+    (folder / "second.py").write_text(BLUR)
+    done = run("collect_schedules.py", *arguments)
+    assert "go to a new collection" in done.stderr + done.stdout
+    assert collected(tmp_path / "out")[1] == ["first/000.sample"]
+    assert collected(tmp_path / "out-2")[1] == ["second/000.sample"]
+    dumps = list(data_utils.iter_dumps(str(tmp_path)))
+    assert {d.collection for d in dumps if d.file.endswith(".sample")} == {"out", "out-2"}
+
+
+def test_a_dask_cluster_measures_and_reads_the_same(tmp_path, blur):
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    for i in range(9):  # two rounds
+        (folder / f"program_{i}.py").write_text(BLUR.replace("258), (0, 256)", f"258), (0, {256 - i})").replace("(0, 256), (0, 256)", f"(0, 256), (0, {256 - i})"))
+    output = tmp_path / "out"
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        cluster_flags = ["--backend=dask", f"--scheduler_address={cluster.scheduler_address}"]
+        run("collect_schedules.py", f"--pipeline={folder}", "--schedules=1", f"--output={output}", "--compile_seconds=60", *cluster_flags)
+        assert len(collected(output)[1]) >= 9
+        data_utils.parse_dump(next(data_utils.iter_dumps(str(output))), 1e5)
+    expect_user_error(run("collect_schedules.py", "--backend=dask", f"--output={output}", check=False), "scheduler_address")

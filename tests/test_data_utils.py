@@ -37,6 +37,27 @@ def test_sample_by_hand():
     assert features.log_stages_after.tolist() == pytest.approx([math.log(2), 0])
 
 
+def test_loops_run_longer_than_what_is_asked_for():
+    # 486 points in a row by vectors of 32: 15 whole vectors and one with 6 points in it, 20 rows a production, 144 productions.
+    names = data_utils.SCHEDULE_FEATURES
+    consumer = {"num_productions": 144, "points_computed_per_production": 20 * 512, "points_computed_total": 144 * 20 * 486, "vector_size": 32}
+    consumer |= {"num_vectors": 144 * 20 * 15, "num_scalars": 144 * 20 * 6}
+    inlined = {"inlined_calls": 3 * 144 * 20 * 486, "vector_size": 32, "num_vectors": 144 * 20 * 15, "num_scalars": 144 * 20 * 6}
+    scalar = {"num_productions": 288, "points_computed_per_production": 7, "points_computed_total": 288 * 7, "vector_size": 1, "num_scalars": 288 * 7}
+    stages = np.zeros((3, 326), np.float32)
+    for stage, values in zip(stages, (consumer, inlined, scalar)):
+        for name, value in values.items():
+            stage[names.index(name)] = value
+        stage[39 + 7 + 4 * 7 + 5] = 2  # two float additions
+    features = pd.DataFrame(data_utils.featurize(parse(sample_bytes(stages, 1))), columns=data_utils.FEATURES)
+    counts = np.expm1(features.astype(float))
+    assert counts.log_cost_full_arithmetic.tolist() == pytest.approx([2 * 144 * 20 * 15, 3 * 2 * 144 * 20 * 15, 0], rel=1e-4)
+    assert counts.log_cost_partial_arithmetic.tolist() == pytest.approx([2 * 144 * 20, 3 * 2 * 144 * 20, 0], rel=1e-4)
+    assert counts.log_cost_scalar_arithmetic.tolist() == pytest.approx([0, 0, 2 * 288 * 7], rel=1e-4)
+    assert features.padding[0] == pytest.approx(math.log(512 / 486), rel=1e-2)
+    assert features.outer_padding.tolist() == pytest.approx([0, 0, math.log(512 / 486)], rel=1e-2)  # produced inside the consumer's loops
+
+
 def test_features_are_finite_for_extreme_values():
     stages = np.zeros((1, 326), np.float32)
     stages[0, :39] = 1e14

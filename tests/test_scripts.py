@@ -53,12 +53,16 @@ def test_generate_train_evaluate(trained):
     assert log.epoch.tolist() == [1, 2, 3] and log.val_mse_log.notna().all()
 
     report = orjson.loads((run_path / "report.json").read_bytes())
-    assert set(report["models"]) == {"lstm", "constant", "hist_gradient_boosting"}
+    assert set(report["models"]) == {"lstm", "constant", "hist_gradient_boosting", "adams2019"}
+    assert "8 schedules" in report["left_out"]["adams2019_retrained"]
     names = {"mse_log", "r2_log", "mse", "mape", "median_ape", "spearman", "kendall", "pairwise_accuracy", "top1_regret", "top5_regret", "correct_ordering_rate"}
     assert all(set(scores) == names for scores in report["models"].values())
     assert report["models"]["constant"]["spearman"] == 0
     assert report["holdout"]["applications"]["models"]["lstm"]["mse_log"] > 0 and len(report["holdout"]["applications"]["programs"]) == 2
     assert report["split_by"] == "program" and report["counts"]["kept"] == 104
+    assert report["leakage"] == {"programs": 0, "schedules": 0}
+    assert [line["k"] for line in report["few_shot"]] == [1, 3] and len(report["worst_misses"]) == 10
+    assert all((folder / "raw" / miss["file"]).exists() for miss in report["worst_misses"])
     low, high = report["confidence"]["lstm"]["mse_log"]
     assert low <= report["models"]["lstm"]["mse_log"] <= high
 
@@ -121,6 +125,25 @@ def test_a_killed_run_resumes_exactly(trained, tmp_path):
     expect_user_error(run("train_model.py", *resume, "--hidden_size=9", check=False), "hidden_size")
     run("generate_dataset.py", *flags(tmp_path, folder / "raw"), "--folds=2")
     expect_user_error(run("train_model.py", *resume, f"--data_path={tmp_path / 'data'}", check=False), "other data")
+
+
+def test_a_checkpoint_is_fine_tuned_on_another_machine(trained, tmp_path):
+    folder, _ = trained
+    for program in range(6):  # the same programs, forty times slower
+        for schedule in range(4):
+            runtime_ms = 4 * (1 + program) * (1 + schedule)
+            file = tmp_path / "raw" / str(program) / f"{schedule}.sample"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(sample_bytes(make_stages(program, schedule, n_stages=2 + program % 4), runtime_ms))
+    arguments = [*flags(tmp_path), "--split_by=schedule", "--epochs=1", "--learning_rate=1e-9"]
+    run("generate_dataset.py", *arguments)
+    run("train_model.py", *arguments, f"--init_from={folder / 'run' / 'best.safetensors'}")
+    tuned = pd.read_csv(tmp_path / "run" / "metrics.csv").val_mse_log.item()
+    run("train_model.py", *arguments)
+    assert tuned < pd.read_csv(tmp_path / "run" / "metrics.csv").val_mse_log.item() and tuned < 1
+    expect_user_error(run("train_model.py", *arguments, "--init_from=none.safetensors", check=False), "none.safetensors")
+    other = f"--init_from={folder / 'run' / 'best.safetensors'}"
+    expect_user_error(run("train_model.py", *arguments, other, "--hidden_size=9", check=False), "hidden_size")
 
 
 def test_split_by_schedule_reports_the_program_mean(trained, tmp_path):
@@ -256,6 +279,17 @@ def test_ranking_schedules_that_were_never_run(trained, tmp_path):
     assert done.stdout.count("stage  ") == 4 * 3 + 60
     same = rows[rows.file.isin(["0.featurization", "0_again.sample"])].predicted_ms
     assert same.iloc[0] == pytest.approx(same.iloc[1], rel=1e-5)
+
+    # Two of its schedules were measured and took ten times what was predicted: all its predictions rise, those of no other program.
+    measured = tmp_path / "measured"
+    measured.mkdir()
+    for schedule in range(2):
+        predicted = rows[rows.file == f"{schedule}.featurization"].predicted_ms.item()
+        (measured / f"{schedule}.sample").write_bytes(sample_bytes(make_stages(1, schedule), 10 * predicted))
+    run("rank_schedules.py", raw, checkpoint, f"--output={tmp_path / 'corrected.csv'}", f"--measured={measured}")
+    ratio = pd.read_csv(tmp_path / "corrected.csv").set_index("file").predicted_ms / rows.set_index("file").predicted_ms
+    assert ratio["other.sample"] == pytest.approx(1) and ratio.drop("other.sample").between(1.5, 10).all()
+    expect_user_error(run("rank_schedules.py", raw, checkpoint, f"--measured={tmp_path / 'none'}", check=False), "none")
 
     write_json(tmp_path / "foreign.json", json_tree())
     assert "far outside" in run("rank_schedules.py", tmp_path / "foreign.json", checkpoint).stderr

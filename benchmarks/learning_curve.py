@@ -1,0 +1,83 @@
+"""What more measurements are worth: the error on the same test programs, learnt from an eighth, a quarter, a half and all of the others.
+
+    python benchmarks/learning_curve.py
+    python benchmarks/learning_curve.py --raw_path dumps.tar.xz --name json_dumps
+
+For each share and fold (5, or --folds) it copies the dumps of the fold's test programs and of that share of all others into
+runs/learning_curve/NAME, runs the three scripts on them, and writes table.json and learning_curve.png there. Which split a program
+is in depends on the program alone, so leaving others out changes nothing for those that stay.
+"""
+
+import shutil
+
+import matplotlib
+import numpy as np
+import orjson
+from cross_validation import ROOT, n_folds, run_fold
+from pydantic import Field
+
+import data_utils
+from config import Config, load_config, run_script
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+SHARES = (1 / 8, 1 / 4, 1 / 2, 1)
+MODELS = ("lstm", "hist_gradient_boosting")
+
+
+class CurveConfig(Config):
+    name: str = Field("shipped", min_length=1, description="folder under runs/learning_curve")
+
+
+def copy_share(config, share, folder):
+    """Copy the dumps of the test programs and of `share` of the others to `folder`, which becomes a raw_path."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for dump in data_utils.iter_dumps(config.raw_path, config.holdout_names):
+        try:
+            dump.data = data_utils.read_bytes(dump)
+            program = data_utils.parse_dump(dump, config.max_runtime_ms).program
+        except data_utils.Unusable:
+            continue
+        is_test = data_utils.assign_split(program, config) == "test"
+        if is_test or data_utils.hash_share("learning curve", program) < share:
+            path = folder / dump.collection / dump.file.replace("/", "_") / dump.file.split("/")[-1]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(dump.data)
+            if dump.bench is not None:
+                (path.parent / "bench.txt").write_bytes(dump.bench)
+
+
+def plot(points, path):
+    figure, axis = plt.subplots(figsize=(5, 3.5), layout="constrained")
+    for model in MODELS:
+        programs, mean, spread = np.array([[p["programs"], *p[model]] for p in points]).T
+        axis.errorbar(programs, mean, spread, fmt="o-", capsize=3, label=model)
+    axis.set(xlabel="programs learnt from", ylabel="mse_log on unseen programs", xscale="log")
+    axis.legend()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main():
+    config = load_config(CurveConfig)
+    folder = ROOT / "runs" / "learning_curve" / config.name
+    points = []
+    for share in SHARES:
+        reports = []
+        for fold in range(n_folds(config)):
+            raw = folder / "raw"
+            copy_share(config.model_copy(update={"folds": n_folds(config), "fold": fold}), share, raw)
+            reports.append(run_fold(config.model_copy(update={"raw_path": str(raw)}), fold, folder / f"share_{share:g}"))
+        errors = {m: [r["models"][m]["mse_log"] for r in reports] for m in MODELS}
+        programs = np.mean([r["counts"]["splits"]["train"]["programs"] + r["counts"]["splits"]["val"]["programs"] for r in reports])
+        points.append({"share": share, "programs": programs, **{m: [np.mean(e), np.std(e, ddof=1)] for m, e in errors.items()}})
+        cells = ", ".join(f"{m} {np.mean(e):.3f} ± {np.std(e, ddof=1):.3f}" for m, e in errors.items())
+        print(f"{share:g} of the programs, {programs:.0f} in the mean: mse_log {cells}", flush=True)
+    (folder / "table.json").write_bytes(orjson.dumps(points, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY))
+    plot(points, folder / "learning_curve.png")
+    print(f"plot: {folder / 'learning_curve.png'}")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,120 @@
+"""The predicted cost of each stage beside Halide's profiler: does the model know where a program spends its time?
+
+    python benchmarks/stage_costs.py
+    python benchmarks/stage_costs.py --pipelines pipelines/harris.py,pipelines/unsharp.py --schedules 4
+
+For each application it draws --schedules schedules, predicts the cost of every stage with the shipped model (or --checkpoint), runs
+the program under Halide's profiler, and compares the shares of time Func by Func. Prints a table and writes it to
+runs/stage_costs/table.md. The applications are never trained on.
+"""
+
+import multiprocessing
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import Field
+from scipy.stats import spearmanr
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import data_utils  # noqa: E402
+import halide_utils  # noqa: E402
+import train_utils  # noqa: E402
+from config import Config, UserError, load_config, run_script  # noqa: E402
+from halide_utils import Proposal  # noqa: E402
+
+LINE = re.compile(r"^\s+([\w$.]+):\s+([\d.]+)\s*ms\s+\(")
+PROFILE_SECONDS = 1.0
+
+
+class StageCostsConfig(Config):
+    pipelines: str = Field(
+        ",".join(f"pipelines/{name}.py" for name in ("harris", "unsharp", "bilateral_grid", "camera_pipe", "wavelet")),
+        description="files of Generators, separated by commas",
+    )
+    schedules: int = Field(3, ge=1, description="schedules of each")
+    checkpoint: str = Field(str(ROOT / "models" / "default.safetensors"), description="model to check")
+
+
+def profile(spec, proposal, path):
+    """In a process of its own: schedule, run under Halide's profiler, and leave its report at `path`."""
+    out = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(out, 1), os.dup2(out, 2)
+    pipeline = spec.build()
+    proposal.apply(pipeline)
+    halide_utils.run_under_profiler(pipeline, spec.seed, PROFILE_SECONDS)
+
+
+def profiled_ms(spec, proposal):
+    """{Func: milliseconds} of the last run that the profiler reports."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "profile.txt")
+        process = multiprocessing.get_context("spawn").Process(target=profile, args=(spec, proposal, str(path)))
+        process.start()
+        process.join()
+        times = {}
+        for line in path.read_text(errors="replace").splitlines():
+            if found := LINE.match(line):
+                times[found[1]] = float(found[2])
+    if process.exitcode or not times:
+        raise UserError(f"{spec.name}: its profile could not be read (exit code {process.exitcode})")
+    return times
+
+
+def predicted_ms(model, spec, proposal):
+    """({Func: predicted milliseconds}, those of them that are inlined)."""
+    pipeline = spec.build()
+    stages, _ = halide_utils.stages_and_edges(pipeline)
+    featurization, _ = proposal.apply(pipeline)
+    schedule = data_utils.parse_binary(featurization, ".featurization")
+    features = torch.from_numpy(data_utils.featurize(schedule))[None]
+    with torch.no_grad():
+        costs = model.stage_costs(features, torch.tensor([len(stages)])).mean(0).exp()[0].tolist()
+    totals, inlined = {}, set()
+    for name, ms, calls in zip(stages, costs, schedule.schedule_features[:, data_utils.SCHEDULE_FEATURES.index("inlined_calls")]):
+        func = name.split(".update(")[0]
+        totals[func] = totals.get(func, 0.0) + ms
+        if calls > 0:
+            inlined.add(func)
+    return totals, inlined
+
+
+def main():
+    config = load_config(StageCostsConfig)
+    model, _ = train_utils.load_model(config.checkpoint, torch.device("cpu"))
+    try:
+        specs = [spec for path in config.pipelines.split(",") for spec in halide_utils.programs_in(ROOT / path.strip())]
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    lines = ["| application | schedule | Funcs | Spearman | shares in common | most expensive | predicted so |", "|---|---|---|---|---|---|---|"]
+    overlaps, hits = [], []
+    for spec in specs:
+        for k in range(config.schedules):
+            proposal = Proposal.draw(spec.seed, k)
+            predicted, inlined = predicted_ms(model, spec, proposal)
+            measured = profiled_ms(spec, proposal)
+            # An inlined Func runs within its readers, where the profiler counts it.
+            names = [name for name in predicted if name in measured and name not in inlined]
+            if len(names) < 2:
+                continue
+            a, b = (np.array([d[n] for n in names]) for d in (measured, predicted))
+            a, b = a / a.sum(), b / b.sum()
+            overlaps.append(np.minimum(a, b).sum())
+            hits.append(names[a.argmax()] == names[b.argmax()])
+            lines.append(f"| {spec.name} | {k} | {len(names)} | {spearmanr(a, b).statistic:.2f} | {overlaps[-1]:.0%} | {names[a.argmax()]} | {names[b.argmax()]} |")
+            print(lines[-1], flush=True)
+    lines.append(f"\n{np.mean(overlaps):.0%} of the time is put on the right Func; the most expensive Func is the predicted one in {sum(hits)} of {len(hits)} schedules.")
+    folder = ROOT / "runs" / "stage_costs"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "table.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    run_script(main)
