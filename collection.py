@@ -104,6 +104,27 @@ def run_candidate(connection, spec, proposal, reference_path, log_path):
         connection.send(("failed", "halide_error", " ".join(str(error).split())[:300]))
 
 
+def propose(spec, proposal):
+    """(featurization, source) of a proposal, neither compiled nor run, or None where Halide can't schedule it so."""
+    try:
+        return proposal.apply(spec.build())
+    except (hl.HalideError, RuntimeError):
+        return None
+
+
+def build_library(spec, proposal, prefix, name):
+    """Write PREFIX.a and PREFIX.h: the program as a function `name`, scheduled by `proposal`."""
+    pipeline, arguments = spec.build_with_arguments()
+    proposal.apply(pipeline)
+    pipeline.compile_to_static_library(prefix, arguments, name, hl.get_host_target())
+
+
+def silence():
+    """Send what Halide prints in this process nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1), os.dup2(nowhere, 2)
+
+
 def _die_with_parent():
     """So that no compiler goes on when the collection is killed (Linux; elsewhere the process ends at its next message)."""
     if sys.platform == "linux":
@@ -116,14 +137,14 @@ def _die_with_parent():
 class Candidate:
     """A candidate's process seen from outside, and how far it has come.
 
-    key: "reference", the number of a proposal, or that with an "r" behind it for a repeated measurement.
+    key: "reference", the number of a proposal, or that with an "r" behind it for each time its measurement is repeated.
     """
 
     context = multiprocessing.get_context("forkserver")
 
     def __init__(self, key, run, folder):
-        self.key, self.seconds = key, run.seconds
-        self.proposal = None if key == "reference" else Proposal.draw(run.spec.seed, int(key.rstrip("r")))
+        self.key, self.seconds = key, run.seconds_for(key)
+        self.proposal = None if key == "reference" else run.proposal(key.rstrip("r"))
         self.log = Path(folder, f"{run.spec.name}.{key}.log")
         self.connection, theirs = self.context.Pipe()
         arguments = (theirs, run.spec, self.proposal, str(Path(folder, f"{run.spec.name}.npz")), str(self.log))
@@ -155,7 +176,7 @@ class Candidate:
     def keep_proposal(self, featurization, source, seconds):
         """Its schedule; it waits, without a time limit, to be told to compile it."""
         self.featurization, self.source, self.schedule_seconds = featurization, source, seconds
-        self.hash = hashlib.sha256(featurization).hexdigest()[:16]
+        self.hash = hashlib.sha256(featurization or source.encode()).hexdigest()[:16]
         self.deadline = math.inf
         self.has_proposed = True
 
@@ -199,7 +220,16 @@ class ProgramRun:
         self.folder.mkdir(parents=True, exist_ok=True)
         replace_file(self.path, orjson.dumps(self.record, option=orjson.OPT_INDENT_2))
 
+    def proposal(self, key):
+        """What the candidate of this number is."""
+        return Proposal.draw(self.spec.seed, int(key))
+
+    def seconds_for(self, key):
+        """How long a candidate may take to be scheduled and compiled."""
+        return self.seconds
+
     def measured(self):
+        """Keys of the schedules with a runtime, repetitions left out."""
         return [k for k, c in self.decided.items() if c["outcome"] == "measured" and not k.endswith("r")]
 
     def decide(self, candidate, outcome, **more):
@@ -266,7 +296,8 @@ class ProgramRun:
         stem = self.folder / candidate.key.zfill(3)
         footer = struct.pack("<fii", runtime_ms, self.spec.seed % 2**31, int(candidate.key.rstrip("r")))
         replace_file(stem.with_suffix(".schedule.h"), candidate.source.encode())
-        replace_file(stem.with_suffix(".sample"), candidate.featurization + footer)
+        if candidate.featurization:  # autoschedulers other than Adams2019 give none
+            replace_file(stem.with_suffix(".sample"), candidate.featurization + footer)
 
 
 def replace_file(path, data):
@@ -332,7 +363,7 @@ def compile_candidates(keys, folder):
             if connection not in active:
                 continue  # dropped a moment ago
             run, candidate = active[connection]
-            kind, *content = candidate.receive(0, ("timeout", f"not compiled within {run.seconds:g} s"))
+            kind, *content = candidate.receive(0, ("timeout", f"not compiled within {candidate.seconds:g} s"))
             if kind == "proposed":
                 *proposal, stages, edges = content
                 candidate.keep_proposal(*proposal)

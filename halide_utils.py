@@ -5,6 +5,7 @@ the compiler, the Python bindings and the Adams2019 autoscheduler with its train
 """
 
 import ctypes
+import dataclasses
 import functools
 import importlib.util
 import os
@@ -58,11 +59,19 @@ class ProgramSpec:
         """The unscheduled hl.Pipeline; `using_autoscheduler()` is true in a Generator, which so leaves out its own schedule."""
         if not self.path:
             return random_programs.build(self.seed, self.max_stages)[0]
+        return self.build_with_arguments()[0]
+
+    def build_with_arguments(self):
+        """(hl.Pipeline, its hl.Arguments in the order in which the Generator declares them), for a program in a file."""
         module = load_module(self.path)
         if not self.generator:
-            return module.build()
+            pipeline = module.build()
+            return pipeline, pipeline.infer_arguments()
         with hl.GeneratorContext(hl.get_host_target(), autoscheduler_params()):
-            return hl._create_python_generator(self.generator, hl.active_generator_context())._build_pipeline()
+            generator = hl._create_python_generator(self.generator, hl.active_generator_context())
+            pipeline = generator._build_pipeline()
+        declared = list(generator._input_parameters)
+        return pipeline, sorted(pipeline.infer_arguments(), key=lambda argument: declared.index(argument.name))
 
 
 @functools.cache
@@ -126,15 +135,18 @@ def stages_and_edges(pipeline):
 # Schedules
 
 
-def autoscheduler_params(**extra):
-    """AutoschedulerParams for Adams2019 on all cores; `extra` are its own parameters, as text or numbers."""
-    values = {"parallelism": os.cpu_count(), **extra}
-    return hl.AutoschedulerParams("Adams2019", {k: str(v) for k, v in values.items()})
+def autoscheduler_params(name="Adams2019", **extra):
+    """hl.AutoschedulerParams on all cores; `extra` are the autoscheduler's own parameters, as text or numbers."""
+    return hl.AutoschedulerParams(name, {k: str(v) for k, v in (parallelism() | extra).items()})
+
+
+def parallelism():
+    return {"parallelism": os.cpu_count()}
 
 
 @functools.cache
-def load_autoscheduler():
-    hl.load_plugin(str(LIBRARIES / "libautoschedule_adams2019.so"))
+def load_autoscheduler(name):
+    hl.load_plugin(str(LIBRARIES / f"libautoschedule_{name.lower()}.so"))
 
 
 @functools.cache
@@ -182,12 +194,14 @@ class Proposal:
 
     sigma: how much noise the trained weights get, in standard deviations of each buffer; 0 leaves them, -1 replaces them.
     dropout: Adams2019's random_dropout in percent (100 plain search, 1 a random walk led by the weights).
+    steps: (sigma, seed) of more noise on top of that, one for each time a proposal was varied.
     """
 
     sigma: float
     dropout: int
     beam_size: int
     seed: int
+    steps: tuple = ()
 
     @classmethod
     def draw(cls, program_seed, k):
@@ -199,23 +213,52 @@ class Proposal:
         dropout = 1 if sigma == 0.0 else int(rng.choice([1, 100]))
         return cls(sigma=sigma, dropout=dropout, beam_size=1, seed=int(rng.integers(2**31 - 1)))
 
+    @classmethod
+    def from_record(cls, record):
+        """The proposal in a candidate's entry of program.json."""
+        return cls(record["sigma"], record["dropout"], record["beam_size"], record["seed"], tuple(map(tuple, record.get("steps", ()))))
+
+    def varied(self, rng):
+        """A proposal for a schedule like this one's in most places: a little more noise on the same weights."""
+        step = (float(rng.choice([0.03, 0.1, 0.3])), int(rng.integers(2**31 - 1)))
+        return dataclasses.replace(self, steps=(*self.steps, step))
+
     def weights(self):
         rng = np.random.default_rng(self.seed)
         if self.sigma < 0:
-            return [rng.uniform(-0.5, 0.5, w.shape).astype(np.float32) for w in baseline_weights()]
-        return [w + np.float32(self.sigma * w.std()) * rng.standard_normal(w.shape, dtype=np.float32) for w in baseline_weights()]
+            weights = [rng.uniform(-0.5, 0.5, w.shape).astype(np.float32) for w in baseline_weights()]
+        else:
+            weights = [w + np.float32(self.sigma * w.std()) * rng.standard_normal(w.shape, dtype=np.float32) for w in baseline_weights()]
+        for sigma, seed in self.steps:
+            rng = np.random.default_rng(seed)
+            weights = [w + np.float32(sigma * w.std()) * rng.standard_normal(w.shape, dtype=np.float32) for w in weights]
+        return weights
+
+    def parameters(self, weights_path):
+        """What Adams2019 must be told, {name: value}; `weights_path` is where its weights are, if they are not those it ships with."""
+        values = {"beam_size": self.beam_size, "random_dropout": self.dropout, "random_dropout_seed": self.seed}
+        return values | ({"weights_path": weights_path} if self.sigma or self.steps else {})
 
     def apply(self, pipeline):
         """Schedule `pipeline` in place; returns (featurization bytes, C++ schedule source). Raises hl.HalideError."""
-        load_autoscheduler()
-        extra = {"beam_size": self.beam_size, "random_dropout": self.dropout, "random_dropout_seed": self.seed}
+        load_autoscheduler("Adams2019")
         with tempfile.TemporaryDirectory() as folder:
-            if self.sigma != 0:
-                # Adams2019 only warns where the file is missing and goes on with random weights, so it is written right here.
-                write_weights(f"{folder}/perturbed.weights", self.weights())
-                extra["weights_path"] = f"{folder}/perturbed.weights"
-            result = pipeline.apply_autoscheduler(hl.get_host_target(), autoscheduler_params(**extra))
+            # Adams2019 only warns where the file is missing and goes on with random weights, so it is written right here.
+            path = f"{folder}/proposed.weights"
+            write_weights(path, self.weights())
+            result = pipeline.apply_autoscheduler(hl.get_host_target(), autoscheduler_params(**self.parameters(path)))
         return bytes(result.featurization), result.schedule_source
+
+
+@dataclass(frozen=True)
+class OtherAutoscheduler:
+    """The schedule of another of Halide's autoschedulers, Mullapudi2016 or Li2018. They give no featurization."""
+
+    autoscheduler: str
+
+    def apply(self, pipeline):
+        load_autoscheduler(self.autoscheduler)
+        return b"", pipeline.apply_autoscheduler(hl.get_host_target(), autoscheduler_params(self.autoscheduler)).schedule_source
 
 
 def schedule_everything_at_root(pipeline):

@@ -67,6 +67,10 @@ class CostModel(nn.Module):
         self.feature_std.copy_(std)
         self.event_ms.copy_(event_ms)
 
+    def normalise(self, features):
+        """Raw features in standard deviations from the training split's mean, cut off far out; same shape."""
+        return ((features - self.feature_mean) / self.feature_std).clamp(-CLIP, CLIP)
+
     def is_unfamiliar(self, features):
         """Which raw features, bool (B, T, F), lie further out than the model tells apart, or never varied in training and do here."""
         never_varied = torch.isinf(self.feature_std)
@@ -85,7 +89,7 @@ class CostModel(nn.Module):
         features : float (B, T, F), raw; lengths : int64 (B,), each from 1 to T
         """
         assert features.ndim == 3 and features.shape[2] == len(self.feature_mean) and lengths.shape == features.shape[:1]
-        normalised = ((features - self.feature_mean) / self.feature_std).clamp(-CLIP, CLIP)  # (B, T, F)
+        normalised = self.normalise(features)
         padded = torch.arange(features.shape[1], device=lengths.device) >= lengths[:, None]  # (B, T)
         linear = self.linear_log_costs(features).masked_fill(padded, -torch.inf)
         # A stage that takes a thousandth of the program's time matters little whatever its features say, so the members see that.

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
@@ -23,14 +22,12 @@ import data_utils
 import train_utils
 from config import Config, UserError, load_config, run_script
 
-SHIPPED_MODEL = Path(__file__).resolve().parent / "models" / "default.safetensors"
 UNFAMILIAR_SHARE = 0.01  # of a schedule's inputs outside the range seen in training: worth a warning
-BATCH = 256
 
 
 class RankConfig(Config):
     paths: CliPositionalArg[list[str]] = Field(min_length=1, description="dumps, folders or archives to rank")
-    checkpoint: str = Field(str(SHIPPED_MODEL.relative_to(SHIPPED_MODEL.parent.parent)), description="model to rank with")
+    checkpoint: str = Field("models/default.safetensors", description="model to rank with")
     output: str = Field("", description="write the table to this CSV file")
     measured: str = Field("", description="dumps with runtimes of some of these programs' schedules, by which the predictions are corrected")
     stages: bool = Field(False, description="print the predicted cost of each stage, too")
@@ -51,26 +48,10 @@ def read_schedules(paths, max_runtime_ms, need_runtime):
     return found, left_out
 
 
-@torch.no_grad()
-def predict(model, schedules, device):
-    """For each Schedule: (log-runtime, shares of its stages in it (T,), share of its inputs outside what training has seen)."""
-    results = []
-    sequences = [torch.from_numpy(data_utils.featurize(schedule)) for schedule in schedules]
-    for start in range(0, len(sequences), BATCH):
-        part = sequences[start : start + BATCH]
-        lengths = torch.tensor([len(s) for s in part], device=device)
-        features = torch.nn.utils.rnn.pad_sequence(part, batch_first=True).to(device)  # (B, T, F)
-        members, predicted = model.stage_costs(features, lengths), model(features, lengths)
-        share = members.softmax(2).mean(0)  # (B, T), of each schedule's time
-        outside = model.is_unfamiliar(features).float().mean(2)  # (B, T)
-        results += [(p.item(), s[:n].cpu().numpy(), o[:n].mean().item()) for p, s, o, n in zip(predicted, share, outside, lengths.tolist())]
-    return results
-
-
 def corrections(measured, model, meta, device):
     """{instance: (offset in log-runtime, what is left of the error)} from the Schedules that were measured."""
     residuals = {}
-    for schedule, (predicted, _, _) in zip(measured, predict(model, measured, device)):
+    for schedule, (predicted, _, _) in zip(measured, train_utils.predict_schedules(model, measured, device)):
         residuals.setdefault(schedule.instance, []).append(np.log(schedule.runtime_ms) - predicted)
     components = meta["offset_variance"]
     return {i: (correction.offset(r, components), correction.remaining_error(len(r), components)) for i, r in residuals.items()}
@@ -79,11 +60,11 @@ def corrections(measured, model, meta, device):
 def main():
     config = load_config(RankConfig)
     device = train_utils.pick_device(config)
-    checkpoint = config.checkpoint if "checkpoint" in config.model_fields_set else SHIPPED_MODEL
+    checkpoint = config.checkpoint if "checkpoint" in config.model_fields_set else train_utils.SHIPPED_MODEL
     model, meta = train_utils.load_model(checkpoint, device)
     found, left_out = read_schedules(config.paths, config.max_runtime_ms, need_runtime=False)
     files, schedules = zip(*found)
-    predictions = predict(model, schedules, device)
+    predictions = train_utils.predict_schedules(model, schedules, device)
     corrected = {}
     if config.measured:
         measured, unusable = read_schedules([config.measured], config.max_runtime_ms, need_runtime=True)

@@ -22,6 +22,7 @@ import data_utils
 from config import UserError
 from modeling import FLOOR_MS, CostModel
 
+SHIPPED_MODEL = Path(__file__).resolve().parent / "models" / "default.safetensors"
 CHECKPOINT_FORMAT = "cost_model_LSTM 1"
 REGRESSION_DELTA, CENTRED_DELTA = 1.0, 0.5  # where the Huber losses turn linear, in log-runtime
 RANKING_TEMPERATURE = 0.2  # difference in predicted log-runtime that the ranking loss takes for a clear order
@@ -201,6 +202,23 @@ def _inputs(batch, device):
 
 def _in_order(sequences, batch_size):
     return [np.arange(i, min(i + batch_size, len(sequences))) for i in range(0, len(sequences), batch_size)]
+
+
+@torch.no_grad()
+def predict_schedules(model, schedules, device, batch_size=256):
+    """For each data_utils.Schedule: (log-runtime, shares of its stages in it (T,), share of its inputs outside what training has seen)."""
+    results = []
+    sequences = [torch.from_numpy(data_utils.featurize(schedule)) for schedule in schedules]
+    for start in range(0, len(sequences), batch_size):
+        part = sequences[start : start + batch_size]
+        lengths = torch.tensor([len(s) for s in part], device=device)
+        features = pad_sequence(part, batch_first=True).to(device)  # (B, T, F)
+        members = model.stage_costs(features, lengths)
+        predicted = members.logsumexp(2).mean(0)  # (B,)
+        share = members.softmax(2).mean(0)  # (B, T), of each schedule's time
+        outside = model.is_unfamiliar(features).float().mean(2)  # (B, T)
+        results += [(p.item(), s[:n].cpu().numpy(), o[:n].mean().item()) for p, s, o, n in zip(predicted, share, outside, lengths.tolist())]
+    return results
 
 
 def conformal_half_width(residuals, programs, level):
