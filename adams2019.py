@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 import halide_utils
-from data_utils import SCHEDULE_FEATURES
+from features import SCHEDULE_FEATURES
 
 TOOL = Path(hl.install_dir()) / "bin" / "adams2019_retrain_cost_model"
 MIN_SCHEDULES = 8  # Halide's tool leaves out pipelines with fewer

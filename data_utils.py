@@ -1,4 +1,4 @@
-"""From dumps on disk to per-stage features: read, check, identify, featurize, and store as shards of padded sequences.
+"""From dumps on disk to schedules, and from their features to shards: read, check, identify, split, store as padded sequences.
 
 Pure functions, except `iter_dumps` and the `read_*` and `write_*` functions, which touch files. The stage order everywhere is that
 of Halide's featurizations: the output Func first, and within a Func the last update first and the pure stage last.
@@ -25,33 +25,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from config import UserError
+from features import FEATURES, N_HISTOGRAMS, N_SCHEDULE, OPS, PATTERNS, SCHEDULE_FEATURES, STAGE_BYTES, TYPE_COLUMNS, TYPES
 
-# Halide's Adams2019 featurization, version 3 (Featurization.h): a stage is 39 schedule features, then the histograms by type.
-
-SCHEDULE_FEATURES = """
-num_realizations num_productions points_computed_per_realization points_computed_per_production points_computed_total
-points_computed_minimum innermost_loop_extent innermost_pure_loop_extent unrolled_loop_extent inner_parallelism outer_parallelism
-bytes_at_realization bytes_at_production bytes_at_root innermost_bytes_at_realization innermost_bytes_at_production
-innermost_bytes_at_root inlined_calls unique_bytes_read_per_realization unique_lines_read_per_realization
-allocation_bytes_read_per_realization working_set vector_size native_vector_size num_vectors num_scalars scalar_loads_per_vector
-vector_loads_per_vector scalar_loads_per_scalar bytes_at_task innermost_bytes_at_task unique_bytes_read_per_vector
-unique_lines_read_per_vector unique_bytes_read_per_task unique_lines_read_per_task working_set_at_task working_set_at_production
-working_set_at_realization working_set_at_root
-""".split()
-TYPES = ["bool", "uint8", "uint16", "uint32", "uint64", "float", "double"]
-OPS = """
-const cast variable param add sub mod mul div min max eq ne lt le and or not select image_call func_call self_call extern_call let
-""".split()
-# Halide's labels transpose and broadcast are swapped in its source; they are kept as its own weights were trained with them.
-PATTERNS = [f"{pattern}_{access}" for pattern in ("pointwise", "transpose", "broadcast", "slice") for access in ("load_func", "load_self", "load_image", "store")]  # fmt: skip
-
-N_SCHEDULE = len(SCHEDULE_FEATURES)  # 39
-N_HISTOGRAMS = 1 + len(OPS) + len(PATTERNS)  # 41 rows: types in use, operations, memory access patterns
-STAGE_BYTES = 4 * (N_SCHEDULE + N_HISTOGRAMS * len(TYPES))  # 1,304
 ANDERSON_STAGE_BYTES = 1440  # Anderson2021, for GPUs: 73 + 287 floats
-# JSON dumps do not tell types: their histograms go into a column of their own behind Halide's seven types.
-TYPE_COLUMNS = [*TYPES, "unknown"]
-STAGE_COUNTS = N_HISTOGRAMS * len(TYPE_COLUMNS)  # algorithm features of a stage
 
 COMPANION_NAMES = ("bench.txt", "collection.json", "program.json")
 COMPANION_SUFFIXES = (".schedule.h", ".weights", ".log", ".lock", ".tmp")  # .tmp: a file somebody is still writing
@@ -416,172 +392,6 @@ def _check(schedule, max_runtime_ms, need_runtime):
     if not MIN_RUNTIME_MS <= runtime_ms <= max_runtime_ms:
         raise Unusable("implausible_runtime", f"the runtime is {runtime_ms:g} ms; from {MIN_RUNTIME_MS:g} to {max_runtime_ms:g} is believed")
 
-
-# Features of a stage
-
-# Operations that cost about the same, whose counts the linear cost model weighs.
-OP_CLASSES = {
-    "arithmetic": ["add", "sub", "mul"], "division": ["div", "mod"], "conversion": ["cast"], "math": ["extern_call"],
-    "choice": ["min", "max", "eq", "ne", "lt", "le", "and", "or", "not", "select"],
-    "load": ["image_call", "func_call"], "accumulation": ["self_call"], "index": ["const", "variable", "param", "let"],
-}  # fmt: skip
-
-
-def featurize(schedule):
-    """Per-stage inputs of the model, not normalised: (T, F) float32, the columns FEATURES names.
-
-    Logarithms of Halide's schedule features; ratios and flags; the terms that Adams2019's cost model multiplies its coefficients
-    with (cost_model_generator.cpp in Halide); and operation and access histograms, summed over types and by type.
-    """
-    s = {name: schedule.schedule_features[:, i].astype(np.float64) for i, name in enumerate(SCHEDULE_FEATURES)}
-    h = np.maximum(schedule.algorithm_features, 0)  # (T, 41, 8)
-    types, ops, patterns = h[:, 0], h[:, 1 : 1 + len(OPS)], h[:, 1 + len(OPS) :]
-    work = ops.sum((1, 2)) * s["points_computed_total"]
-    by_type = ops.sum(1)  # (T, 8)
-    by_class = {name: ops[:, [OPS.index(op) for op in members]].sum((1, 2)) for name, members in OP_CLASSES.items()}
-    position = np.arange(len(h))
-    loops = _loop_bodies(s)
-    columns = [
-        np.log1p(schedule.schedule_features),
-        np.stack(list(_ratios(s, loops).values()), 1),
-        np.log1p(np.stack(list(_cost_terms(s, loops, by_class).values()), 1)),
-        np.log1p(np.stack([work, position, len(h) - 1 - position], 1)),
-        types > 0,
-        np.log1p(by_type),
-        np.log1p(ops.sum(2)),
-        np.log1p(ops[:, :, 5:7].sum(2)),  # in floating point
-        np.log1p(patterns.sum(2)),
-    ]
-    return np.concatenate(columns, 1).astype(np.float32)
-
-
-def _loop_bodies(s):
-    """How often the innermost loop body of each stage runs, (T,) each: over `full` vectors, over `partial` ones, and over `scalar`s.
-
-    num_vectors and num_scalars count the points that are asked for, as if what is left beyond whole vectors ran one point at a time.
-    What Halide runs is a vector there, too, most of whose lanes may be waste: points_computed_per_production has its loops' extents
-    rounded up, so it tells. An inlined stage runs with its consumer's loops, as often as it is called in them.
-    """
-    is_vector = s["vector_size"] > 1
-    executed = s["num_productions"] * s["points_computed_per_production"] / np.maximum(s["vector_size"], 1)
-    full = np.where(is_vector, np.minimum(s["num_vectors"], executed), 0)
-    bodies = {"full": full, "partial": np.where(is_vector, executed - full, 0), "scalar": np.where(is_vector, 0, executed)}
-    for t in np.flatnonzero(s["inlined_calls"] > 0):
-        points = s["num_vectors"][t] * s["vector_size"][t] + s["num_scalars"][t]
-        calls = s["inlined_calls"][t] / max(points, 1)
-        same = (s["num_vectors"][:t] == s["num_vectors"][t]) & (s["num_scalars"][:t] == s["num_scalars"][t]) & (s["inlined_calls"][:t] == 0)
-        if same.any():
-            consumer = np.flatnonzero(same)[-1]
-            values = [bodies[kind][consumer] for kind in bodies]
-        else:  # called by several, whose sums these are
-            values = [s["num_vectors"][t], 0, s["num_scalars"][t]] if not is_vector[t] else [s["num_vectors"][t], s["num_scalars"][t] / s["vector_size"][t], 0]
-        for kind, value in zip(bodies, values):
-            bodies[kind][t] = calls * value
-    return bodies
-
-
-def _ratios(s, loops):
-    """Shares and flags, (T,) each, from schedule features by name."""
-    def log_ratio(a, b):
-        return np.log1p(s[a]) - np.log1p(s[b])
-
-    padding = np.log1p(s["num_productions"] * s["points_computed_per_production"]) - np.log1p(s["points_computed_total"])
-    instances = s["num_vectors"] + s["num_scalars"]
-    tasks = s["inner_parallelism"] * s["outer_parallelism"]
-    return {
-        "recompute": log_ratio("points_computed_total", "points_computed_minimum"),
-        "productions_per_realization": log_ratio("num_productions", "num_realizations"),
-        "padding": padding,
-        "outer_padding": _outer_padding(s, padding),
-        "partial_share": loops["partial"] / np.maximum(loops["full"] + loops["partial"] + loops["scalar"], 1),
-        "vector_fill": s["vector_size"] / np.maximum(s["native_vector_size"], 1),
-        "vector_share": s["num_vectors"] / np.maximum(instances, 1),
-        "points_per_instance": np.log1p(s["points_computed_total"] / np.maximum(instances, 1)),
-        "unrolled_share": log_ratio("unrolled_loop_extent", "innermost_loop_extent"),
-        "pure_loop_share": log_ratio("innermost_pure_loop_extent", "innermost_loop_extent"),
-        "is_inlined": s["inlined_calls"] > 0,
-        "is_at_root": s["num_realizations"] == 1,
-        "is_parallel": tasks > 1,
-        "tasks": np.log1p(tasks),
-        "points_per_task": np.log1p(s["points_computed_total"] / np.maximum(tasks, 1)),
-        "bytes_per_line_realization": log_ratio("unique_bytes_read_per_realization", "unique_lines_read_per_realization"),
-        "bytes_per_line_vector": log_ratio("unique_bytes_read_per_vector", "unique_lines_read_per_vector"),
-        "bytes_per_line_task": log_ratio("unique_bytes_read_per_task", "unique_lines_read_per_task"),
-        "allocation_read_share": log_ratio("unique_bytes_read_per_realization", "allocation_bytes_read_per_realization"),
-        "storage_share": log_ratio("bytes_at_production", "bytes_at_realization"),
-        "row_share": log_ratio("innermost_bytes_at_production", "bytes_at_production"),
-        "working_set_growth": log_ratio("working_set_at_root", "working_set_at_task"),
-    }  # fmt: skip
-
-
-def _outer_padding(s, padding):
-    """Padding of the loops that a stage probably lies in, (T,): those of the last stage before it that is produced less often.
-
-    Halide counts the productions of a stage inside another's loops as if those loops ended where what is asked for ends.
-    """
-    outer, total = np.zeros(len(padding)), np.zeros(len(padding))
-    computed = np.flatnonzero(s["inlined_calls"] == 0)
-    for t in computed:
-        around = computed[(computed < t) & (s["num_productions"][computed] < s["num_productions"][t])]
-        outer[t] = total[around[-1]] if len(around) else 0.0
-        total[t] = max(padding[t], 0.0) + outer[t]
-    return outer
-
-
-def _cost_terms(s, loops, ops):
-    """Counts of events that take time, (T,) each: what Adams2019's cost model weighs, and the operations done by class."""
-    inlined, parallel = s["inlined_calls"] > 0, s["inner_parallelism"] > 1
-    innermost_task = np.maximum(s["innermost_bytes_at_task"], 1)
-    vectors = loops["full"] + loops["partial"]
-    instances = s["num_vectors"] + s["num_scalars"]
-    lines_written = s["inner_parallelism"] * s["bytes_at_task"] / innermost_task
-    sharing = parallel * instances / innermost_task
-    return {
-        "vector_points": ~inlined * vectors * s["vector_size"],
-        "scalar_points": ~inlined * loops["scalar"],
-        "inlined_vector_points": inlined * vectors * s["vector_size"],
-        "inlined_scalar_points": inlined * loops["scalar"],
-        "lines_read": s["num_realizations"] * s["unique_lines_read_per_realization"],
-        "bytes_read": s["num_realizations"] * s["unique_bytes_read_per_realization"],
-        "gathers": vectors * s["scalar_loads_per_vector"],
-        "scalar_loads": loops["scalar"] * s["scalar_loads_per_scalar"],
-        "vector_loads": vectors * s["vector_loads_per_vector"],
-        "lines_read_by_vectors": vectors * s["unique_lines_read_per_vector"],
-        "bytes_read_by_vectors": vectors * s["unique_bytes_read_per_vector"],
-        "lines_read_by_tasks": s["num_productions"] * s["inner_parallelism"] * s["unique_lines_read_per_task"],
-        "bytes_read_by_tasks": s["num_productions"] * s["inner_parallelism"] * s["unique_bytes_read_per_task"],
-        "bytes_written": s["num_realizations"] * s["bytes_at_realization"],
-        "lines_written": s["num_realizations"] * lines_written,
-        "bytes_produced": s["num_productions"] * s["bytes_at_production"],
-        "false_sharing": sharing,
-        "page_faults": parallel * s["num_productions"] * np.minimum(s["inner_parallelism"], 4096 / innermost_task),
-        "allocations": s["num_realizations"],
-        "parallel_launches": parallel * s["num_productions"],
-        "parallel_tasks": parallel * s["num_productions"] * s["inner_parallelism"],
-        "working_set_traffic": s["num_productions"] * s["working_set_at_production"],
-        "math_lanes": vectors * s["vector_size"] * ops["math"],
-        **{f"{kind}_{name}": bodies * count for kind, bodies in loops.items() for name, count in ops.items()},
-    }
-
-
-def _feature_units():
-    nothing = {name: np.zeros(1) for name in SCHEDULE_FEATURES}
-    units = {f"log_{name}": "log1p of Halide's feature" for name in SCHEDULE_FEATURES}
-    loops = _loop_bodies(nothing)
-    units |= {name: "ratio, log ratio or flag" for name in _ratios(nothing, loops)}
-    units |= {f"log_cost_{name}": "log1p of events a run" for name in _cost_terms(nothing, loops, dict.fromkeys(OP_CLASSES, 0))}
-    units |= {"log_work": "log1p of operations a run", "log_stages_before": "log1p of stages", "log_stages_after": "log1p of stages"}
-    units |= {f"uses_{type}": "flag" for type in TYPE_COLUMNS}
-    units |= {f"log_ops_{type}": "log1p of operations a point" for type in TYPE_COLUMNS}
-    units |= {f"log_{op}": "log1p of operations a point" for op in OPS}
-    units |= {f"log_float_{op}": "log1p of operations a point" for op in OPS}
-    return units | {f"log_{pattern}": "log1p of accesses a point" for pattern in PATTERNS}
-
-
-FEATURE_UNITS = _feature_units()
-FEATURES = list(FEATURE_UNITS)
-COST_COLUMNS = [i for i, name in enumerate(FEATURES) if name.startswith("log_cost_")]
-PARALLEL_COLUMN = FEATURES.index("is_parallel")
 
 # Splits
 

@@ -22,6 +22,7 @@ from joblib import Parallel, delayed
 import data_utils
 from config import UserError, load_config, make_folder, run_script
 from fan_out import fan_out
+from features import FEATURE_UNITS, FEATURES, STAGE_COUNTS, featurize
 
 CHUNK = 64  # dumps a task of the readers
 FEW_CHUNKS = 16  # with fewer, starting more processes takes longer than reading
@@ -34,7 +35,7 @@ SPLITS = ["train", "val", "test", "holdout"]
 def parse_chunk(dumps, max_runtime_ms):
     """For each Dump: (hash of its contents, row, (features (T, F), algorithm features (T, 41, 8) or None)), or (hash, None,
     (reason, detail)) where it can't be used. The algorithm features come with the first schedule of a program alone."""
-    results, programs = [], set()
+    results, schedules, programs = [], [], set()
     for dump in dumps:
         try:
             dump.data = data_utils.read_bytes(dump)
@@ -43,13 +44,15 @@ def parse_chunk(dumps, max_runtime_ms):
             results.append((_digest(dump), None, (unusable.reason, unusable.detail)))
             continue
         # Machines and collections are never mixed: an instance is one only within its collection.
+        program = schedule.program
         instance = data_utils.stable_hash(schedule.instance, dump.root, dump.collection)
         both = data_utils.stable_hash(schedule.algorithm_features, schedule.schedule_features)
-        row = (dump.collection, dump.file, schedule.program, instance, schedule.schedule, both, schedule.runtime_ms)
-        algorithm = None if schedule.program in programs else schedule.algorithm_features
-        programs.add(schedule.program)
-        results.append((_digest(dump), row, (data_utils.featurize(schedule), algorithm)))
-    return results
+        row = (dump.collection, dump.file, program, instance, schedule.schedule, both, schedule.runtime_ms)
+        results.append((_digest(dump), row, None if program in programs else schedule.algorithm_features))
+        programs.add(program)
+        schedules.append(schedule)
+    features = iter(featurize(schedules))
+    return [(digest, row, (next(features), value) if row else value) for digest, row, value in results]
 
 
 def _digest(dump):
@@ -114,8 +117,8 @@ def write_shards(rows, spool, folder, shard_size):
     for old in folder.iterdir():
         if data_utils.SHARD_NAME.fullmatch(old.name):
             old.unlink()
-    features = np.memmap(spool, np.float32, "r").reshape(-1, len(data_utils.FEATURES))
-    stage_bytes = 4 * len(data_utils.FEATURES)
+    features = np.memmap(spool, np.float32, "r").reshape(-1, len(FEATURES))
+    stage_bytes = 4 * len(FEATURES)
     names = {split: [] for split in SPLITS}
     for split in SPLITS:
         part = rows[rows.split == split]
@@ -133,7 +136,7 @@ def write_programs(programs, spool, folder, shard_size):
     names, items = [], sorted(programs.items())
     for start in range(0, len(items), shard_size):
         names.append(f"programs-{start // shard_size:05d}.safetensors")
-        data_utils.write_programs(folder / names[-1], {p: values[o // 4 :][: n * data_utils.STAGE_COUNTS] for p, (o, n) in items[start : start + shard_size]})
+        data_utils.write_programs(folder / names[-1], {p: values[o // 4 :][: n * STAGE_COUNTS] for p, (o, n) in items[start : start + shard_size]})
     return names
 
 
@@ -164,7 +167,7 @@ def main():
     program_ids = {split: sorted({data_utils.hex_id(p) for p in part.program}) for split, part in by_split.items()}
     split = {key: getattr(config, key) for key in ("split_by", "val_fraction", "test_fraction", "folds", "fold", "holdout")}
     meta = {
-        "features": data_utils.FEATURES, "units": data_utils.FEATURE_UNITS, "log_runtime": "natural logarithm of milliseconds",
+        "features": FEATURES, "units": FEATURE_UNITS, "log_runtime": "natural logarithm of milliseconds",
         "sources": sources, "counts": counts, "split": {**split, "programs": program_ids}, "shards": shards,
         "program_files": program_files,
     }  # fmt: skip

@@ -21,6 +21,7 @@ import correction
 import data_utils
 import train_utils
 from config import Config, UserError, load_config, run_script
+from features import featurize
 
 UNFAMILIAR_SHARE = 0.01  # of a schedule's inputs outside the range seen in training: worth a warning
 
@@ -51,7 +52,7 @@ def read_schedules(paths, max_runtime_ms, need_runtime):
 def corrections(measured, model, meta, device):
     """{instance: (offset in log-runtime, what is left of the error)} from the Schedules that were measured."""
     residuals = {}
-    for schedule, (predicted, _, _) in zip(measured, train_utils.predict_schedules(model, measured, device)):
+    for schedule, (predicted, _, _) in zip(measured, train_utils.predict_sequences(model, featurize(measured), device)):
         residuals.setdefault(schedule.instance, []).append(np.log(schedule.runtime_ms) - predicted)
     components = meta["offset_variance"]
     return {i: (correction.offset(r, components), correction.remaining_error(len(r), components)) for i, r in residuals.items()}
@@ -64,7 +65,7 @@ def main():
     model, meta = train_utils.load_model(checkpoint, device)
     found, left_out = read_schedules(config.paths, config.max_runtime_ms, need_runtime=False)
     files, schedules = zip(*found)
-    predictions = train_utils.predict_schedules(model, schedules, device)
+    predictions = train_utils.predict_sequences(model, featurize(schedules), device)
     corrected = {}
     if config.measured:
         measured, unusable = read_schedules([config.measured], config.max_runtime_ms, need_runtime=True)

@@ -25,6 +25,7 @@ import data_utils
 import halide_utils
 import train_utils
 from collection import Candidate, Plan, ProgramRun
+from features import featurize
 from halide_utils import OtherAutoscheduler, Proposal
 
 PROPOSAL_SECONDS = 60  # for Adams2019 to come up with one; it is left out if it takes longer
@@ -99,12 +100,13 @@ class TuningRun(ProgramRun):
 class Pool:
     """Distinct schedules proposed for one program, and what the model says of them.
 
-    keys : number of each one's proposal, as of TuningRun; schedules : data_utils.Schedule each; log_predicted : (N,) ln of ms
+    keys : number of each one's proposal, as of TuningRun; schedules : data_utils.Schedule each; features : (T, F) each;
+    log_predicted : (N,) ln of ms; shares : (T,) each, of the stages in it
     """
 
     def __init__(self, run, model, meta, device):
         self.run, self.model, self.meta, self.device = run, model, meta, device
-        self.keys, self.schedules, self.hashes = [], [], set()
+        self.keys, self.schedules, self.features, self.hashes = [], [], [], set()
         self.log_predicted, self.shares = np.zeros(0), []
         self.seconds = {"propose": 0.0, "predict": 0.0}
 
@@ -141,9 +143,11 @@ class Pool:
                 self.keys.append(self.run.key(proposal))
                 new.append(schedule)
         began = time.monotonic()
-        predictions = train_utils.predict_schedules(self.model, new, self.device)
+        features = featurize(new)
+        predictions = train_utils.predict_sequences(self.model, features, self.device)
         self.seconds["predict"] += time.monotonic() - began
         self.schedules += new
+        self.features += features
         self.log_predicted = np.r_[self.log_predicted, [p for p, _, _ in predictions]]
         self.shares += [share for _, share, _ in predictions]
 
@@ -152,7 +156,7 @@ class Pool:
 
         Scaled so that two schedules are a distance of 1 apart in the median.
         """
-        features = torch.stack([torch.from_numpy(data_utils.featurize(schedule)) for schedule in self.schedules])  # (N, T, F)
+        features = torch.from_numpy(np.stack(self.features))  # (N, T, F)
         weight = torch.tensor(np.mean(self.shares, 0)).sqrt()[:, None]
         x = (self.model.normalise(features.to(self.device)).cpu() * weight).flatten(1)
         some = x[torch.linspace(0, len(x) - 1, min(len(x), 200)).long()]

@@ -27,6 +27,7 @@ import data_utils
 import metrics
 import train_utils
 from config import UserError, load_config, make_folder, run_script
+from features import FEATURES
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -75,7 +76,7 @@ def start(config, train, val, device):
         load_weights(model, config, train, device)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=config.weight_decay)
     meta = {
-        "format": train_utils.CHECKPOINT_FORMAT, "config": settings, "features": data_utils.FEATURES, "epoch": 0,
+        "format": train_utils.CHECKPOINT_FORMAT, "config": settings, "features": FEATURES, "epoch": 0,
         "data": train_utils.fingerprint(train, val), "best_val_mse_log": None, "interval": None, "offset_variance": None,
     }  # fmt: skip
     if config.resume:
@@ -98,9 +99,9 @@ def start(config, train, val, device):
 
 def shown_features(drop_features):
     """Which features the model is shown, bool (F,). Raises UserError for a pattern that matches none."""
-    shown = torch.ones(len(data_utils.FEATURES), dtype=torch.bool)
+    shown = torch.ones(len(FEATURES), dtype=torch.bool)
     for pattern in (p.strip() for p in drop_features.split(",") if p.strip()):
-        matching = [i for i, name in enumerate(data_utils.FEATURES) if fnmatch(name, pattern)]
+        matching = [i for i, name in enumerate(FEATURES) if fnmatch(name, pattern)]
         if not matching:
             raise UserError(f"drop_features: {pattern!r} matches no feature; meta.json in data_path lists them")
         shown[matching] = False
@@ -158,7 +159,7 @@ def main():
     log = pd.read_csv(log_path).query("epoch <= @meta['epoch']") if config.resume and log_path.exists() else pd.DataFrame(columns=COLUMNS)
 
     counts = meta_data["counts"]
-    print(f"{device}, {torch.get_num_threads()} threads; {sum(p.numel() for p in model.parameters()):,} parameters, {len(data_utils.FEATURES)} features a stage")
+    print(f"{device}, {torch.get_num_threads()} threads; {sum(p.numel() for p in model.parameters()):,} parameters, {len(FEATURES)} features a stage")
     for name, c in counts["splits"].items():
         print(f"  {name:8s}{c['programs']:6d} programs{c['schedules']:8d} schedules")
     dropped = ", ".join(f"{n} {reason}" for reason, n in counts["dropped"].items())

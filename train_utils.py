@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 import data_utils
 from config import UserError
+from features import COST_COLUMNS, FEATURES, N_SCHEDULE, PARALLEL_COLUMN
 from modeling import FLOOR_MS, CostModel
 
 SHIPPED_MODEL = Path(__file__).resolve().parent / "models" / "default.safetensors"
@@ -70,7 +71,7 @@ class Sequences:
     def batch(self, rows):
         """A Batch of the given rows, padded to the longest among them."""
         t = int(self.lengths[rows].max())
-        features = torch.zeros(len(rows), t, len(data_utils.FEATURES))
+        features = torch.zeros(len(rows), t, len(FEATURES))
         shards = self.shard_of[rows]
         for shard in np.unique(shards):  # mostly one or two: rows of like length lie together
             at = np.flatnonzero(shards == shard)
@@ -102,7 +103,7 @@ class Sequences:
         """What Halide's own model takes, a shard at a time: schedule features (B, T, 39), algorithm features (B, T, 41, 8), lengths (B,)."""
         programs = data_utils.read_programs(self.data_path, self.meta)
         for shard in self.shards:
-            schedule_features = torch.expm1(shard["features"][:, :, : data_utils.N_SCHEDULE])
+            schedule_features = torch.expm1(shard["features"][:, :, : N_SCHEDULE])
             algorithm = [programs[p] for p in shard["program"].tolist()]
             yield schedule_features, pad_sequence(algorithm, batch_first=True), shard["lengths"]
 
@@ -127,10 +128,10 @@ def fit_linear_costs(sequences, shown):
     """
     parts = []
     for shard in sequences.shards:
-        events = torch.expm1(shard["features"][:, :, data_utils.COST_COLUMNS].double())  # (N, T, K); padding has no events
-        parallel = shard["features"][:, :, [data_utils.PARALLEL_COLUMN]] > 0
+        events = torch.expm1(shard["features"][:, :, COST_COLUMNS].double())  # (N, T, K); padding has no events
+        parallel = shard["features"][:, :, [PARALLEL_COLUMN]] > 0
         parts.append(torch.cat([(events * ~parallel).sum(1), (events * parallel).sum(1)], 1).numpy())
-    events = np.concatenate(parts) * np.tile(shown[data_utils.COST_COLUMNS].numpy(), 2)  # (N, 2 K)
+    events = np.concatenate(parts) * np.tile(shown[COST_COLUMNS].numpy(), 2)  # (N, 2 K)
     scale = events.mean(0) + 1e-9
     runtime = np.exp(sequences.log_runtime.astype(np.float64))
     weight = 1 / runtime
@@ -205,12 +206,12 @@ def _in_order(sequences, batch_size):
 
 
 @torch.no_grad()
-def predict_schedules(model, schedules, device, batch_size=256):
-    """For each data_utils.Schedule: (log-runtime, shares of its stages in it (T,), share of its inputs outside what training has seen)."""
+def predict_sequences(model, sequences, device, batch_size=256):
+    """For each sequence of features, (T, F) as featurize gives them: log-runtime, its stages' shares of that (T,), and the
+    share of its features that lie outside what training has seen."""
     results = []
-    sequences = [torch.from_numpy(data_utils.featurize(schedule)) for schedule in schedules]
     for start in range(0, len(sequences), batch_size):
-        part = sequences[start : start + batch_size]
+        part = [torch.from_numpy(sequence) for sequence in sequences[start : start + batch_size]]
         lengths = torch.tensor([len(s) for s in part], device=device)
         features = pad_sequence(part, batch_first=True).to(device)  # (B, T, F)
         members = model.stage_costs(features, lengths)
@@ -257,7 +258,7 @@ def read_checkpoint(path):
         raise UserError(f"{path}: not a checkpoint of this project ({error})") from None
     if meta.get("format") != CHECKPOINT_FORMAT:
         raise UserError(f"{path}: not a checkpoint of this project; give one that train_model.py wrote")
-    if meta["features"] != data_utils.FEATURES:
+    if meta["features"] != FEATURES:
         raise UserError(f"{path}: was trained on other features than this version's; train again")
     return tensors, meta
 
@@ -277,8 +278,8 @@ def model_tensors(tensors):
 
 def build_model(settings):
     """A CostModel from settings, a dict with MODEL_KEYS."""
-    columns = (data_utils.COST_COLUMNS, data_utils.PARALLEL_COLUMN)
-    return CostModel(len(data_utils.FEATURES), *columns, **{key: settings[key] for key in MODEL_KEYS})
+    columns = (COST_COLUMNS, PARALLEL_COLUMN)
+    return CostModel(len(FEATURES), *columns, **{key: settings[key] for key in MODEL_KEYS})
 
 
 def optimizer_tensors(optimizer):

@@ -27,6 +27,7 @@ import data_utils  # noqa: E402
 import halide_utils  # noqa: E402
 import train_utils  # noqa: E402
 from config import Config, UserError, load_config, run_script  # noqa: E402
+from features import SCHEDULE_FEATURES, featurize  # noqa: E402
 from halide_utils import Proposal  # noqa: E402
 
 LINE = re.compile(r"^\s+([\w$.]+):\s+([\d.]+)\s*ms\s+\(")
@@ -73,11 +74,11 @@ def predicted_ms(model, spec, proposal):
     stages, _ = halide_utils.stages_and_edges(pipeline)
     featurization, _ = proposal.apply(pipeline)
     schedule = data_utils.parse_binary(featurization, ".featurization")
-    features = torch.from_numpy(data_utils.featurize(schedule))[None]
+    features = torch.from_numpy(featurize([schedule])[0])[None]
     with torch.no_grad():
         costs = model.stage_costs(features, torch.tensor([len(stages)])).mean(0).exp()[0].tolist()
     totals, inlined = {}, set()
-    for name, ms, calls in zip(stages, costs, schedule.schedule_features[:, data_utils.SCHEDULE_FEATURES.index("inlined_calls")]):
+    for name, ms, calls in zip(stages, costs, schedule.schedule_features[:, SCHEDULE_FEATURES.index("inlined_calls")]):
         func = name.split(".update(")[0]
         totals[func] = totals.get(func, 0.0) + ms
         if calls > 0:

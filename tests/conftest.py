@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-import data_utils
+from features import OPS, SCHEDULE_FEATURES
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -18,8 +18,8 @@ def make_stages(program=0, schedule=0, n_stages=3, size=1024):
     stages = np.zeros((n_stages, 326), np.float32)
     rng = np.random.default_rng([program, schedule])
     stages[:, :39] = np.floor(rng.uniform(0, 100, (n_stages, 39)))
-    stages[:, data_utils.SCHEDULE_FEATURES.index("points_computed_minimum")] = size
-    stages[:, data_utils.SCHEDULE_FEATURES.index("points_computed_total")] = size * (1 + schedule)
+    stages[:, SCHEDULE_FEATURES.index("points_computed_minimum")] = size
+    stages[:, SCHEDULE_FEATURES.index("points_computed_total")] = size * (1 + schedule)
     stages[:, 39:] = np.random.default_rng(program).integers(0, 3, (n_stages, 287))
     return stages
 
@@ -31,11 +31,11 @@ def sample_bytes(stages, runtime_ms, program_id=0, schedule_id=0):
 def json_tree(runtime_ms=2.0, schedule=0):
     """A dump of `blur`, with an update, reading `input`'s wrapper: pure stage first within a Func, as the real ones have it."""
     def node(name, add):
-        ops = [f"      {op}:   {add if op == 'add' else 0}" for op in data_utils.OPS]
+        ops = [f"      {op}:   {add if op == 'add' else 0}" for op in OPS]
         return {"Name": name, "Details": {"Op histogram": ops, "Memory access patterns": ["      Pointwise:      1 0 0 1"] * 4}}
 
     def stage(name, points):
-        features = {feature: float(schedule + i) for i, feature in enumerate(data_utils.SCHEDULE_FEATURES)}
+        features = {feature: float(schedule + i) for i, feature in enumerate(SCHEDULE_FEATURES)}
         return {"Name": name, "Details": {"scheduling_feature": features | {"points_computed_minimum": float(points)}}}
 
     stages = [stage("output", 10), stage("blur", 20), stage("blur.update(0)", 30), {"name": "total_execution_time_ms", "value": runtime_ms}]

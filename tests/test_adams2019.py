@@ -13,6 +13,7 @@ from conftest import ROOT, make_stages, sample_bytes
 import adams2019
 import data_utils
 import halide_utils
+from features import SCHEDULE_FEATURES
 
 ASK_HALIDE = """
 import sys
@@ -51,7 +52,7 @@ def test_retraining_makes_predictions_better(tmp_path):
     batches, runtimes = [], []
     for k in range(10):
         stages = torch.from_numpy(make_stages(0, 0, 3)).clone()
-        stages[:, [data_utils.SCHEDULE_FEATURES.index(n) for n in ("num_vectors", "points_computed_total")]] *= 1 + k
+        stages[:, [SCHEDULE_FEATURES.index(n) for n in ("num_vectors", "points_computed_total")]] *= 1 + k
         counts = torch.zeros(1, 3, 41, 8)
         counts[0, :, :, :7] = stages[:, 39:].reshape(3, 41, 7)
         batches.append((stages[None, :, :39], counts, torch.tensor([3])))

@@ -15,6 +15,7 @@ import collection
 import data_utils
 import halide_utils
 from collection import Plan
+from features import STAGE_BYTES
 from halide_utils import ProgramSpec, Proposal
 from pipelines import random_programs
 
@@ -51,7 +52,7 @@ def test_equal_proposals_give_equal_schedules_and_others_differ(blur):
         return Proposal.draw(1, k).apply(blur.build())
 
     featurization, source = apply(0)
-    assert featurization == apply(0)[0] and len(featurization) == 2 * data_utils.STAGE_BYTES and ".compute_root()" in source
+    assert featurization == apply(0)[0] and len(featurization) == 2 * STAGE_BYTES and ".compute_root()" in source
     assert len({apply(k)[0] for k in range(8)}) > 2
 
 
@@ -89,7 +90,7 @@ def test_stages_and_edges_are_those_of_the_featurization(blur):
     for seed in range(6):
         pipeline = random_programs.build(seed)[0]
         stages, edges = halide_utils.stages_and_edges(pipeline)
-        assert len(Proposal.draw(0, 0).apply(pipeline)[0]) == len(stages) * data_utils.STAGE_BYTES
+        assert len(Proposal.draw(0, 0).apply(pipeline)[0]) == len(stages) * STAGE_BYTES
         assert {name for edge in edges for name in edge} <= set(stages)
 
 

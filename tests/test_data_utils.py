@@ -14,6 +14,7 @@ from conftest import json_tree, make_stages, sample_bytes
 import data_utils
 from config import load_config
 from data_utils import Dump, Unusable, parse_dump
+from features import FEATURES, OPS, SCHEDULE_FEATURES, featurize
 
 
 def parse(data, name="x.sample", **options):
@@ -29,7 +30,7 @@ def test_sample_by_hand():
     assert schedule.runtime_ms == 2.5 and schedule.schedule_features.shape == (2, 39)
     assert schedule.algorithm_features.shape == (2, 41, 8) and schedule.algorithm_features.sum() == 3
 
-    features = pd.DataFrame(data_utils.featurize(schedule), columns=data_utils.FEATURES)
+    features = pd.DataFrame(featurize([schedule])[0], columns=FEATURES)
     assert features.log_num_realizations.tolist() == pytest.approx([math.log(4), 0])
     assert features.log_working_set_at_root.tolist() == pytest.approx([0, math.log(8)])
     assert features.uses_float.tolist() == [1, 0]
@@ -39,7 +40,7 @@ def test_sample_by_hand():
 
 def test_loops_run_longer_than_what_is_asked_for():
     # 486 points in a row by vectors of 32: 15 whole vectors and one with 6 points in it, 20 rows a production, 144 productions.
-    names = data_utils.SCHEDULE_FEATURES
+    names = SCHEDULE_FEATURES
     consumer = {"num_productions": 144, "points_computed_per_production": 20 * 512, "points_computed_total": 144 * 20 * 486, "vector_size": 32}
     consumer |= {"num_vectors": 144 * 20 * 15, "num_scalars": 144 * 20 * 6}
     inlined = {"inlined_calls": 3 * 144 * 20 * 486, "vector_size": 32, "num_vectors": 144 * 20 * 15, "num_scalars": 144 * 20 * 6}
@@ -49,7 +50,7 @@ def test_loops_run_longer_than_what_is_asked_for():
         for name, value in values.items():
             stage[names.index(name)] = value
         stage[39 + 7 + 4 * 7 + 5] = 2  # two float additions
-    features = pd.DataFrame(data_utils.featurize(parse(sample_bytes(stages, 1))), columns=data_utils.FEATURES)
+    features = pd.DataFrame(featurize([parse(sample_bytes(stages, 1))])[0], columns=FEATURES)
     counts = np.expm1(features.astype(float))
     assert counts.log_cost_full_arithmetic.tolist() == pytest.approx([2 * 144 * 20 * 15, 3 * 2 * 144 * 20 * 15, 0], rel=1e-4)
     assert counts.log_cost_partial_arithmetic.tolist() == pytest.approx([2 * 144 * 20, 3 * 2 * 144 * 20, 0], rel=1e-4)
@@ -58,18 +59,24 @@ def test_loops_run_longer_than_what_is_asked_for():
     assert features.outer_padding.tolist() == pytest.approx([0, 0, math.log(512 / 486)], rel=1e-2)  # produced inside the consumer's loops
 
 
+def test_features_do_not_depend_on_the_schedules_beside():
+    schedules = [parse(sample_bytes(make_stages(program, schedule, n_stages), 1)) for program, schedule, n_stages in [(0, 0, 5), (0, 1, 5), (1, 0, 1), (2, 7, 9)]]
+    for alone, together in zip(schedules, featurize(schedules)):
+        np.testing.assert_array_equal(featurize([alone])[0], together)
+
+
 def test_features_are_finite_for_extreme_values():
     stages = np.zeros((1, 326), np.float32)
     stages[0, :39] = 1e14
-    assert np.isfinite(data_utils.featurize(parse(sample_bytes(stages, 1)))).all()
-    assert np.isfinite(data_utils.featurize(parse(sample_bytes(stages * 0, 1)))).all()
+    assert np.isfinite(featurize([parse(sample_bytes(stages, 1))])[0]).all()
+    assert np.isfinite(featurize([parse(sample_bytes(stages * 0, 1))])[0]).all()
 
 
 def test_json_stages_are_brought_into_halides_order():
     schedule = parse(json.dumps(json_tree()).encode(), "x.json")
-    points = schedule.schedule_features[:, data_utils.SCHEDULE_FEATURES.index("points_computed_minimum")]
+    points = schedule.schedule_features[:, SCHEDULE_FEATURES.index("points_computed_minimum")]
     assert points.tolist() == [10, 30, 20]  # output, blur's update, blur
-    add = 1 + data_utils.OPS.index("add")
+    add = 1 + OPS.index("add")
     assert schedule.algorithm_features[:, add, -1].tolist() == [1, 5, 0]
     assert schedule.runtime_ms == 2.0
 

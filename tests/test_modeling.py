@@ -8,16 +8,17 @@ import torch
 import data_utils
 import train_utils
 from config import UserError, load_config
+from features import COST_COLUMNS, FEATURES, PARALLEL_COLUMN
 from modeling import CostModel
 from train_utils import Batch, Sequences
 
-F = len(data_utils.FEATURES)
+F = len(FEATURES)
 
 
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    columns = (data_utils.COST_COLUMNS, data_utils.PARALLEL_COLUMN)
+    columns = (COST_COLUMNS, PARALLEL_COLUMN)
     return CostModel(F, *columns, members=2, embed_size=16, hidden_size=8, lstm_layers=1, dropout=0.0)
 
 
@@ -125,7 +126,7 @@ def test_a_feature_that_never_varied_changes_nothing(model):
     batch = random_batch()
     std = torch.ones(F)
     std[7] = torch.inf
-    model.set_statistics(torch.zeros(F), std, torch.ones(2, len(data_utils.COST_COLUMNS)))
+    model.set_statistics(torch.zeros(F), std, torch.ones(2, len(COST_COLUMNS)))
     before = model(batch.features, batch.lengths)
     batch.features[:, :, 7] = 1e6
     assert torch.equal(model(batch.features, batch.lengths), before)
@@ -142,8 +143,8 @@ def test_grouped_batches_cover_an_epoch_once(sequences):
 
 def test_a_checkpoint_gives_the_same_predictions_back(tmp_path, model):
     settings = {"members": 2, "embed_size": 16, "hidden_size": 8, "lstm_layers": 1, "dropout": 0.0}
-    meta = {"format": train_utils.CHECKPOINT_FORMAT, "features": data_utils.FEATURES, "config": settings}
-    model.set_statistics(torch.randn(F), torch.rand(F) + 0.5, torch.rand(2, len(data_utils.COST_COLUMNS)))
+    meta = {"format": train_utils.CHECKPOINT_FORMAT, "features": FEATURES, "config": settings}
+    model.set_statistics(torch.randn(F), torch.rand(F) + 0.5, torch.rand(2, len(COST_COLUMNS)))
     path = tmp_path / "model.safetensors"
     train_utils.write_checkpoint(path, {f"model.{k}": v for k, v in model.state_dict().items()}, meta)
     again, _ = train_utils.load_model(path, "cpu")

@@ -1,0 +1,105 @@
+"""What the measurements in raw_path are: the counts, distributions and noise of data/README.md.
+
+    python benchmarks/data_sheet.py
+    python benchmarks/data_sheet.py --plot data/distributions.png
+
+Reads the `program.json` records of the collections that collect_schedules.py packed (archives under raw_path). Prints a table with a
+line a collection, and draws how stages, runtimes and slowest/fastest ratios of random programs lie beside those of applications.
+"""
+
+import sys
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import orjson
+import pandas as pd
+from pydantic import Field
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt  # noqa: E402
+
+import data_utils  # noqa: E402
+from config import Config, UserError, load_config, run_script  # noqa: E402
+
+
+class SheetConfig(Config):
+    plot: str = Field("", description="write the plot of the distributions to this file; empty: none")
+
+
+def read_candidates(path):
+    """A row for each candidate of a packed collection: collection, program, key, outcome, runtime_ms, noisy, stages."""
+    rows = []
+    with tarfile.open(path) as archive:
+        for member in archive:
+            if Path(member.name).name == "program.json":
+                record = orjson.loads(archive.extractfile(member).read())
+                for key, c in record["candidates"].items():
+                    rows.append({
+                        "collection": data_utils.without_suffixes(path.name), "program": record["name"], "key": key, "outcome": c["outcome"],
+                        "runtime_ms": c.get("runtime_ms", np.nan), "noisy": c.get("noisy", False), "stages": len(record["stages"]),
+                    })  # fmt: skip
+    return rows
+
+
+def repeat_differences(rows):
+    """Share by which the second measurement of a schedule, in a fresh process, differs from the first, (n,)."""
+    runtime = {(r.program, r.key): r.runtime_ms for r in rows.itertuples() if r.outcome == "measured"}
+    pairs = [(runtime[program, key], runtime.get((program, key.rstrip("r")))) for program, key in runtime if key.endswith("r")]
+    return np.array([abs(np.log(second / first)) for second, first in pairs if first])
+
+
+def describe(name, rows):
+    measured = rows[(rows.outcome == "measured") & rows.key.str.isdecimal()]
+    failures = Counter(rows.outcome[~rows.outcome.isin(["measured", "duplicate"])])
+    differences = repeat_differences(rows)
+    sizes = measured.groupby(["collection", "program"]).size()
+    spread = measured.groupby(["collection", "program"]).runtime_ms.agg(lambda ms: ms.max() / ms.min())
+    noise = f"{np.median(differences):.1%}, {np.quantile(differences, 0.9):.1%} ({len(differences)})" if len(differences) else "-"
+    cells = [
+        name, f"{len(sizes):,}", f"{len(measured):,}", f"{(sizes >= 8).sum():,}", f"{measured.stages.median():.0f} ({measured.stages.min()}-{measured.stages.max()})",
+        f"{measured.runtime_ms.median():.2g} ({measured.runtime_ms.min():.2g}-{measured.runtime_ms.max():,.0f})", f"{spread.median():.1f}",
+        f"{measured.noisy.mean():.1%}", noise, ", ".join(f"{n} {reason}" for reason, n in failures.most_common()) or "-",
+    ]  # fmt: skip
+    return "| " + " | ".join(cells) + " |"
+
+
+def plot(path, rows):
+    measured = rows[(rows.outcome == "measured") & rows.key.str.isdecimal()]
+    programs = measured.groupby(["collection", "program"]).agg(stages=("stages", "first"), fastest=("runtime_ms", "min"), slowest=("runtime_ms", "max")).reset_index()
+    programs["ratio"] = programs.slowest / programs.fastest
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
+    is_application = programs.collection.str.startswith("app")
+    for axis, column, title in zip(axes, ("stages", "fastest", "ratio"), ("stages of a program", "its fastest schedule, ms", "slowest / fastest")):
+        bins = np.geomspace(programs[column].min(), programs[column].max() * 1.001, 24)
+        for part, label in ((programs[~is_application], "random programs"), (programs[is_application], "applications")):
+            if len(part):
+                axis.hist(part[column], bins, weights=np.full(len(part), 1 / len(part)), histtype="step", label=f"{label} ({len(part)})")
+        axis.set(xscale="log", xlabel=title, ylabel="share of programs")
+    axes[0].legend()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main():
+    config = load_config(SheetConfig)
+    archives = sorted(path for path in Path(config.raw_path).rglob("*.tar.xz"))
+    rows = pd.DataFrame([row for path in archives for row in read_candidates(path)])
+    if rows.empty:
+        raise UserError(f"{config.raw_path}: no packed collection in it; collect_schedules.py --pack true makes them")
+    print("| collection | programs | schedules | programs with 8 or more | stages, median (range) | ms, median (range) | slowest/fastest, median | noisy | repeats differ: median, p90 (n) | failures |")
+    print("|---" * 10 + "|")
+    for name, part in rows.groupby("collection"):
+        print(describe(name, part))
+    print(describe("**random programs**", rows[~rows.collection.str.startswith("app")]))
+    if config.plot:
+        plot(config.plot, rows)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,103 @@
+"""What tuning is worth on real applications that the model was never trained on, beside other ways to spend the same measurements.
+
+    python benchmarks/tuning.py
+    python benchmarks/tuning.py --applications blur,harris --budget 16
+
+Runs tune_schedule.py with --compare for each application in pipelines/ and prints the table; the same as JSON, and a plot, in
+runs/tuning/NAME. Speed-ups are over Adams2019 with its beam of 32, in the same run. Started again it goes on.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import orjson
+from pydantic import Field
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt  # noqa: E402
+
+from config import Config, UserError, load_config, run_script  # noqa: E402
+
+RIVALS = ("random", "adams2019_retrained", "mullapudi2016", "li2018")
+
+
+class TuningConfig(Config):
+    name: str = Field("applications", min_length=1, description="folder under runs/tuning for this table")
+    applications: str = Field("", description="files of pipelines/ without their suffix, separated by commas; empty: all")
+    budget: int = Field(32, ge=1, description="measurements for each way to choose")
+    proposals: int = Field(400, ge=1, description="as of tune_schedule.py")
+
+
+def tune(config, file, folder):
+    """The report of one application, or None where it could not be tuned (it has said why)."""
+    report = folder / "report.json"
+    if not report.exists():
+        flags = [f"--output={folder}", f"--budget={config.budget}", f"--proposals={config.proposals}", "--compare=true", f"--num_threads={config.num_threads}"]
+        if subprocess.run([sys.executable, ROOT / "tune_schedule.py", file, *flags]).returncode:
+            return None
+    return orjson.loads(report.read_bytes())
+
+
+def table(reports):
+    """Markdown: a line an application, and the geometric means.
+
+    "tuned" and the rivals are compared as they were measured in the search; "confirmed" is the tuned schedule over Adams2019's, both
+    measured again in fresh processes, taking turns.
+    """
+    columns = ["confirmed", "tuned", *RIVALS]
+    lines = ["| application | stages | Adams2019, ms | tuned, ms | " + " | ".join(columns) + " | needed: tuned, random, retrained |", "|---" * (5 + len(columns)) + "|"]
+    speedups = {name: [] for name in columns}
+    for report in reports:
+        best = {name: rival["best_ms"] for name, rival in report["rivals"].items()} | {"tuned": report["search"][-1]}
+        found = {name: report["search"][0] / ms for name, ms in best.items() if ms} | {"confirmed": report["speedup"]}
+        for name, speedup in found.items():
+            speedups[name].append(speedup)
+        cells = [f"{found[name]:.2f}" if name in found else "-" for name in columns]
+        needed = ", ".join(str(report["within_5_percent"][name] or "-") for name in ("lstm", "random", "adams2019_retrained"))
+        lines.append(f"| {report['program']} | {report['stages']} | {report['adams2019_ms']:.3f} | {report['best_ms']:.3f} | " + " | ".join(cells) + f" | {needed} |")
+    means = [f"{np.exp(np.mean(np.log(speedups[name]))):.2f}" if speedups[name] else "-" for name in columns]
+    lines.append("| geometric mean | | | | " + " | ".join(means) + " | |")
+    return "\n".join(lines)
+
+
+def plot(path, reports):
+    """Speed-up over Adams2019 against measurements, the geometric mean over applications."""
+    figure, axis = plt.subplots(figsize=(5, 3.5), layout="constrained")
+    for name, label in (("lstm", "tuned"), ("random", "random choice"), ("adams2019_retrained", "Adams2019 retrained")):
+        curves = [r["search"] if name == "lstm" else r["rivals"][name]["search"] for r in reports]
+        length = max(map(len, curves))
+        padded = [curve + [curve[-1]] * (length - len(curve)) for curve in curves]
+        ratio = np.array([[report["search"][0] / ms for ms in curve] for report, curve in zip(reports, padded)])
+        axis.plot(range(1, length + 1), np.exp(np.log(ratio).mean(0)), ".-", label=label)
+    axis.set(xlabel="schedules measured", ylabel="times as fast as Adams2019")
+    axis.legend()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main():
+    config = load_config(TuningConfig)
+    files = {f.stem: f for f in sorted((ROOT / "pipelines").glob("*.py")) if f.stem not in ("__init__", "random_programs")}
+    names = [name.strip() for name in config.applications.split(",") if name.strip()] or list(files)
+    for name in names:
+        if name not in files:
+            raise UserError(f"--applications: no {name!r} in pipelines/; there are {', '.join(files)}")
+    folder = ROOT / "runs" / "tuning" / config.name
+    reports = [report for name in names if (report := tune(config, files[name], folder / name)) and report["speedup"]]
+    if not reports:
+        raise UserError("none of the applications could be tuned")
+    text = table(reports)
+    print(text)
+    (folder / "table.md").write_text(text + "\n")
+    (folder / "table.json").write_bytes(orjson.dumps(reports, option=orjson.OPT_INDENT_2))
+    plot(folder / "tuning.png", reports)
+
+
+if __name__ == "__main__":
+    run_script(main)

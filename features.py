@@ -1,0 +1,213 @@
+"""What the model is told of a stage: Halide's features of it, and what is computed from them.
+
+`featurize` turns the features of a dump into the inputs of the model, whose names and units are FEATURES and FEATURE_UNITS.
+
+Axes: T stages of a schedule, S stages of several schedules end to end, F features.
+"""
+
+import numpy as np
+
+# Halide's Adams2019 featurization, version 3 (Featurization.h): a stage is 39 schedule features, then the histograms by type.
+
+SCHEDULE_FEATURES = """
+num_realizations num_productions points_computed_per_realization points_computed_per_production points_computed_total
+points_computed_minimum innermost_loop_extent innermost_pure_loop_extent unrolled_loop_extent inner_parallelism outer_parallelism
+bytes_at_realization bytes_at_production bytes_at_root innermost_bytes_at_realization innermost_bytes_at_production
+innermost_bytes_at_root inlined_calls unique_bytes_read_per_realization unique_lines_read_per_realization
+allocation_bytes_read_per_realization working_set vector_size native_vector_size num_vectors num_scalars scalar_loads_per_vector
+vector_loads_per_vector scalar_loads_per_scalar bytes_at_task innermost_bytes_at_task unique_bytes_read_per_vector
+unique_lines_read_per_vector unique_bytes_read_per_task unique_lines_read_per_task working_set_at_task working_set_at_production
+working_set_at_realization working_set_at_root
+""".split()
+TYPES = ["bool", "uint8", "uint16", "uint32", "uint64", "float", "double"]
+OPS = """
+const cast variable param add sub mod mul div min max eq ne lt le and or not select image_call func_call self_call extern_call let
+""".split()
+# Halide's labels transpose and broadcast are swapped in its source; they are kept as its own weights were trained with them.
+PATTERNS = [f"{pattern}_{access}" for pattern in ("pointwise", "transpose", "broadcast", "slice") for access in ("load_func", "load_self", "load_image", "store")]  # fmt: skip
+
+N_SCHEDULE = len(SCHEDULE_FEATURES)  # 39
+N_HISTOGRAMS = 1 + len(OPS) + len(PATTERNS)  # 41 rows: types in use, operations, memory access patterns
+STAGE_BYTES = 4 * (N_SCHEDULE + N_HISTOGRAMS * len(TYPES))  # 1,304
+# JSON dumps do not tell types: their histograms go into a column of their own behind Halide's seven types.
+TYPE_COLUMNS = [*TYPES, "unknown"]
+STAGE_COUNTS = N_HISTOGRAMS * len(TYPE_COLUMNS)  # algorithm features of a stage
+
+# Operations that cost about the same, whose counts the linear cost model weighs.
+OP_CLASSES = {
+    "arithmetic": ["add", "sub", "mul"], "division": ["div", "mod"], "conversion": ["cast"], "math": ["extern_call"],
+    "choice": ["min", "max", "eq", "ne", "lt", "le", "and", "or", "not", "select"],
+    "load": ["image_call", "func_call"], "accumulation": ["self_call"], "index": ["const", "variable", "param", "let"],
+}  # fmt: skip
+
+
+def featurize(schedules):
+    """Per-stage inputs of the model for each Schedule, not normalised: a list of (T, F) float32, the columns FEATURES names.
+
+    Logarithms of Halide's schedule features; ratios and flags; the terms that Adams2019's cost model multiplies its coefficients
+    with (cost_model_generator.cpp in Halide); and operation and access histograms, summed over types and by type. The stages of
+    all schedules are computed at once, end to end: a column is (S,), S stages in all.
+    """
+    if not schedules:
+        return []
+    lengths = np.array([len(schedule.schedule_features) for schedule in schedules])
+    schedule_features = np.concatenate([schedule.schedule_features for schedule in schedules])  # (S, 39)
+    s = dict(zip(SCHEDULE_FEATURES, schedule_features.T.astype(np.float64)))
+    h = np.maximum(np.concatenate([schedule.algorithm_features for schedule in schedules]), 0)  # (S, 41, 8)
+    types, ops, patterns = h[:, 0], h[:, 1 : 1 + len(OPS)], h[:, 1 + len(OPS) :]
+    by_op, by_type = ops.sum(2), ops.sum(1)  # (S, 24), (S, 8)
+    work = by_op.sum(1) * s["points_computed_total"]
+    by_class = {name: by_op[:, [OPS.index(op) for op in members]].sum(1) for name, members in OP_CLASSES.items()}
+    owner = np.repeat(np.arange(len(schedules)), lengths)
+    position = np.arange(len(h)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    loops = _loop_bodies(s, owner, position)
+    columns = [
+        np.log1p(schedule_features),
+        np.stack(list(_ratios(s, loops, owner).values()), 1),
+        np.log1p(np.stack(list(_cost_terms(s, loops, by_class).values()), 1)),
+        np.log1p(np.stack([work, position, np.repeat(lengths, lengths) - 1 - position], 1)),
+        types > 0,
+        np.log1p(by_type),
+        np.log1p(by_op),
+        np.log1p(ops[:, :, 5:7].sum(2)),  # in floating point
+        np.log1p(patterns.sum(2)),
+    ]
+    return np.split(np.concatenate(columns, 1, dtype=np.float32, casting="same_kind"), np.cumsum(lengths)[:-1])
+
+
+def _loop_bodies(s, owner, position):
+    """How often the innermost loop body of each stage runs, (S,) each: over `full` vectors, over `partial` ones, and over `scalar`s.
+
+    num_vectors and num_scalars count the points that are asked for, as if what is left beyond whole vectors ran one point at a time.
+    What Halide runs is a vector there, too, most of whose lanes may be waste: points_computed_per_production has its loops' extents
+    rounded up, so it tells. An inlined stage runs with its consumer's loops, as often as it is called in them.
+    """
+    is_vector, inlined = s["vector_size"] > 1, s["inlined_calls"] > 0
+    executed = s["num_productions"] * s["points_computed_per_production"] / np.maximum(s["vector_size"], 1)
+    full = np.where(is_vector, np.minimum(s["num_vectors"], executed), 0)
+    bodies = {"full": full, "partial": np.where(is_vector, executed - full, 0), "scalar": np.where(is_vector, 0, executed)}
+    # The consumer is the last stage before it in its schedule that is computed in loops with the same numbers of points.
+    order = np.lexsort([position, s["num_scalars"], s["num_vectors"], owner])
+    keys = np.stack([owner, s["num_vectors"], s["num_scalars"]])[:, order]
+    starts = np.r_[True, (keys[:, 1:] != keys[:, :-1]).any(0)]
+    place = np.arange(len(order))
+    last = np.maximum.accumulate(np.where(inlined[order], -1, place))
+    has_consumer = np.zeros(len(order), bool)
+    has_consumer[order] = last >= np.maximum.accumulate(np.where(starts, place, 0))
+    consumer = np.zeros(len(order), int)
+    consumer[order] = order[np.maximum(last, 0)]
+    # One that several call has no such consumer: its numbers are the sums over theirs.
+    rest = s["num_scalars"] / np.where(is_vector, np.maximum(s["vector_size"], 1), 1)
+    summed = {"full": s["num_vectors"], "partial": np.where(is_vector, rest, 0), "scalar": np.where(is_vector, 0, rest)}
+    calls = s["inlined_calls"] / np.maximum(s["num_vectors"] * s["vector_size"] + s["num_scalars"], 1)
+    return {kind: np.where(inlined, calls * np.where(has_consumer, values[consumer], summed[kind]), values) for kind, values in bodies.items()}
+
+
+def _ratios(s, loops, owner):
+    """Shares and flags, (S,) each, from schedule features by name."""
+    def log_ratio(a, b):
+        return np.log1p(s[a]) - np.log1p(s[b])
+
+    padding = np.log1p(s["num_productions"] * s["points_computed_per_production"]) - np.log1p(s["points_computed_total"])
+    instances = s["num_vectors"] + s["num_scalars"]
+    tasks = s["inner_parallelism"] * s["outer_parallelism"]
+    return {
+        "recompute": log_ratio("points_computed_total", "points_computed_minimum"),
+        "productions_per_realization": log_ratio("num_productions", "num_realizations"),
+        "padding": padding,
+        "outer_padding": _outer_padding(s, padding, owner),
+        "partial_share": loops["partial"] / np.maximum(loops["full"] + loops["partial"] + loops["scalar"], 1),
+        "vector_fill": s["vector_size"] / np.maximum(s["native_vector_size"], 1),
+        "vector_share": s["num_vectors"] / np.maximum(instances, 1),
+        "points_per_instance": np.log1p(s["points_computed_total"] / np.maximum(instances, 1)),
+        "unrolled_share": log_ratio("unrolled_loop_extent", "innermost_loop_extent"),
+        "pure_loop_share": log_ratio("innermost_pure_loop_extent", "innermost_loop_extent"),
+        "is_inlined": s["inlined_calls"] > 0,
+        "is_at_root": s["num_realizations"] == 1,
+        "is_parallel": tasks > 1,
+        "tasks": np.log1p(tasks),
+        "points_per_task": np.log1p(s["points_computed_total"] / np.maximum(tasks, 1)),
+        "bytes_per_line_realization": log_ratio("unique_bytes_read_per_realization", "unique_lines_read_per_realization"),
+        "bytes_per_line_vector": log_ratio("unique_bytes_read_per_vector", "unique_lines_read_per_vector"),
+        "bytes_per_line_task": log_ratio("unique_bytes_read_per_task", "unique_lines_read_per_task"),
+        "allocation_read_share": log_ratio("unique_bytes_read_per_realization", "allocation_bytes_read_per_realization"),
+        "storage_share": log_ratio("bytes_at_production", "bytes_at_realization"),
+        "row_share": log_ratio("innermost_bytes_at_production", "bytes_at_production"),
+        "working_set_growth": log_ratio("working_set_at_root", "working_set_at_task"),
+    }  # fmt: skip
+
+
+def _outer_padding(s, padding, owner):
+    """Padding of the loops that a stage probably lies in, (S,): those of the last stage before it that is produced less often.
+
+    Halide counts the productions of a stage inside another's loops as if those loops ended where what is asked for ends.
+    """
+    outer, around, schedule = np.zeros(len(padding)), [], None
+    columns = zip(owner.tolist(), s["num_productions"].tolist(), (s["inlined_calls"] > 0).tolist(), np.maximum(padding, 0).tolist())
+    for t, (own, productions, inlined, own_padding) in enumerate(columns):
+        if own != schedule:
+            schedule, around = own, []  # (productions, padding in all) of the loops that may be open, outermost first
+        if inlined:
+            continue
+        while around and around[-1][0] >= productions:
+            around.pop()
+        outer[t] = around[-1][1] if around else 0.0
+        around.append((productions, own_padding + outer[t]))
+    return outer
+
+
+def _cost_terms(s, loops, ops):
+    """Counts of events that take time, (S,) each: what Adams2019's cost model weighs, and the operations done by class."""
+    inlined, parallel = s["inlined_calls"] > 0, s["inner_parallelism"] > 1
+    innermost_task = np.maximum(s["innermost_bytes_at_task"], 1)
+    vectors = loops["full"] + loops["partial"]
+    instances = s["num_vectors"] + s["num_scalars"]
+    lines_written = s["inner_parallelism"] * s["bytes_at_task"] / innermost_task
+    sharing = parallel * instances / innermost_task
+    return {
+        "vector_points": ~inlined * vectors * s["vector_size"],
+        "scalar_points": ~inlined * loops["scalar"],
+        "inlined_vector_points": inlined * vectors * s["vector_size"],
+        "inlined_scalar_points": inlined * loops["scalar"],
+        "lines_read": s["num_realizations"] * s["unique_lines_read_per_realization"],
+        "bytes_read": s["num_realizations"] * s["unique_bytes_read_per_realization"],
+        "gathers": vectors * s["scalar_loads_per_vector"],
+        "scalar_loads": loops["scalar"] * s["scalar_loads_per_scalar"],
+        "vector_loads": vectors * s["vector_loads_per_vector"],
+        "lines_read_by_vectors": vectors * s["unique_lines_read_per_vector"],
+        "bytes_read_by_vectors": vectors * s["unique_bytes_read_per_vector"],
+        "lines_read_by_tasks": s["num_productions"] * s["inner_parallelism"] * s["unique_lines_read_per_task"],
+        "bytes_read_by_tasks": s["num_productions"] * s["inner_parallelism"] * s["unique_bytes_read_per_task"],
+        "bytes_written": s["num_realizations"] * s["bytes_at_realization"],
+        "lines_written": s["num_realizations"] * lines_written,
+        "bytes_produced": s["num_productions"] * s["bytes_at_production"],
+        "false_sharing": sharing,
+        "page_faults": parallel * s["num_productions"] * np.minimum(s["inner_parallelism"], 4096 / innermost_task),
+        "allocations": s["num_realizations"],
+        "parallel_launches": parallel * s["num_productions"],
+        "parallel_tasks": parallel * s["num_productions"] * s["inner_parallelism"],
+        "working_set_traffic": s["num_productions"] * s["working_set_at_production"],
+        "math_lanes": vectors * s["vector_size"] * ops["math"],
+        **{f"{kind}_{name}": bodies * count for kind, bodies in loops.items() for name, count in ops.items()},
+    }
+
+
+def _feature_units():
+    nothing = {name: np.zeros(1) for name in SCHEDULE_FEATURES}
+    units = {f"log_{name}": "log1p of Halide's feature" for name in SCHEDULE_FEATURES}
+    owner = np.zeros(1, int)
+    loops = _loop_bodies(nothing, owner, owner)
+    units |= {name: "ratio, log ratio or flag" for name in _ratios(nothing, loops, owner)}
+    units |= {f"log_cost_{name}": "log1p of events a run" for name in _cost_terms(nothing, loops, dict.fromkeys(OP_CLASSES, 0))}
+    units |= {"log_work": "log1p of operations a run", "log_stages_before": "log1p of stages", "log_stages_after": "log1p of stages"}
+    units |= {f"uses_{type}": "flag" for type in TYPE_COLUMNS}
+    units |= {f"log_ops_{type}": "log1p of operations a point" for type in TYPE_COLUMNS}
+    units |= {f"log_{op}": "log1p of operations a point" for op in OPS}
+    units |= {f"log_float_{op}": "log1p of operations a point" for op in OPS}
+    return units | {f"log_{pattern}": "log1p of accesses a point" for pattern in PATTERNS}
+
+
+FEATURE_UNITS = _feature_units()
+FEATURES = list(FEATURE_UNITS)
+COST_COLUMNS = [i for i, name in enumerate(FEATURES) if name.startswith("log_cost_")]
+PARALLEL_COLUMN = FEATURES.index("is_parallel")
