@@ -7,20 +7,25 @@ cost term; the time of a program is the sum over its stages. The terms are those
 Axes: B batch, T stages (padded).
 """
 
+import math
 import struct
 import subprocess
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import halide as hl
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
 import halide_utils
-from features import SCHEDULE_FEATURES
+import train_utils
+from features import SCHEDULE_FEATURES, TYPES
 
 TOOL = Path(hl.install_dir()) / "bin" / "adams2019_retrain_cost_model"
+FIT_PROGRAMS = 8  # in a batch
 MIN_SCHEDULES = 8  # Halide's tool leaves out pipelines with fewer
 
 
@@ -133,3 +138,37 @@ def retrain(paths, rate, epochs, n_cores, initial_weights):
         if done.returncode or not Path(after).exists():
             raise RuntimeError(f"{TOOL.name} failed: {(done.stderr or done.stdout).strip()[-200:]}")
         return halide_utils.read_weights(after)
+
+
+def fit(weights, examples, n_cores, epochs, learning_rate, seed):
+    """New weights that predict `examples` better than `weights` do, trained here rather than by Halide's tool.
+
+    examples : list of (schedule_features (T, 39), algorithm_features (T, 41, 8), log_runtime, instance)
+
+    The losses are the LSTM's, so what counts most is the order and the ratios within a program, all that a beam search needs. How fast
+    the machine is altogether is a number of its own that is forgotten at the end.
+    """
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    model, offset = Adams2019(weights, n_cores), nn.Parameter(torch.zeros(()))
+    optimizer = torch.optim.AdamW([*model.parameters(), offset], lr=learning_rate, weight_decay=0.0)
+    instances = np.array([instance for *_, instance in examples])
+    groups = [np.flatnonzero(instances == i) for i in np.unique(instances)]
+    steps = epochs * math.ceil(len(groups) / FIT_PROGRAMS)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
+    for _ in range(epochs):
+        rng.shuffle(groups)
+        for start in range(0, len(groups), FIT_PROGRAMS):
+            rows = np.concatenate(groups[start : start + FIT_PROGRAMS])
+            schedule_features, algorithm, log_runtime, instance = zip(*(examples[i] for i in rows))
+            lengths = torch.tensor([len(s) for s in schedule_features])
+            padded = [pad_sequence([torch.from_numpy(a) for a in part], batch_first=True) for part in (schedule_features, algorithm)]
+            predicted = torch.log(model(padded[0], padded[1][:, :, 1:, : len(TYPES)], lengths).clamp(min=1e-12)) + offset
+            target = SimpleNamespace(log_runtime=torch.tensor(log_runtime), instance=torch.tensor(instance))
+            loss = sum(train_utils.loss_terms(predicted, target))
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+    return model.weights()

@@ -312,13 +312,21 @@ def stable_share(text):
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7]) / 2**56
 
 
+def prepare_processes():
+    """Have candidates' processes start from one that has imported Halide, and without the script: it is of no use to them, and slow."""
+    Candidate.context.set_forkserver_preload(["warm_halide", "collection"])
+    main = sys.modules["__main__"]
+    if main.__spec__ is None:
+        main.__file__ = None  # multiprocessing imports what this names
+
+
 def measure_programs(specs, plan):
     """One round on this machine: compile what is missing of a few programs, then measure it, until each has its schedules.
 
     Returns {"measured": schedules, "failed": candidates} as added now, or {"drift": share} where the machine no longer runs as it
     did when the collection began: then nothing was measured. One round at a time runs on a machine, whoever started it.
     """
-    Candidate.context.set_forkserver_preload(["warm_halide", "collection"])
+    prepare_processes()
     with FileLock(Path(tempfile.gettempdir()) / f"collect_schedules.{os.getuid()}.lock"):
         drift = note_calibration(Path(plan.folder))
         if abs(drift) > MAX_DRIFT:

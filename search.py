@@ -201,7 +201,7 @@ def choose_by_model(pool, measured, still_open, n):
 def choose_at_random(pool, measured, still_open, n):
     """Any of them, with the same chance."""
     rng = np.random.default_rng([pool.run.spec.seed, len(measured)])
-    return list(rng.permutation(still_open)[:n])
+    return [still_open[i] for i in rng.permutation(len(still_open))[:n]]
 
 
 class ChooseByHalide:

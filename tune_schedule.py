@@ -150,7 +150,7 @@ def main():
     model, meta = train_utils.load_model(checkpoint, device)
     spec = find_program(config)
     output = make_folder(config.output, "output").resolve()
-    Candidate.context.set_forkserver_preload(["warm_halide", "collection"])
+    collection.prepare_processes()
     run = search.TuningRun(spec, prepare(output, config), config.compile_seconds)
     run.measure([ADAMS2019])
     if run.failed:
