@@ -20,6 +20,7 @@ from pathlib import Path
 import halide as hl
 import numpy as np
 import psutil
+from halide import _generator_helpers
 
 from pipelines import random_programs
 
@@ -63,12 +64,12 @@ class ProgramSpec:
 
     def build_with_arguments(self):
         """(hl.Pipeline, its hl.Arguments in the order in which the Generator declares them), for a program in a file."""
-        module = load_module(self.path)
+        module, generators = load_module(self.path)
         if not self.generator:
             pipeline = module.build()
             return pipeline, pipeline.infer_arguments()
         with hl.GeneratorContext(hl.get_host_target(), autoscheduler_params()):
-            generator = hl._create_python_generator(self.generator, hl.active_generator_context())
+            generator = generators[self.generator]()
             pipeline = generator._build_pipeline()
         declared = list(generator._input_parameters)
         return pipeline, sorted(pipeline.infer_arguments(), key=lambda argument: declared.index(argument.name))
@@ -76,10 +77,21 @@ class ProgramSpec:
 
 @functools.cache
 def load_module(path):
+    """(module, {name: Generator class}) of a Python file.
+
+    Halide keeps one table of names a process and refuses a second Generator of the same name; here each file has its own.
+    """
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    table = _generator_helpers._python_generators
+    others = dict(table)
+    table.clear()
+    try:
+        spec.loader.exec_module(module)
+        return module, dict(table)
+    finally:
+        table.clear()
+        table.update(others)
 
 
 def programs_in(path):
@@ -87,12 +99,11 @@ def programs_in(path):
 
     Raises ValueError, in one line, where the file holds neither or can't be imported.
     """
-    before = set(hl._get_python_generator_names())
     try:
-        module = load_module(str(Path(path).resolve()))
+        module, generators = load_module(str(Path(path).resolve()))
     except Exception as error:  # whatever a user's file may raise
         raise ValueError(f"{path}: can't be imported: {type(error).__name__}: {' '.join(str(error).split())}") from error
-    names = sorted(set(hl._get_python_generator_names()) - before)
+    names = sorted(generators)
     stem = Path(path).stem
     seed = int.from_bytes(stem.encode()[:3], "little")
     if not names and not hasattr(module, "build"):
