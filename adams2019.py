@@ -165,7 +165,7 @@ def fit(weights, examples, n_cores, epochs, learning_rate, seed):
             padded = [pad_sequence([torch.from_numpy(a) for a in part], batch_first=True) for part in (schedule_features, algorithm)]
             predicted = torch.log(model(padded[0], padded[1][:, :, 1:, : len(TYPES)], lengths).clamp(min=1e-12)) + offset
             target = SimpleNamespace(log_runtime=torch.tensor(log_runtime), instance=torch.tensor(instance))
-            loss = sum(train_utils.loss_terms(predicted, target))
+            loss = train_utils.loss_terms(predicted, target).sum()
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -98,12 +98,8 @@ class CostModel(nn.Module):
         inputs = torch.cat([normalised, torch.stack([share, total.expand_as(share) / 2], 2)], 2)  # (B, T, F + 2)
         return torch.stack([member(inputs, lengths) for member in self.members]) + linear
 
-    def member_predictions(self, features, lengths):
-        """Each member's log-runtime (natural logarithm of milliseconds), (M, B); arguments as of stage_costs."""
-        return torch.logsumexp(self.stage_costs(features, lengths), 2)
-
     def forward(self, features, lengths):
-        """Predicted log-runtime, the mean of the members', (B,); arguments as of stage_costs."""
-        log_runtime = self.member_predictions(features, lengths).mean(0)
-        assert log_runtime.shape == lengths.shape
+        """Each member's log-runtime (natural logarithm of milliseconds), (M, B); their mean is the prediction. Arguments as of stage_costs."""
+        log_runtime = torch.logsumexp(self.stage_costs(features, lengths), 2)
+        assert log_runtime.shape == (len(self.members), len(lengths))
         return log_runtime

@@ -3,6 +3,7 @@
     python train_model.py
     python train_model.py --epochs 10 --learning_rate 0.001 --run_path runs/short
     python train_model.py --resume true
+    torchrun --nproc_per_node=2 train_model.py                 # several processes or GPUs: the same batches, shared
     python train_model.py --init_from models/default.safetensors --data_path data/other_machine --epochs 5
 
 Reads data_path (generate_dataset.py). Writes run_path: best.safetensors (lowest validation error once the learning rate has come down) and
@@ -18,6 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -36,30 +38,36 @@ CHOOSE_FROM = 2 / 3  # of the epochs, after which the best on the validation spl
 COLUMNS = ["epoch", "learning_rate", "train_loss", "regression_loss", "centred_loss", "ranking_loss", "val_mse_log", "val_median_ape", "val_spearman", "seconds"]  # fmt: skip
 
 
-def train_epoch(model, optimizer, train, epoch, config, device):
-    """One pass over the training split; returns the mean of each loss over its batches, and the last learning rate."""
-    model.train()
-    # Batches depend on the seed and the epoch alone, so that a resumed run sees the same ones.
+def train_epoch(network, optimizer, train, epoch, config, device, processes):
+    """One pass over the training split; returns the mean of each loss over its batches, and the last learning rate.
+
+    network : the model, or several processes' common view of it, which averages their gradients
+    """
+    network.train()
+    # Batches and dropout depend on the seed and the epoch alone, so that a resumed run sees the same ones.
     rng = np.random.default_rng([config.seed, epoch])
     batches = train.grouped_batches(config.batch_size, min(config.schedules_per_group, config.batch_size), rng)
+    torch.manual_seed(int(rng.integers(2**62)) + processes.rank)
     weights = torch.tensor([1.0, config.centred_loss_weight, config.ranking_loss_weight], device=device)
     losses = []
-    for i, rows in enumerate(tqdm(batches, f"epoch {epoch}", leave=False, disable=None)):
+    for i, rows in enumerate(tqdm(batches, f"epoch {epoch}", leave=False, disable=True if processes.rank else None)):
         done = epoch - 1 + i / len(batches)
         rate = train_utils.one_cycle(done * len(batches), config.epochs * len(batches), config)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        batch = train.batch(rows).to(device)
+        part = processes.part_of(rows, train.instance)
+        batch = train.batch(part if len(part) else rows[:1]).to(device)  # without a part of its own a process computes, but counts nothing
         # Each member learns by itself; only their predictions are averaged.
-        members = model.member_predictions(batch.features, batch.lengths)  # (M, B)
-        terms = torch.stack([torch.stack(train_utils.loss_terms(member, batch)) for member in members]).mean(0)  # (3,)
+        sums, counts = zip(*(train_utils.loss_sums(member, batch) for member in network(batch.features, batch.lengths)))
+        sums, counts = torch.stack(sums).mean(0) * (len(part) > 0), counts[0] * (len(part) > 0)  # (3,), (3,)
+        terms = sums / processes.add_up(counts).clamp(min=1)  # this process's share of the batch's mean losses
         loss = terms @ weights
         optimizer.zero_grad()
-        loss.backward()
-        clip_grad_norm_(model.parameters(), config.gradient_clip)
+        (loss * processes.world).backward()
+        clip_grad_norm_(network.parameters(), config.gradient_clip)
         optimizer.step()
         losses.append(torch.cat([loss[None], terms]).detach())
-    return [rate, *torch.stack(losses).mean(0).tolist()]
+    return [rate, *processes.add_up(torch.stack(losses).mean(0)).tolist()]
 
 
 def start(config, train, val, device):
@@ -91,9 +99,6 @@ def start(config, train, val, device):
         meta["config"] = settings
         model.load_state_dict(train_utils.model_tensors(tensors))
         train_utils.restore_optimizer(optimizer, tensors)
-        torch.set_rng_state(tensors["random_state"])
-        if device.type == "cuda":
-            torch.cuda.set_rng_state(tensors["random_state_cuda"])
     return model, optimizer, meta
 
 
@@ -140,66 +145,88 @@ def plot_learning_curve(log, path):
     plt.close(figure)
 
 
+class Recorder:
+    """What a run leaves behind in run_path: metrics.csv, TensorBoard events, checkpoints, and a line an epoch for whoever watches."""
+
+    def __init__(self, config, val, device, epochs_done):
+        self.config, self.val, self.device = config, val, device
+        self.run = make_folder(config.run_path, "run_path")
+        self.log_path = self.run / "metrics.csv"
+        if not config.resume:
+            for old in [*self.run.glob("events.out.tfevents.*"), *(self.run / name for name in ("best.safetensors", "last.safetensors", "metrics.csv"))]:
+                old.unlink(missing_ok=True)  # so that nothing of an earlier run is taken for this one's
+        (self.run / "config.yaml").write_text(yaml.safe_dump(config.model_dump(), sort_keys=False))
+        self.log = pd.read_csv(self.log_path).query("epoch <= @epochs_done") if self.log_path.exists() else pd.DataFrame(columns=COLUMNS)
+        self.board = SummaryWriter(str(self.run), purge_step=epochs_done + 1)
+
+    def note_epoch(self, model, optimizer, meta, losses, began):
+        """Validate, write the epoch's row and checkpoints, and print its line. `meta` takes in what was found."""
+        epoch = meta["epoch"]
+        log_predicted = train_utils.predict(model, self.val, self.device)
+        scores = metrics.all_metrics(self.val.instance, self.val.log_runtime.astype(np.float64), log_predicted)
+        row = [epoch, *losses, scores["mse_log"], scores["median_ape"], scores["spearman"], time.perf_counter() - began]
+        self.log.loc[len(self.log)] = row
+        write_log(self.log_path, self.log)
+        for name, value in zip(COLUMNS[1:], row[1:]):
+            self.board.add_scalar(name, value, epoch)
+
+        tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+        # While the rate is high an epoch may do well on the few validation programs by luck: until it has come down, newer is better.
+        best = meta["best_val_mse_log"] is None or epoch <= self.config.epochs * CHOOSE_FROM or scores["mse_log"] < meta["best_val_mse_log"]
+        if best:
+            meta["best_val_mse_log"] = scores["mse_log"]
+            residuals = self.val.log_runtime - log_predicted
+            half_width = train_utils.conformal_half_width(residuals, self.val.program, self.config.interval)
+            meta["interval"] = {"level": self.config.interval, "log_half_width": half_width}
+            meta["offset_variance"] = correction.variance_components(residuals, self.val.instance)
+            train_utils.write_checkpoint(self.run / "best.safetensors", tensors, meta)
+        train_utils.write_checkpoint(self.run / "last.safetensors", tensors | train_utils.optimizer_tensors(optimizer), meta)
+        print(
+            f"epoch {epoch:3d}/{self.config.epochs}  loss {row[2]:.4f}  val mse_log {scores['mse_log']:.4f}  "
+            f"median_ape {scores['median_ape']:5.1f} %  spearman {scores['spearman']:.3f}  {row[-1]:.1f} s{'  best' if best else ''}",
+            flush=True,
+        )
+
+    def close(self, meta):
+        self.board.close()
+        plot_learning_curve(self.log, self.run / "learning_curve.png")
+        print(f"best validation mse_log {meta['best_val_mse_log']:.4f}; checkpoint {self.run / 'best.safetensors'}")
+
+
+def print_header(config, device, model, counts, processes):
+    together = f", {processes.world} processes" if processes.world > 1 else ""
+    print(f"{device}, {torch.get_num_threads()} threads{together}; {sum(p.numel() for p in model.parameters()):,} parameters, {len(FEATURES)} features a stage")
+    for name, c in counts["splits"].items():
+        print(f"  {name:8s}{c['programs']:6d} programs{c['schedules']:8d} schedules")
+    dropped = ", ".join(f"{n} {reason}" for reason, n in counts["dropped"].items())
+    print(f"  dropped: {dropped or 'none'}; {counts['merged']} merged")
+
+
 def main():
     config = load_config()
     device = train_utils.pick_device(config)
-    run = Path(config.run_path)
     meta_data = data_utils.read_meta(config.data_path)
     train, val = (train_utils.Sequences(config.data_path, meta_data, split) for split in ("train", "val"))
     for name, split in (("train", train), ("val", val)):
         if len(split) == 0:
             raise UserError(f"{config.data_path}: its {name} split is empty; measure more programs, or generate with another val_fraction or test_fraction")
     model, optimizer, meta = start(config, train, val, device)
-    make_folder(run, "run_path")
-    if not config.resume:
-        for old in [*run.glob("events.out.tfevents.*"), *(run / name for name in ("best.safetensors", "last.safetensors", "metrics.csv"))]:
-            old.unlink(missing_ok=True)  # so that nothing of an earlier run is taken for this one's
-    (run / "config.yaml").write_text(yaml.safe_dump(config.model_dump(), sort_keys=False))
-    log_path = run / "metrics.csv"
-    log = pd.read_csv(log_path).query("epoch <= @meta['epoch']") if config.resume and log_path.exists() else pd.DataFrame(columns=COLUMNS)
-
-    counts = meta_data["counts"]
-    print(f"{device}, {torch.get_num_threads()} threads; {sum(p.numel() for p in model.parameters()):,} parameters, {len(FEATURES)} features a stage")
-    for name, c in counts["splits"].items():
-        print(f"  {name:8s}{c['programs']:6d} programs{c['schedules']:8d} schedules")
-    dropped = ", ".join(f"{n} {reason}" for reason, n in counts["dropped"].items())
-    print(f"  dropped: {dropped or 'none'}; {counts['merged']} merged")
-
-    with SummaryWriter(str(run), purge_step=meta["epoch"] + 1) as board:
-        for epoch in range(meta["epoch"] + 1, config.epochs + 1):
-            began = time.perf_counter()
-            losses = train_epoch(model, optimizer, train, epoch, config, device)
-            log_predicted = train_utils.predict(model, val, device)
-            scores = metrics.all_metrics(val.instance, val.log_runtime.astype(np.float64), log_predicted)
-            row = [epoch, *losses, scores["mse_log"], scores["median_ape"], scores["spearman"], time.perf_counter() - began]
-            if not np.isfinite(row[2]):
-                raise UserError(f"epoch {epoch}: the loss is no longer finite; give a smaller --learning_rate than {config.learning_rate}")
-            log.loc[len(log)] = row
-            write_log(log_path, log)
-            for name, value in zip(COLUMNS[1:], row[1:]):
-                board.add_scalar(name, value, epoch)
-
-            meta["epoch"] = epoch
-            tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
-            # While the rate is high an epoch may do well on the few validation programs by luck: until it has come down, newer is better.
-            best = meta["best_val_mse_log"] is None or epoch <= config.epochs * CHOOSE_FROM or scores["mse_log"] < meta["best_val_mse_log"]
-            if best:
-                meta["best_val_mse_log"] = scores["mse_log"]
-                residuals = val.log_runtime - log_predicted
-                half_width = train_utils.conformal_half_width(residuals, val.program, config.interval)
-                meta["interval"] = {"level": config.interval, "log_half_width": half_width}
-                meta["offset_variance"] = correction.variance_components(residuals, val.instance)
-                train_utils.write_checkpoint(run / "best.safetensors", tensors, meta)
-            state = train_utils.optimizer_tensors(optimizer) | {"random_state": torch.get_rng_state()}
-            if device.type == "cuda":
-                state["random_state_cuda"] = torch.cuda.get_rng_state()
-            train_utils.write_checkpoint(run / "last.safetensors", tensors | state, meta)
-            print(
-                f"epoch {epoch:3d}/{config.epochs}  loss {row[2]:.4f}  val mse_log {scores['mse_log']:.4f}  "
-                f"median_ape {scores['median_ape']:5.1f} %  spearman {scores['spearman']:.3f}  {row[-1]:.1f} s{'  best' if best else ''}"
-            )
-    plot_learning_curve(log, run / "learning_curve.png")
-    print(f"best validation mse_log {meta['best_val_mse_log']:.4f}; checkpoint {run / 'best.safetensors'}")
+    processes = train_utils.Processes.join(device)
+    network = DistributedDataParallel(model, broadcast_buffers=False) if processes.world > 1 else model
+    recorder = Recorder(config, val, device, meta["epoch"]) if processes.rank == 0 else None  # one process writes
+    if recorder:
+        print_header(config, device, model, meta_data["counts"], processes)
+    for epoch in range(meta["epoch"] + 1, config.epochs + 1):
+        began = time.perf_counter()
+        losses = train_epoch(network, optimizer, train, epoch, config, device, processes)
+        if not np.isfinite(losses[1]):
+            raise UserError(f"epoch {epoch}: the loss is no longer finite; give a smaller --learning_rate than {config.learning_rate}")
+        meta["epoch"] = epoch
+        if recorder:
+            recorder.note_epoch(model, optimizer, meta, losses, began)
+    if recorder:
+        recorder.close(meta)
+    processes.leave()
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from scipy.optimize import nnls
+from torch import distributed
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
@@ -153,14 +154,50 @@ def _identity(rows):
     return [rows.program[order].tobytes(), rows.schedule[order].tobytes(), rows.log_runtime[order].tobytes()]
 
 
+# Several processes, as torchrun starts them: each takes a part of every batch
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among the `world` that train together; alone, nothing is exchanged."""
+
+    rank: int = 0
+    world: int = 1
+
+    @classmethod
+    def join(cls, device):
+        """Join those that torchrun started, if any; nccl connects GPUs, gloo anything else."""
+        if "TORCHELASTIC_RUN_ID" not in os.environ:
+            return cls()
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        return cls(distributed.get_rank(), distributed.get_world_size())
+
+    def part_of(self, rows, instance):
+        """This process's rows of a batch: whole programs, since their schedules are compared with each other."""
+        _, place = np.unique(instance[rows], return_inverse=True)
+        return rows[place % self.world == self.rank]
+
+    def add_up(self, tensor):
+        """The sum of every process's tensor."""
+        if self.world > 1:
+            tensor = tensor.clone()
+            distributed.all_reduce(tensor)
+        return tensor
+
+    def leave(self):
+        if self.world > 1:
+            distributed.destroy_process_group()
+
+
 # Losses and learning rate
 
 
-def loss_terms(log_predicted, batch):
-    """(regression, centred, ranking) losses of log-runtimes (B,) predicted for a batch.
+def loss_sums(log_predicted, batch):
+    """Sums of the (regression, centred, ranking) losses of log-runtimes (B,) predicted for a batch, and how many terms each sums: (3,), (3,).
 
     regression: Huber on log-runtime. centred: Huber on residuals less their program's mean, which asks for the order and the
     ratios within a program whatever its offset. ranking: softplus over pairs of one program, as in RankNet (Burges et al. 2005).
+    Parts of a batch that share no program add up to the whole.
     """
     residual = log_predicted - batch.log_runtime  # (B,)
     regression = huber(residual, REGRESSION_DELTA)
@@ -169,13 +206,20 @@ def loss_terms(log_predicted, batch):
     slower = batch.log_runtime[:, None] - batch.log_runtime[None, :]  # (B, B): how much slower row i is than row j
     pairs = (same > 0) & (slower > RANKING_MARGIN)
     predicted_slower = (log_predicted[:, None] - log_predicted[None, :])[pairs]
-    ranking = functional.softplus(-predicted_slower / RANKING_TEMPERATURE).mean() if len(predicted_slower) else residual.sum() * 0
-    return regression, centred, ranking
+    ranking = functional.softplus(-predicted_slower / RANKING_TEMPERATURE).sum()
+    n = len(residual)
+    return torch.stack([regression, centred, ranking]), torch.tensor([n, n, len(predicted_slower)], device=residual.device)
+
+
+def loss_terms(log_predicted, batch):
+    """Means of the (regression, centred, ranking) losses over a batch, (3,)."""
+    sums, counts = loss_sums(log_predicted, batch)
+    return sums / counts.clamp(min=1)
 
 
 def huber(residual, delta):
-    """Huber loss with slope 1 far from zero."""
-    return functional.huber_loss(residual, torch.zeros_like(residual), delta=delta) / delta
+    """Sum of Huber losses with slope 1 far from zero."""
+    return functional.huber_loss(residual, torch.zeros_like(residual), reduction="sum", delta=delta) / delta
 
 
 def one_cycle(step, n_steps, config):
@@ -193,7 +237,7 @@ def one_cycle(step, n_steps, config):
 def predict(model, sequences, device, batch_size=1024):
     """Predicted log-runtime of every row, (N,) float64, in the rows' order."""
     model.eval()
-    parts = [model(*_inputs(sequences.batch(rows), device)).cpu() for rows in _in_order(sequences, batch_size)]
+    parts = [model(*_inputs(sequences.batch(rows), device)).mean(0).cpu() for rows in _in_order(len(sequences), batch_size)]
     return torch.cat(parts).double().numpy() if parts else np.zeros(0)
 
 
@@ -201,8 +245,8 @@ def _inputs(batch, device):
     return batch.features.to(device), batch.lengths.to(device)
 
 
-def _in_order(sequences, batch_size):
-    return [np.arange(i, min(i + batch_size, len(sequences))) for i in range(0, len(sequences), batch_size)]
+def _in_order(n, batch_size):
+    return [np.arange(i, min(i + batch_size, n)) for i in range(0, n, batch_size)]
 
 
 @torch.no_grad()
@@ -303,5 +347,9 @@ def pick_device(config):
         torch.set_num_threads(config.num_threads)
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: no CUDA device is available here; give --device cpu or auto")
-    auto = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(auto if config.device == "auto" else config.device)
+    kind = "cuda" if torch.cuda.is_available() and config.device != "cpu" else "cpu"
+    if kind == "cpu":
+        return torch.device(kind)
+    device = torch.device(kind, int(os.environ.get("LOCAL_RANK", 0)))  # torchrun numbers the processes of a machine
+    torch.cuda.set_device(device)
+    return device

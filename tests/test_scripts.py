@@ -127,6 +127,19 @@ def test_a_killed_run_resumes_exactly(trained, tmp_path):
     expect_user_error(run("train_model.py", *resume, f"--data_path={tmp_path / 'data'}", check=False), "other data")
 
 
+def test_two_processes_learn_what_one_does(trained):
+    folder, _ = trained
+    arguments = [f"--data_path={folder / 'data'}", *SMALL, "--dropout=0", "--batch_size=20"]  # uneven parts, and a smaller last batch
+    run("train_model.py", *arguments, f"--run_path={folder / 'one'}")
+    both = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", ROOT / "train_model.py", *arguments, f"--run_path={folder / 'two'}"]
+    done = subprocess.run(both, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0 and done.stdout.count("epoch   3/3") == 1, done.stderr
+    one, two = (pd.read_csv(folder / name / "metrics.csv").drop(columns="seconds") for name in ("one", "two"))
+    pd.testing.assert_frame_equal(one, two, rtol=1e-4)
+    done = subprocess.run([*both, "--resume=true", "--epochs=4"], capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0 and "epoch   4/4" in done.stdout and "epoch   3/4" not in done.stdout, done.stderr
+
+
 def test_a_checkpoint_is_fine_tuned_on_another_machine(trained, tmp_path):
     folder, _ = trained
     for program in range(6):  # the same programs, forty times slower
