@@ -79,7 +79,7 @@ class CostModel(nn.Module):
 
     def linear_log_costs(self, features):
         """Log milliseconds of each stage by the linear model, (B, T): row 0 of event_ms in serial stages, row 1 in parallel ones."""
-        events = torch.expm1(features[:, :, self.cost_columns].clamp(0, 80))  # (B, T, K)
+        events = torch.exp(features[:, :, self.cost_columns].clamp(0, 80)) - 1  # (B, T, K); ONNX knows no expm1, and these are counts
         parallel = features[:, :, self.parallel_column] > 0
         return torch.log(torch.where(parallel, events @ self.event_ms[1], events @ self.event_ms[0]) + FLOOR_MS)
 
