@@ -81,7 +81,9 @@ def plot(path, rows):
             if len(part):
                 axis.hist(part[column], bins, weights=np.full(len(part), 1 / len(part)), histtype="step", label=f"{label} ({len(part)})")
         axis.set(xscale="log", xlabel=title, ylabel="share of programs")
-    axes[0].legend()
+    axes[0].set_xticks([2, 5, 10, 20, 50], ["2", "5", "10", "20", "50"])
+    axes[0].minorticks_off()
+    axes[2].legend()
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
