@@ -317,7 +317,7 @@ def prepare_processes():
     Candidate.context.set_forkserver_preload(["warm_halide", "collection"])
     main = sys.modules["__main__"]
     if main.__spec__ is None:
-        main.__file__ = None  # multiprocessing imports what this names
+        main.__file__ = struct.__file__  # multiprocessing has each process import what this names: something that costs nothing
 
 
 def measure_programs(specs, plan):

@@ -97,6 +97,25 @@ class TuningRun(ProgramRun):
         return found
 
 
+def propose_all(spec, proposals, deadline=math.inf):
+    """[(proposal, featurization bytes)] of those that Halide finds a schedule for, on all cores, until the deadline (time.monotonic())."""
+    featurized = []
+    with ProcessPool(os.cpu_count(), context=Candidate.context, initializer=collection.silence) as processes:
+        results = processes.map(partial(collection.propose, spec), proposals, timeout=PROPOSAL_SECONDS)
+        iterator = results.result()
+        for proposal in proposals:
+            if time.monotonic() > deadline:
+                results.cancel()
+                break
+            try:
+                result = next(iterator)
+            except (TimeoutError, ProcessExpired):
+                continue
+            if result is not None:
+                featurized.append((proposal, result[0]))
+    return featurized
+
+
 class Pool:
     """Distinct schedules proposed for one program, and what the model says of them.
 
@@ -113,20 +132,7 @@ class Pool:
     def propose(self, proposals, deadline=math.inf):
         """Schedule the program as each of `proposals` says, on all cores, until the deadline (time.monotonic()); keep what is new."""
         began = time.monotonic()
-        featurized = []
-        with ProcessPool(os.cpu_count(), context=Candidate.context, initializer=collection.silence) as processes:
-            results = processes.map(partial(collection.propose, self.run.spec), proposals, timeout=PROPOSAL_SECONDS)
-            iterator = results.result()
-            for proposal in proposals:
-                if time.monotonic() > deadline:
-                    results.cancel()
-                    break
-                try:
-                    result = next(iterator)
-                except (TimeoutError, ProcessExpired):
-                    continue
-                if result is not None:
-                    featurized.append((proposal, result[0]))
+        featurized = propose_all(self.run.spec, proposals, deadline)
         self.seconds["propose"] += time.monotonic() - began
         self.add(featurized)
 

@@ -14,7 +14,6 @@ generate_dataset.py reads. Started again with the same output it goes on from th
 """
 
 import math
-import shutil
 import time
 from pathlib import Path
 
@@ -41,6 +40,24 @@ ROUNDS = 4  # in which the budget is spent: what one measures guides the next
 FINALISTS = 3  # of the fastest are measured again beside Adams2019's choice
 REPEATS = 3  # fresh processes for each of them
 BUILD_SECONDS = 3600
+# What Halide's own command line wraps a schedule's directives in, so that a C++ Generator can include it.
+SCHEDULE_HEADER = """#ifndef {name}_SCHEDULE_H
+#define {name}_SCHEDULE_H
+
+#include "Halide.h"
+
+inline void apply_schedule_{name}(::Halide::Pipeline pipeline, ::Halide::Target target) {{
+using ::Halide::Func;
+using ::Halide::MemoryType;
+using ::Halide::RVar;
+using ::Halide::TailStrategy;
+using ::Halide::Var;
+
+{directives}
+}}
+
+#endif  // {name}_SCHEDULE_H
+"""
 
 
 class TuneConfig(Config):
@@ -115,7 +132,8 @@ def final_duel(run, measured):
 def build_best(run, key, output):
     """Write the winner for those who will use it; returns {what: file or parameters} for the report."""
     name = run.spec.name.replace(".", "_")
-    shutil.copy(run.folder / f"{key.zfill(3)}.schedule.h", output / "best.schedule.h")
+    directives = (run.folder / f"{key.zfill(3)}.schedule.h").read_text()
+    (output / "best.schedule.h").write_text(SCHEDULE_HEADER.format(name=name, directives=directives))
     proposal = run.proposals[key]
     halide_utils.write_weights(output / "best.weights", proposal.weights())
     with ProcessPool(1, context=Candidate.context, initializer=collection.silence) as processes:

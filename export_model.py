@@ -1,0 +1,138 @@
+"""Take a trained model elsewhere: as one ONNX file, or as weights for Halide's own Adams2019 autoscheduler.
+
+    python export_model.py --format onnx --output cost_model.onnx
+    python export_model.py --format weights --output mine.weights
+
+onnx: raw features (B, T, F) float32, as features.featurize gives them, and lengths (B,) int64 in; predicted_ms, lower_ms and upper_ms,
+(B,) float32, out; any B and T. The names of the features, in order, are in the file's metadata under `features`, as JSON.
+
+weights: Adams2019's own network, trained on the measured schedules of data_path's training split and on the LSTM's predictions for
+schedules of other random programs that nobody has measured. An unmodified Halide takes the file through `weights_path`.
+"""
+
+# ruff: noqa: E402
+import os
+
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read by torch when imported; its exporter says of each LSTM that it can't infer a shape
+
+import json
+import math
+import warnings
+from pathlib import Path
+from typing import Literal
+
+import onnx
+import torch
+from pydantic import Field
+from torch import nn
+
+import adams2019
+import collection
+import data_utils
+import halide_utils
+import search
+import train_utils
+from config import Config, UserError, load_config, run_script
+from features import FEATURES, featurize
+from halide_utils import ProgramSpec, Proposal
+
+OPSET = 17
+UNMEASURED_FROM = 1_000_000  # number of the first random program whose schedules are predicted only: none that is measured here
+
+
+class ExportConfig(Config):
+    format: Literal["onnx", "weights"] = Field("onnx", description="what to write")
+    checkpoint: str = Field(str(train_utils.SHIPPED_MODEL), description="model to export")
+    output: str = Field("", description="file to write; empty: cost_model.FORMAT")
+    unmeasured_programs: int = Field(60, ge=0, description="weights: random programs whose schedules the LSTM predicts")
+    unmeasured_schedules: int = Field(16, ge=1, description="weights: schedules of each")
+    fit_epochs: int = Field(40, ge=1, description="weights: passes over all schedules")
+    fit_learning_rate: float = Field(0.001, gt=0, description="weights: peak learning rate")
+
+
+class Milliseconds(nn.Module):
+    """The model with what a user wants to know for an output: milliseconds and their interval."""
+
+    def __init__(self, model, log_half_width):
+        super().__init__()
+        self.model, self.log_half_width = model, log_half_width
+
+    def forward(self, features, lengths):
+        log_runtime = self.model(features, lengths).mean(0)  # (B,)
+        return torch.exp(log_runtime), torch.exp(log_runtime - self.log_half_width), torch.exp(log_runtime + self.log_half_width)
+
+
+def export_onnx(model, meta, path):
+    """Write `model` to the file `path`."""
+    example = torch.zeros(2, 3, len(FEATURES)), torch.tensor([3, 2])
+    outputs = ["predicted_ms", "lower_ms", "upper_ms"]
+    axes = {"features": {0: "B", 1: "T"}, "lengths": {0: "B"}} | {name: {0: "B"} for name in outputs}
+    with warnings.catch_warnings():
+        # The exporter that follows a trace is the one that maps packed sequences to ONNX's LSTM; what it warns of is checked by a test.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            Milliseconds(model, meta["interval"]["log_half_width"]), example, str(path), dynamo=False, opset_version=OPSET,
+            input_names=["features", "lengths"], output_names=outputs, dynamic_axes=axes,
+        )  # fmt: skip
+    written = onnx.load(path)
+    onnx.helper.set_model_props(written, {"features": json.dumps(FEATURES), "interval": str(meta["interval"]["level"])})
+    onnx.save(written, path)
+
+
+def measured_examples(train):
+    """What adams2019.fit learns from, of the training split's rows (Sequences)."""
+    examples, start = [], 0
+    for schedule_features, algorithm, lengths in train.halide_batches():
+        rows = zip(schedule_features.numpy(), algorithm.numpy(), lengths.tolist(), train.log_runtime[start:], train.instance[start:])
+        examples += [(s[:n], a[:n], float(y), int(i)) for s, a, n, y, i in rows]
+        start += len(lengths)
+    return examples
+
+
+def predicted_examples(config, model, device):
+    """The same of schedules that were never run, with the LSTM's predictions for their runtimes."""
+    collection.prepare_processes()
+    examples = []
+    for number in range(UNMEASURED_FROM, UNMEASURED_FROM + config.unmeasured_programs):
+        spec = ProgramSpec(f"random_{number}", number)
+        found = {data for _, data in search.propose_all(spec, [Proposal.draw(number, k) for k in range(config.unmeasured_schedules)])}
+        dumps = [data_utils.Dump("proposed.featurization", "", data=data) for data in sorted(found)]
+        schedules = [data_utils.parse_dump(dump, math.inf, need_runtime=False) for dump in dumps]
+        predictions = train_utils.predict_sequences(model, featurize(schedules), device)
+        examples += [(s.schedule_features, s.algorithm_features, p, number) for s, (p, _, _) in zip(schedules, predictions)]
+    return examples
+
+
+def export_weights(config, model, device, path):
+    """Write weights for Adams2019 to the file `path`; returns how many schedules they were trained on: (measured, predicted)."""
+    train = train_utils.Sequences(config.data_path, data_utils.read_meta(config.data_path), "train")
+    measured, predicted = measured_examples(train), predicted_examples(config, model, device)
+    if not measured + predicted:
+        raise UserError(f"{config.data_path}: its train split is empty, and --unmeasured_programs is 0: nothing to train on")
+    weights = adams2019.fit(
+        halide_utils.baseline_weights(), measured + predicted, os.cpu_count(), config.fit_epochs, config.fit_learning_rate, config.seed
+    )
+    halide_utils.write_weights(path, weights)
+    return len(measured), len(predicted)
+
+
+def main():
+    config = load_config(ExportConfig)
+    device = torch.device("cpu")
+    model, meta = train_utils.load_model(config.checkpoint, device)
+    path = Path(config.output or f"cost_model.{config.format}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("ab").close()
+    except OSError as error:
+        raise UserError(f"{path}: can't be written ({error.strerror}); give another --output") from None
+    if config.format == "onnx":
+        export_onnx(model, meta, path)
+        print(f"{path}: {len(FEATURES)} raw features a stage in, milliseconds and their {meta['interval']['level']:.0%} interval out")
+    else:
+        measured, predicted = export_weights(config, model, device, path)
+        print(f"{path}: trained on {measured} measured and {predicted} predicted schedules; give it to Adams2019 as weights_path")
+
+
+if __name__ == "__main__":
+    run_script(main)

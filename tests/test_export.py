@@ -1,0 +1,58 @@
+"""A trained model in other hands: ONNX Runtime, and Halide's own autoscheduler."""
+
+import json
+
+import halide as hl
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from conftest import ROOT, expect_user_error, make_stages, run, sample_bytes
+
+import halide_utils
+import train_utils
+from features import FEATURES
+
+
+def test_onnx_gives_the_predictions_of_pytorch(tmp_path):
+    path = tmp_path / "model.onnx"
+    done = run("export_model.py", f"--output={path}")
+    assert done.stderr == ""
+    session = onnxruntime.InferenceSession(str(path))
+    assert json.loads(session.get_modelmeta().custom_metadata_map["features"]) == FEATURES
+    model, meta = train_utils.load_model(train_utils.SHIPPED_MODEL, "cpu")
+    for b, t in [(1, 1), (2, 9), (33, 40)]:
+        generator = torch.Generator().manual_seed(b)
+        features = torch.rand(b, t, len(FEATURES), generator=generator) * 10
+        lengths = torch.randint(1, t + 1, (b,), generator=generator)
+        lengths[-1] = t
+        expected = model(features, lengths).mean(0).exp().detach().numpy()
+        got = session.run(["predicted_ms", "lower_ms", "upper_ms"], {"features": features.numpy(), "lengths": lengths.numpy()})
+        assert np.allclose(got[0], expected, rtol=1e-4)
+        factor = np.exp(meta["interval"]["log_half_width"])
+        assert np.allclose(got[1], expected / factor, rtol=1e-4) and np.allclose(got[2], expected * factor, rtol=1e-4)
+
+
+def test_halide_takes_the_exported_weights(tmp_path):
+    for program in range(6):
+        for schedule in range(4):
+            file = tmp_path / "raw" / str(program) / f"{schedule}.sample"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(sample_bytes(make_stages(program, schedule), 0.1 * (1 + schedule)))
+    data = f"--data_path={tmp_path / 'data'}"
+    run("generate_dataset.py", f"--raw_path={tmp_path / 'raw'}", data)
+    path = tmp_path / "exported.weights"
+    done = run("export_model.py", "--format=weights", f"--output={path}", data, "--unmeasured_programs=1", "--unmeasured_schedules=3", "--fit_epochs=2")
+    assert " predicted schedules" in done.stdout and " and 0 predicted" not in done.stdout
+    changed = [not np.array_equal(a, b) for a, b in zip(halide_utils.read_weights(path), halide_utils.baseline_weights())]
+    assert all(changed)
+
+    spec = next(iter(halide_utils.programs_in(ROOT / "pipelines" / "blur.py")))
+    halide_utils.load_autoscheduler("Adams2019")
+    result = spec.build().apply_autoscheduler(hl.get_host_target(), halide_utils.autoscheduler_params(beam_size=1, weights_path=path))
+    assert "pipeline.get_func" in result.schedule_source
+
+
+@pytest.mark.parametrize("arguments, words", [(["--format=tflite"], ["format"]), (["--output=/nowhere/such/x.onnx", "--checkpoint=none.safetensors"], ["none.safetensors"])])
+def test_mistakes_get_one_clear_line(arguments, words):
+    expect_user_error(run("export_model.py", *arguments, check=False), *words)
