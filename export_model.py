@@ -32,7 +32,7 @@ import data_utils
 import halide_utils
 import search
 import train_utils
-from config import Config, UserError, load_config, run_script
+from config import Config, UserError, load_config, make_folder, run_script
 from features import FEATURES, featurize
 from halide_utils import ProgramSpec, Proposal
 
@@ -121,11 +121,9 @@ def main():
     device = torch.device("cpu")
     model, meta = train_utils.load_model(config.checkpoint, device)
     path = Path(config.output or f"cost_model.{config.format}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("ab").close()
-    except OSError as error:
-        raise UserError(f"{path}: can't be written ({error.strerror}); give another --output") from None
+    make_folder(path.parent, "output")
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; give --output a file")
     if config.format == "onnx":
         export_onnx(model, meta, path)
         print(f"{path}: {len(FEATURES)} raw features a stage in, milliseconds and their {meta['interval']['level']:.0%} interval out")

@@ -237,7 +237,7 @@ def one_cycle(step, n_steps, config):
 def predict(model, sequences, device, batch_size=1024):
     """Predicted log-runtime of every row, (N,) float64, in the rows' order."""
     model.eval()
-    parts = [model(*_inputs(sequences.batch(rows), device)).mean(0).cpu() for rows in _in_order(len(sequences), batch_size)]
+    parts = [model(*_inputs(sequences.batch(rows), device)).mean(0).cpu() for rows in _in_order(sequences, batch_size)]
     return torch.cat(parts).double().numpy() if parts else np.zeros(0)
 
 
@@ -245,8 +245,8 @@ def _inputs(batch, device):
     return batch.features.to(device), batch.lengths.to(device)
 
 
-def _in_order(n, batch_size):
-    return [np.arange(i, min(i + batch_size, n)) for i in range(0, n, batch_size)]
+def _in_order(sequences, batch_size):
+    return [np.arange(i, min(i + batch_size, len(sequences))) for i in range(0, len(sequences), batch_size)]
 
 
 @torch.no_grad()

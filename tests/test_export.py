@@ -53,6 +53,6 @@ def test_halide_takes_the_exported_weights(tmp_path):
     assert "pipeline.get_func" in result.schedule_source
 
 
-@pytest.mark.parametrize("arguments, words", [(["--format=tflite"], ["format"]), (["--output=/nowhere/such/x.onnx", "--checkpoint=none.safetensors"], ["none.safetensors"])])
+@pytest.mark.parametrize("arguments, words", [(["--format=tflite"], ["format"]), (["--checkpoint=none.safetensors"], ["none.safetensors"]), (["--output=/proc/x/y.onnx"], ["/proc/x", "output"]), (["--output=/tmp"], ["/tmp", "folder"])])
 def test_mistakes_get_one_clear_line(arguments, words):
     expect_user_error(run("export_model.py", *arguments, check=False), *words)
