@@ -11,6 +11,7 @@ import itertools
 import json
 import lzma
 import math
+import os
 import re
 import tarfile
 import zipfile
@@ -35,6 +36,7 @@ ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".zip")
 ARCHIVE_ERRORS = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, OSError, RuntimeError, TypeError, ValueError)
 MAX_DUMP_BYTES = 2**28
 MAX_SCHEDULE_FEATURE = 1e14  # what Halide's own trainer accepts
+SPLITS = ["train", "val", "test", "holdout"]
 MIN_RUNTIME_MS = 1e-6  # less than a nanosecond is no measurement
 
 
@@ -110,28 +112,46 @@ def iter_dumps(raw_path, names=frozenset()):
     `raw_path` : a folder (searched in depth), one file, or several separated by commas. Raises UserError where one is missing.
     `names` : folders that are collections of their own wherever they lie (those held out).
     """
-    roots = {}
+    roots, marked = {}, set()
+    for folder, file in iter_files(raw_path):
+        root = roots.setdefault(folder.resolve(), len(roots))
+        if file.name == "collection.json":
+            marked.add(file.parent)
+        if is_companion(file.name):
+            continue
+        label = printable(file.relative_to(folder).as_posix())
+        if is_archive(file):
+            collection = _collection_of(file, folder, set(), names, without_suffixes(label))
+            yield from _archive_members(file, Dump(label, collection, root))
+        else:
+            topmost = label.split("/")[0] if "/" in label else folder.resolve().name
+            collection = _collection_of(file, folder, marked, names, topmost)
+            yield Dump(label, collection, root, path=str(file), bench=_bench_beside(file))
+
+
+def iter_files(raw_path):
+    """(folder given, file in it) for every file under `raw_path`, in a stable order; a folder's collection.json comes before its other files."""
     for part in (part.strip() for part in raw_path.split(",") if part.strip()):
         path = Path(part)
         if path.is_dir():
-            folder, files = path, sorted(p for p in path.rglob("*") if p.is_file())
+            for folder, subfolders, names in os.walk(path):
+                subfolders.sort()
+                for name in sorted(names, key=lambda name: (name != "collection.json", name)):
+                    if (file := Path(folder, name)).is_file():
+                        yield path, file
         elif path.exists():
-            folder, files = path.parent, [path]
+            yield path.parent, path
         else:
             raise UserError(f"{part}: no such file or folder; give the path of measured schedules")
-        root = roots.setdefault(folder.resolve(), len(roots))
-        marked = {p.parent for p in files if p.name == "collection.json"}
-        for file in files:
-            if is_companion(file.name):
-                continue
-            label = printable(file.relative_to(folder).as_posix())
-            if is_archive(file):
-                collection = _collection_of(file, folder, set(), names, without_suffixes(label))
-                yield from _archive_members(file, Dump(label, collection, root))
-            else:
-                topmost = label.split("/")[0] if "/" in label else folder.resolve().name
-                collection = _collection_of(file, folder, marked, names, topmost)
-                yield Dump(label, collection, root, path=str(file), bench=_bench_beside(file))
+
+
+def inputs_hash(raw_path):
+    """A hash of which files are under `raw_path`, with their sizes and times of change: the same where nothing has been touched."""
+    digest = hashlib.sha256()
+    for _, file in iter_files(raw_path):
+        found = file.stat()
+        digest.update(f"{printable(str(file))}\0{found.st_size}\0{found.st_mtime_ns}\0".encode())
+    return digest.hexdigest()
 
 
 def printable(name):
@@ -413,19 +433,19 @@ def assign_split(key, config):
     return "val" if u < config.test_fraction + config.val_fraction else "train"
 
 
-def split_rows(rows, config):
-    """The split of each row of a DataFrame with `collection`, `program` and `features` (a hash of all features).
+def split_rows(rows, collections, config):
+    """The split of each row of a DataFrame with `collection` (a position in `collections`), `program` and `features` (a hash of all
+    features), as a categorical.
 
     A held-out collection's rows are `holdout`; what they hold is never trained on even where another collection has it too: there
     it goes to `test`. Everything else goes by a stable hash.
     """
-    held_out = rows.collection.map(lambda name: holdout_name(name, config.holdout_names) != "")
-    key = "program" if config.split_by == "program" else "features"
-    assigned = {k: assign_split(k, config) for k in rows[key].unique()}
-    split = rows[key].map(assigned).astype(object)
-    split[rows.program.isin(set(rows.loc[held_out, "program"]))] = "test"
-    split[held_out] = "holdout"
-    return split
+    held_out = rows.collection.isin([i for i, name in enumerate(collections) if holdout_name(name, config.holdout_names)])
+    keys, place = np.unique(rows["program" if config.split_by == "program" else "features"], return_inverse=True)
+    split = np.array([SPLITS.index(assign_split(key, config)) for key in keys.tolist()])[place]
+    split[rows.program.isin(rows.program[held_out].unique())] = SPLITS.index("test")
+    split[held_out] = SPLITS.index("holdout")
+    return pd.Categorical.from_codes(split, SPLITS)
 
 
 def holdout_name(collection, names):

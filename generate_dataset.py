@@ -5,14 +5,18 @@
 
 Reads raw_path (.sample, .featurization with bench.txt, JSON dumps, archives of them; see data_utils.iter_dumps and parse_dump).
 Writes data_path: SPLIT-NNNNN.safetensors (shards), programs-NNNNN.safetensors (each program's histograms by type), meta.json,
-schedules.csv (a row a kept schedule, in shard order) and dropped.csv (a row a dump that can't be used, with its reason).
+schedules.csv (a row a kept schedule, in shard order) and dropped.csv (a row a dump that can't be used, with its reason). Run again on
+inputs that have not changed, it says so and leaves them as they are. In memory it holds some numbers a dump, never the features.
 """
 
 import contextlib
 import hashlib
 import itertools
+import os
 import tempfile
+from array import array
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import orjson
@@ -27,9 +31,27 @@ from features import FEATURE_UNITS, FEATURES, STAGE_COUNTS, featurize
 CHUNK = 64  # dumps a task of the readers
 FEW_CHUNKS = 16  # with fewer, starting more processes takes longer than reading
 
-COLUMNS = ["collection", "file", "program", "instance", "schedule", "features", "runtime_ms", "n_stages", "offset"]
+# What is held of each dump, and as what; `label` is where its file's name begins in a spool, `offset` where its features do.
+COLUMNS = {"collection": "i", "program": "q", "instance": "q", "schedule": "q", "features": "q", "runtime_ms": "d", "n_stages": "i", "offset": "q", "label": "q"}
 PUBLIC = ["split", "collection", "file", "program", "instance", "schedule", "runtime_ms", "n_stages", "measurements", "log_variance", "log_range"]
-SPLITS = ["train", "val", "test", "holdout"]
+SETTINGS = ["raw_path", "split_by", "val_fraction", "test_fraction", "folds", "fold", "holdout", "max_runtime_ms", "shard_size"]
+
+
+class Spool:
+    """Bytes put aside in a temporary file, that nothing of them stays in memory."""
+
+    def __init__(self, folder):
+        self.file = tempfile.TemporaryFile(dir=folder)
+        self.size = 0
+
+    def put(self, data):
+        """Where in the file `data` now begins."""
+        self.size += self.file.write(data)
+        return self.size - len(data)
+
+    def get(self, offset, size):
+        self.file.flush()
+        return os.pread(self.file.fileno(), size, offset)
 
 
 def parse_chunk(dumps, max_runtime_ms):
@@ -47,7 +69,7 @@ def parse_chunk(dumps, max_runtime_ms):
         program = schedule.program
         instance = data_utils.stable_hash(schedule.instance, dump.root, dump.collection)
         both = data_utils.stable_hash(schedule.algorithm_features, schedule.schedule_features)
-        row = (dump.collection, dump.file, program, instance, schedule.schedule, both, schedule.runtime_ms)
+        row = (program, instance, schedule.schedule, both, schedule.runtime_ms)
         results.append((_digest(dump), row, None if program in programs else schedule.algorithm_features))
         programs.add(program)
         schedules.append(schedule)
@@ -59,44 +81,46 @@ def _digest(dump):
     return hashlib.sha256(dump.file.encode() + b"\0" + (dump.data or b"") + (dump.bench or b"")).digest()
 
 
-def read_dumps(config, spool, program_spool):
-    """Parse every dump under raw_path; features go to the file `spool`, those of the algorithms to `program_spool`, the rest into memory.
+def read_dumps(config, features_spool, programs_spool, labels_spool):
+    """Parse every dump under raw_path; features, those of the algorithms, and file names go to the spools, a few numbers a dump into memory.
 
-    Returns rows (DataFrame of COLUMNS), dropped (DataFrame: file, reason, detail), sources {collection: {dumps, sha256}} and programs
-    {program: (offset in program_spool, stages)}.
+    Returns rows (DataFrame of COLUMNS), dropped (DataFrame: file, reason, detail), sources {collection: {dumps, sha256}}, in the order
+    that a row's `collection` counts, and programs {program: (offset in programs_spool, stages)}.
     """
     dumps = data_utils.iter_dumps(config.raw_path, config.holdout_names)
     chunks = iter(lambda: list(itertools.islice(dumps, CHUNK)), [])
     chunks = ((chunk, [(dump.collection, dump.file) for dump in chunk]) for chunk in chunks)
     head = list(itertools.islice(chunks, FEW_CHUNKS))
-    labels, rows, dropped, sources, programs = [], [], [], {}, {}
+    labels, dropped, sources, programs = [], [], {}, {}
+    columns = {name: array(kind) for name, kind in COLUMNS.items()}
 
     def tasks():
-        for chunk, names in itertools.chain(head, chunks):
+        waiting = itertools.chain(head, chunks)
+        for chunk, names in waiting:
             labels.append(names)
             yield delayed(parse_chunk)(chunk, config.max_runtime_ms)
 
-    offset = 0
     with fan_out(config) if len(head) == FEW_CHUNKS else contextlib.nullcontext(1) as n_jobs:
         for results in Parallel(n_jobs=n_jobs, return_as="generator")(tasks()):
             for (collection, file), (digest, row, value) in zip(labels.pop(0), results):
-                source = sources.setdefault(collection, {"dumps": 0, "sha256": 0})
+                source = sources.setdefault(collection, {"number": len(sources), "dumps": 0, "sha256": 0})
                 source["dumps"] += 1
                 source["sha256"] = (source["sha256"] + int.from_bytes(digest)) % 2**256  # the same whatever the order
                 if row is None:
                     dropped.append((file, *value))
                     continue
                 features, algorithm = value
-                rows.append((*row, len(features), offset))
-                offset += spool.write(features.tobytes())
-                program = row[COLUMNS.index("program")]
+                program = row[0]
                 if algorithm is not None and program not in programs:
-                    programs[program] = (program_spool.tell(), len(algorithm))
-                    program_spool.write(algorithm.tobytes())
-    spool.flush(), program_spool.flush()
+                    programs[program] = (programs_spool.put(algorithm.tobytes()), len(algorithm))
+                offsets = features_spool.put(features.tobytes()), labels_spool.put(file.encode() + b"\n")
+                for column, number in zip(columns.values(), (source["number"], *row, len(features), *offsets)):
+                    column.append(number)
     for source in sources.values():
+        del source["number"]
         source["sha256"] = f"{source['sha256']:064x}"
-    return pd.DataFrame(rows, columns=COLUMNS), pd.DataFrame(dropped, columns=["file", "reason", "detail"]), sources, programs
+    rows = pd.DataFrame({name: np.frombuffer(column, column.typecode) for name, column in columns.items()})
+    return rows, pd.DataFrame(dropped, columns=["file", "reason", "detail"]), sources, programs
 
 
 def merge_duplicates(rows):
@@ -106,7 +130,7 @@ def merge_duplicates(rows):
     their log-runtimes (NaN and 0 for a single one).
     """
     key = ["collection", "instance", "schedule"]
-    rows = rows.sort_values([*key, "runtime_ms", "file"], kind="stable")
+    rows = rows.sort_values([*key, "runtime_ms", "label"], kind="stable")
     groups = np.log(rows.runtime_ms).groupby([rows[k] for k in key])
     spread = pd.DataFrame({"measurements": groups.size(), "log_variance": groups.var(), "log_range": groups.max() - groups.min()})
     return rows.drop_duplicates(key).merge(spread, left_on=key, right_index=True)
@@ -117,14 +141,14 @@ def write_shards(rows, spool, folder, shard_size):
     for old in folder.iterdir():
         if data_utils.SHARD_NAME.fullmatch(old.name):
             old.unlink()
-    features = np.memmap(spool, np.float32, "r").reshape(-1, len(FEATURES))
     stage_bytes = 4 * len(FEATURES)
-    names = {split: [] for split in SPLITS}
-    for split in SPLITS:
+    names = {split: [] for split in data_utils.SPLITS}
+    for split in data_utils.SPLITS:
         part = rows[rows.split == split]
         for start in range(0, len(part), shard_size):
             shard = part.iloc[start : start + shard_size]
-            sequences = [features[o // stage_bytes :][:n] for o, n in zip(shard.offset, shard.n_stages)]
+            stored = (spool.get(offset, n * stage_bytes) for offset, n in zip(shard.offset, shard.n_stages))
+            sequences = [np.frombuffer(data, np.float32).reshape(-1, len(FEATURES)) for data in stored]
             names[split].append(f"{split}-{start // shard_size:05d}.safetensors")
             data_utils.write_shard(folder / names[split][-1], sequences, shard)
     return names
@@ -132,33 +156,82 @@ def write_shards(rows, spool, folder, shard_size):
 
 def write_programs(programs, spool, folder, shard_size):
     """Write the algorithm features of `programs` (as of read_dumps), some in a file; returns the file names."""
-    values = np.memmap(spool, np.float32, "r")
     names, items = [], sorted(programs.items())
     for start in range(0, len(items), shard_size):
         names.append(f"programs-{start // shard_size:05d}.safetensors")
-        data_utils.write_programs(folder / names[-1], {p: values[o // 4 :][: n * STAGE_COUNTS] for p, (o, n) in items[start : start + shard_size]})
+        stored = {p: spool.get(offset, 4 * n * STAGE_COUNTS) for p, (offset, n) in items[start : start + shard_size]}
+        data_utils.write_programs(folder / names[-1], {p: np.frombuffer(data, np.float32) for p, data in stored.items()})
     return names
+
+
+def write_rows(kept, collections, labels_spool, path, rows_at_a_time=4096):
+    """schedules.csv: a row a kept schedule, in the order of the shards."""
+    for start in range(0, len(kept), rows_at_a_time):
+        part = kept.iloc[start : start + rows_at_a_time]
+        part = part.assign(
+            collection=[collections[number] for number in part.collection],
+            file=[labels_spool.get(at, 2**16).split(b"\n", 1)[0].decode() for at in part.label],
+            **{column: part[column].map(data_utils.hex_id) for column in ("program", "instance", "schedule")},
+        )
+        part[PUBLIC].to_csv(path, index=False, mode="a" if start else "w", header=not start)
+
+
+def made_from(config):
+    """What the shards depend on: the settings, the files read, and this version's way to read them."""
+    here = Path(__file__).resolve().parent
+    code = [(here / name).read_bytes() for name in ("generate_dataset.py", "data_utils.py", "features.py")]
+    settings = [getattr(config, key) for key in SETTINGS]
+    return hashlib.sha256(repr([settings, data_utils.inputs_hash(config.raw_path), code]).encode()).hexdigest()
+
+
+def unchanged_counts(folder, origin):
+    """The counts of what `folder` holds where that was made from `origin` and is all there, else None."""
+    try:
+        meta = data_utils.read_meta(folder)
+    except UserError:
+        return None
+    files = ["schedules.csv", "dropped.csv", *meta["program_files"], *itertools.chain(*meta["shards"].values())]
+    if meta.get("made_from") != origin or not all((folder / name).exists() for name in files):
+        return None
+    return meta["counts"]
+
+
+def print_summary(counts, folder):
+    n_dropped = sum(counts["dropped"].values())
+    print(f"read {counts['read']} dumps: kept {counts['kept']}, merged {counts['merged']}, dropped {n_dropped}")
+    for reason, n in sorted(counts["dropped"].items(), key=lambda item: -item[1]):
+        print(f"  dropped {n} {reason}")
+    if n_dropped:
+        print(f"  each is listed in {folder / 'dropped.csv'}")
+    for name, split in counts["splits"].items():
+        print(f"  {name:8s}{split['programs']:6d} programs{split['schedules']:8d} schedules")
 
 
 def main():
     config = load_config()
     folder = make_folder(config.data_path, "data_path")
-    with tempfile.TemporaryFile(dir=folder) as spool, tempfile.TemporaryFile(dir=folder) as program_spool:
-        rows, dropped, sources, programs = read_dumps(config, spool, program_spool)
-        dropped.to_csv(folder / "dropped.csv", index=False)
-        reasons = Counter(dropped.reason)
-        if rows.empty:
-            why = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common()) or "no dumps in it"
-            raise UserError(f"{config.raw_path}: nothing usable ({why}); README.md lists the formats that are read")
-        kept = merge_duplicates(rows)
-        kept["split"] = data_utils.split_rows(kept, config)
-        order = kept.split.map(SPLITS.index)
-        kept = kept.assign(order=order).sort_values(["order", "n_stages", "program", "instance", "schedule", "collection"], kind="stable")
-        (folder / "meta.json").unlink(missing_ok=True)  # until everything else is there, so that it never describes other shards
-        shards = write_shards(kept, spool, folder, config.shard_size)
-        program_files = write_programs(programs, program_spool, folder, config.shard_size)
+    origin = made_from(config)
+    if counts := unchanged_counts(folder, origin):
+        print(f"{folder}: made from these files with these settings already, left as it is")
+        print_summary(counts, folder)
+        return
+    features_spool, programs_spool, labels_spool = (Spool(folder) for _ in range(3))
+    rows, dropped, sources, programs = read_dumps(config, features_spool, programs_spool, labels_spool)
+    reasons = Counter(dropped.reason)
+    (folder / "meta.json").unlink(missing_ok=True)  # until everything else is there, so that it never describes other files
+    dropped.to_csv(folder / "dropped.csv", index=False)
+    if rows.empty:
+        why = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common()) or "no dumps in it"
+        raise UserError(f"{config.raw_path}: nothing usable ({why}); README.md lists the formats that are read")
+    kept = merge_duplicates(rows)
+    collections = list(sources)
+    kept["split"] = data_utils.split_rows(kept, collections, config)
+    kept = kept.sort_values(["split", "n_stages", "program", "instance", "schedule", "collection"], kind="stable")
+    shards = write_shards(kept, features_spool, folder, config.shard_size)
+    program_files = write_programs(programs, programs_spool, folder, config.shard_size)
+    write_rows(kept, collections, labels_spool, folder / "schedules.csv")
 
-    by_split = {split: kept[kept.split == split] for split in SPLITS}
+    by_split = {split: kept[kept.split == split] for split in data_utils.SPLITS}
     counts = {
         "read": len(rows) + len(dropped), "kept": len(kept), "merged": len(rows) - len(kept), "dropped": dict(sorted(reasons.items())),
         "programs": kept.program.nunique(),
@@ -168,22 +241,11 @@ def main():
     split = {key: getattr(config, key) for key in ("split_by", "val_fraction", "test_fraction", "folds", "fold", "holdout")}
     meta = {
         "features": FEATURES, "units": FEATURE_UNITS, "log_runtime": "natural logarithm of milliseconds",
-        "sources": sources, "counts": counts, "split": {**split, "programs": program_ids}, "shards": shards,
+        "made_from": origin, "sources": sources, "counts": counts, "split": {**split, "programs": program_ids}, "shards": shards,
         "program_files": program_files,
     }  # fmt: skip
-    public = kept[PUBLIC].copy()
-    for column in ("program", "instance", "schedule"):
-        public[column] = public[column].map(data_utils.hex_id)
-    public.to_csv(folder / "schedules.csv", index=False)
     (folder / "meta.json").write_bytes(orjson.dumps(meta, option=orjson.OPT_INDENT_2))
-
-    print(f"read {counts['read']} dumps: kept {counts['kept']}, merged {counts['merged']}, dropped {len(dropped)}")
-    for reason, n in reasons.most_common():
-        print(f"  dropped {n} {reason}")
-    if len(dropped):
-        print(f"  each is listed in {folder / 'dropped.csv'}")
-    for name, part in by_split.items():
-        print(f"  {name:8s}{part.program.nunique():6d} programs{len(part):8d} schedules")
+    print_summary(counts, folder)
 
 
 if __name__ == "__main__":

@@ -200,9 +200,9 @@ def test_companions_are_named_exactly(tmp_path):
     assert [d.file for d in data_utils.iter_dumps(str(tmp_path))] == ["my_program.json"]
 
 
-def split_of(programs, *flags, collection="c"):
-    rows = pd.DataFrame({"collection": collection, "program": programs, "features": [p * 1000 + i for i, p in enumerate(programs)]})
-    return rows, data_utils.split_rows(rows, load_config(argv=list(flags)))
+def split_of(programs, *flags):
+    rows = pd.DataFrame({"collection": 0, "program": programs, "features": [p * 1000 + i for i, p in enumerate(programs)]})
+    return rows, pd.Series(data_utils.split_rows(rows, ["c"], load_config(argv=list(flags))))
 
 
 def test_splits_are_stable_and_keep_programs_together():
@@ -224,13 +224,13 @@ def test_folds_cover_every_program_once():
 
 
 def test_held_out_programs_are_never_trained_on():
-    rows = pd.DataFrame({"collection": ["applications"] * 5 + ["c"] * 50, "program": list(range(5)) + list(range(50)), "features": range(55)})
-    split = data_utils.split_rows(rows, load_config(argv=[]))
+    rows = pd.DataFrame({"collection": [1] * 5 + [0] * 50, "program": list(range(5)) + list(range(50)), "features": range(55)})
+    split = data_utils.split_rows(rows, ["c", "applications"], load_config(argv=[]))
     assert (split[:5] == "holdout").all()
     assert (split[5:10] == "test").all()  # the same programs in another collection
 
 
 def test_split_by_schedule_keeps_identical_features_together():
-    rows = pd.DataFrame({"collection": "c", "program": [1] * 400, "features": list(range(200)) * 2})
-    split = data_utils.split_rows(rows, load_config(argv=["--split_by", "schedule"]))
+    rows = pd.DataFrame({"collection": 0, "program": [1] * 400, "features": list(range(200)) * 2})
+    split = pd.Series(data_utils.split_rows(rows, ["c"], load_config(argv=["--split_by", "schedule"])))
     assert (split.groupby(rows.features).nunique() == 1).all() and set(split) == {"train", "val", "test"}

@@ -249,6 +249,24 @@ def test_the_number_of_readers_changes_nothing(tmp_path):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
 
 
+def test_unchanged_dumps_are_not_read_again(tmp_path):
+    (tmp_path / "raw").mkdir()
+    for i in range(3):
+        (tmp_path / "raw" / f"{i}.sample").write_bytes(sample_bytes(make_stages(program=i), 1.0))
+
+    def generate(*more):
+        was_left = "left as it is" in run("generate_dataset.py", *flags(tmp_path), *more).stdout
+        return was_left, meta_of(tmp_path)["counts"]["read"]
+
+    assert generate() == (False, 3)
+    assert generate() == (True, 3)
+    assert generate("--fold=1", "--folds=2") == (False, 3)
+    (tmp_path / "raw" / "3.sample").write_bytes(sample_bytes(make_stages(program=3), 1.0))
+    assert generate("--fold=1", "--folds=2") == (False, 4)
+    next((tmp_path / "data").glob("train-*")).unlink()
+    assert generate("--fold=1", "--folds=2") == (False, 4)
+
+
 def test_mistakes_get_one_clear_line(tmp_path):
     expect_user_error(run("generate_dataset.py", *flags(tmp_path), check=False), "raw", "no such file or folder")
     (tmp_path / "raw").mkdir()
