@@ -11,12 +11,11 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-FLOOR_MS = 1e-5  # no stage is taken to cost less
 CLIP = 6.0  # standard deviations; further out, a feature carries no more meaning than "very large"
 
 
 class StageCosts(nn.Module):
-    """One member: how far each stage's log cost is from the linear model's."""
+    """One member: how far each stage's log cost is from where it starts."""
 
     def __init__(self, n_inputs, embed_size, hidden_size, lstm_layers, dropout):
         super().__init__()
@@ -28,7 +27,7 @@ class StageCosts(nn.Module):
         self.lstm = nn.LSTM(embed_size, hidden_size, lstm_layers, batch_first=True, bidirectional=True, dropout=between)
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(2 * hidden_size + embed_size, 64), nn.GELU(), nn.Linear(64, 1))
         with torch.no_grad():
-            self.head[-1].weight.mul_(0.1)  # start close to the linear model
+            self.head[-1].weight.mul_(0.1)  # close to the start
 
     def forward(self, inputs, lengths):
         """(B, T) corrections from inputs (B, T, n_inputs) and lengths (B,); meaningless where padded."""
@@ -55,17 +54,26 @@ class CostModel(nn.Module):
         self.register_buffer("feature_mean", torch.zeros(n_features))
         self.register_buffer("feature_std", torch.ones(n_features))
         self.register_buffer("event_ms", torch.ones(2, len(cost_columns)))
+        self.register_buffer("floor_ms", torch.ones(()))
+        self.register_buffer("stage_ms", torch.ones(()))
         self.cost_columns, self.parallel_column = cost_columns, parallel_column
         self.members = nn.ModuleList(StageCosts(n_features + 2, embed_size, hidden_size, lstm_layers, dropout) for _ in range(members))
 
-    def set_statistics(self, mean, std, event_ms):
-        """Take the training split's statistics: of each feature over stages, (F,) each, and the linear model's weights (2, K).
+    def set_statistics(self, mean, std, linear):
+        """Take the training split's statistics: of each feature over stages, (F,) each, and its LinearCosts.
 
         A feature that never varies has an infinite `std`: nothing was learnt about what it may say later, so it is left out.
         """
         self.feature_mean.copy_(mean)
         self.feature_std.copy_(std)
-        self.event_ms.copy_(event_ms)
+        self.event_ms.copy_(linear.event_ms)
+        self.floor_ms.fill_(linear.floor_ms)
+        self.stage_ms.fill_(linear.stage_ms)
+
+    def scale(self, factor):
+        """Take a machine to be `factor` times as slow, all else alike."""
+        for ms in (self.event_ms, self.floor_ms, self.stage_ms):
+            ms *= factor
 
     def normalise(self, features):
         """Raw features in standard deviations from the training split's mean, cut off far out; same shape."""
@@ -81,7 +89,7 @@ class CostModel(nn.Module):
         """Log milliseconds of each stage by the linear model, (B, T): row 0 of event_ms in serial stages, row 1 in parallel ones."""
         events = torch.exp(features[:, :, self.cost_columns].clamp(0, 80)) - 1  # (B, T, K); ONNX knows no expm1, and these are counts
         parallel = features[:, :, self.parallel_column] > 0
-        return torch.log(torch.where(parallel, events @ self.event_ms[1], events @ self.event_ms[0]) + FLOOR_MS)
+        return torch.log(torch.where(parallel, events @ self.event_ms[1], events @ self.event_ms[0]) + self.floor_ms)
 
     def stage_costs(self, features, lengths):
         """Log milliseconds of each stage by each member, (M, B, T); -inf where a sequence is padded.
@@ -96,7 +104,8 @@ class CostModel(nn.Module):
         total = torch.logsumexp(linear, 1, keepdim=True)  # (B, 1)
         share = (linear - total).clamp(min=-12) / 4 + 1
         inputs = torch.cat([normalised, torch.stack([share, total.expand_as(share) / 2], 2)], 2)  # (B, T, F + 2)
-        return torch.stack([member(inputs, lengths) for member in self.members]) + linear
+        starts = linear, self.stage_ms.log().expand_as(linear).masked_fill(padded, -torch.inf)
+        return torch.stack([member(inputs, lengths) + starts[i % 2] for i, member in enumerate(self.members)])
 
     def forward(self, features, lengths):
         """Each member's log-runtime (natural logarithm of milliseconds), (M, B); their mean is the prediction. Arguments as of stage_costs."""

@@ -121,7 +121,7 @@ def load_weights(model, config, train, device):
         if settings[key] != old["config"][key]:
             raise UserError(f"{key}: {config.init_from} was trained with {old['config'][key]}, not {settings[key]}; give the same")
     model.load_state_dict(train_utils.model_tensors(tensors))
-    model.event_ms *= float(np.exp(np.mean(train.log_runtime - train_utils.predict(model, train, device))))
+    model.scale(float(np.exp(np.mean(train.log_runtime - train_utils.predict(model, train, device)))))
 
 
 def write_log(path, log):

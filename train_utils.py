@@ -22,13 +22,15 @@ from torch.nn.utils.rnn import pad_sequence
 import data_utils
 from config import UserError
 from features import COST_COLUMNS, FEATURES, N_SCHEDULE, PARALLEL_COLUMN
-from modeling import FLOOR_MS, CostModel
+from modeling import CostModel
 
 SHIPPED_MODEL = Path(__file__).resolve().parent / "models" / "default.safetensors"
-CHECKPOINT_FORMAT = "cost_model_LSTM 1"
+CHECKPOINT_FORMAT = "cost_model_LSTM 2"
 REGRESSION_DELTA, CENTRED_DELTA = 1.0, 0.5  # where the Huber losses turn linear, in log-runtime
 RANKING_TEMPERATURE = 0.2  # difference in predicted log-runtime that the ranking loss takes for a clear order
 RANKING_MARGIN = math.log(1.05)  # pairs closer than this are not ranked
+FLOOR_MS = 1e-5  # no stage is taken to cost less
+MIN_EXPLAINED = 0.5  # of the variance of log-runtime, for the linear cost model to be of use
 REWEIGHTINGS = 6  # of the least squares behind the linear cost model
 MODEL_KEYS = ("members", "embed_size", "hidden_size", "lstm_layers", "dropout")
 
@@ -120,12 +122,23 @@ class Sequences:
         return mean.float(), torch.where(std > 1e-4, std, torch.inf).float()
 
 
+@dataclass
+class LinearCosts:
+    """A stage's milliseconds as a weighted sum of its events, and no less than `floor_ms`.
+
+    event_ms : (2, K) float32, in serial and in parallel stages; stage_ms : what a stage takes on average, whatever it is
+    """
+
+    event_ms: torch.Tensor
+    floor_ms: float
+    stage_ms: float
+
+
 def fit_linear_costs(sequences, shown):
-    """Milliseconds an event, (2, K) float32 in serial and in parallel stages, that explain the runtimes best in relative terms.
+    """The LinearCosts that explain the runtimes best in relative terms.
 
-    shown : bool (F,); events that are not get no weight.
-
-    Least squares without negative weights (Lawson & Hanson), reweighted so that a factor too slow counts like one too fast.
+    shown : bool (F,); events that are not get no weight. Where half of the programs tell too little of the other half's runtimes
+    (another machine, say, or few programs), none gets any: a model that believes what is wrong learns less than one told nothing.
     """
     parts = []
     for shard in sequences.shards:
@@ -133,15 +146,25 @@ def fit_linear_costs(sequences, shown):
         parallel = shard["features"][:, :, [PARALLEL_COLUMN]] > 0
         parts.append(torch.cat([(events * ~parallel).sum(1), (events * parallel).sum(1)], 1).numpy())
     events = np.concatenate(parts) * np.tile(shown[COST_COLUMNS].numpy(), 2)  # (N, 2 K)
+    log_runtime = sequences.log_runtime.astype(np.float64)
+    stage_ms = math.exp(np.mean(log_runtime - np.log(sequences.lengths)))
+    half = sequences.program % 2 == 0
+    errors = [np.log(events[~part] @ _fit(events[part], log_runtime[part]) + FLOOR_MS) - log_runtime[~part] for part in (half, ~half) if 0 < part.sum() < len(part)]
+    if not errors or np.mean(np.concatenate(errors) ** 2) > (1 - MIN_EXPLAINED) * log_runtime.var():
+        return LinearCosts(torch.zeros(2, len(COST_COLUMNS)), stage_ms, stage_ms)
+    return LinearCosts(torch.tensor(_fit(events, log_runtime).reshape(2, -1), dtype=torch.float32), FLOOR_MS, stage_ms)
+
+
+def _fit(events, log_runtime):
+    """Least squares without negative weights (Lawson & Hanson), reweighted so that a factor too slow counts like one too fast: (2 K,)."""
     scale = events.mean(0) + 1e-9
-    runtime = np.exp(sequences.log_runtime.astype(np.float64))
+    runtime = np.exp(log_runtime)
     weight = 1 / runtime
     for _ in range(REWEIGHTINGS):
         event_ms = nnls(events / scale * weight[:, None], runtime * weight)[0] / scale
         predicted = events @ event_ms + FLOOR_MS
         weight = 1 / np.sqrt(predicted * runtime)
-    event_ms = event_ms * np.exp(np.mean(np.log(runtime / predicted)))
-    return torch.tensor(event_ms.reshape(2, -1), dtype=torch.float32)
+    return event_ms * np.exp(np.mean(log_runtime - np.log(predicted)))
 
 
 def fingerprint(*splits):

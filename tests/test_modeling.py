@@ -10,7 +10,7 @@ import train_utils
 from config import UserError, load_config
 from features import COST_COLUMNS, FEATURES, PARALLEL_COLUMN
 from modeling import CostModel
-from train_utils import Batch, Sequences
+from train_utils import Batch, LinearCosts, Sequences
 
 F = len(FEATURES)
 
@@ -126,11 +126,30 @@ def test_a_feature_that_never_varied_changes_nothing(model):
     batch = random_batch()
     std = torch.ones(F)
     std[7] = torch.inf
-    model.set_statistics(torch.zeros(F), std, torch.ones(2, len(COST_COLUMNS)))
+    model.set_statistics(torch.zeros(F), std, LinearCosts(torch.ones(2, len(COST_COLUMNS)), 1e-5, 1.0))
     before = model(batch.features, batch.lengths)
     batch.features[:, :, 7] = 1e6
     assert torch.equal(model(batch.features, batch.lengths), before)
     assert model.is_unfamiliar(batch.features)[:, :, 7].all()
+
+
+def test_the_linear_model_is_told_only_where_it_holds(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = [np.zeros((3, F), np.float32) for _ in range(60)]
+    for array in arrays:
+        array[:, COST_COLUMNS[:2]] = np.log1p(rng.uniform(0, 10 ** rng.uniform(1, 5), (3, 2)))
+    programs = np.repeat(np.arange(12), 5)
+    events = np.array([np.expm1(array[:, COST_COLUMNS[:2]]).sum(0) for array in arrays])
+
+    def fit(runtime_ms):
+        rows = pd.DataFrame({"runtime_ms": runtime_ms, "program": programs, "instance": programs, "schedule": range(60)})
+        data_utils.write_shard(tmp_path / "a", arrays, rows)
+        data = Sequences(tmp_path, {"shards": {"train": ["a"]}}, "train")
+        return train_utils.fit_linear_costs(data, torch.ones(F, dtype=torch.bool))
+
+    assert np.allclose(fit(events @ [1e-3, 5e-3]).event_ms[0, :2], [1e-3, 5e-3], rtol=1e-2)
+    unrelated = fit(np.exp(rng.normal(0, 2, 60)))
+    assert unrelated.event_ms.abs().sum() == 0 and unrelated.floor_ms == unrelated.stage_ms
 
 
 def test_grouped_batches_cover_an_epoch_once(sequences):
@@ -144,7 +163,7 @@ def test_grouped_batches_cover_an_epoch_once(sequences):
 def test_a_checkpoint_gives_the_same_predictions_back(tmp_path, model):
     settings = {"members": 2, "embed_size": 16, "hidden_size": 8, "lstm_layers": 1, "dropout": 0.0}
     meta = {"format": train_utils.CHECKPOINT_FORMAT, "features": FEATURES, "config": settings}
-    model.set_statistics(torch.randn(F), torch.rand(F) + 0.5, torch.rand(2, len(COST_COLUMNS)))
+    model.set_statistics(torch.randn(F), torch.rand(F) + 0.5, LinearCosts(torch.rand(2, len(COST_COLUMNS)), 1e-5, 2.0))
     path = tmp_path / "model.safetensors"
     train_utils.write_checkpoint(path, {f"model.{k}": v for k, v in model.state_dict().items()}, meta)
     again, _ = train_utils.load_model(path, "cpu")

@@ -1,0 +1,87 @@
+"""How many schedules tune_schedule.py proposes, featurizes and scores a second, beside doing so one at a time.
+
+    python benchmarks/proposing.py
+    python benchmarks/proposing.py --pipelines pipelines/harris.py --proposals 200
+
+Nothing is compiled or run. One at a time means: Adams2019 in this process, its featurization parsed, turned into features and scored
+by itself. Writes benchmarks/results/proposing.md and .json.
+"""
+
+import math
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from pydantic import Field
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import timing  # noqa: E402
+
+import collection  # noqa: E402
+import data_utils  # noqa: E402
+import halide_utils  # noqa: E402
+import search  # noqa: E402
+import train_utils  # noqa: E402
+from config import Config, UserError, load_config, run_script  # noqa: E402
+from features import featurize  # noqa: E402
+from halide_utils import Proposal  # noqa: E402
+
+
+class ProposingConfig(Config):
+    pipelines: str = Field("pipelines/harris.py,pipelines/unsharp.py,pipelines/camera_pipe.py", description="files of Generators, separated by commas")
+    proposals: int = Field(100, ge=1, description="schedules proposed a round")
+    rounds: int = Field(3, ge=1, description="times that each way is timed")
+
+
+def one_at_a_time(spec, proposals, model, device):
+    """Seconds that the model took."""
+    predicting = 0.0
+    for proposal in proposals:
+        if found := collection.propose(spec, proposal):
+            dump = data_utils.Dump("proposed.featurization", "", data=found[0])
+            schedule = data_utils.parse_dump(dump, math.inf, need_runtime=False)
+            began = time.perf_counter()
+            train_utils.predict_sequences(model, featurize([schedule]), device)
+            predicting += time.perf_counter() - began
+    return predicting
+
+
+def together(spec, proposals, model, meta, device):
+    """As tune_schedule.py does it; seconds that the model took."""
+    with tempfile.TemporaryDirectory() as folder:
+        pool = search.Pool(search.TuningRun(spec, Path(folder), 60), model, meta, device)
+        pool.propose(proposals)
+    return pool.seconds["predict"]
+
+
+def main():
+    config = load_config(ProposingConfig)
+    device = train_utils.pick_device(config)
+    collection.prepare_processes()
+    model, meta = train_utils.load_model(train_utils.SHIPPED_MODEL, device)
+    try:
+        specs = [spec for path in config.pipelines.split(",") for spec in halide_utils.programs_in(ROOT / path.strip())]
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    rows, facts = [], {}
+    for spec in specs:
+        proposals = [Proposal.draw(spec.seed, k) for k in range(config.proposals)]
+        predicting = {"together": [], "one at a time": []}
+        rivals = {
+            "together": lambda s=spec, p=proposals, seconds=predicting["together"]: seconds.append(together(s, p, model, meta, device)),
+            "one at a time": lambda s=spec, p=proposals, seconds=predicting["one at a time"]: seconds.append(one_at_a_time(s, p, model, device)),
+        }
+        seconds = timing.take_turns(rivals, config.rounds)
+        for name, values in seconds.items():
+            share = predicting[name][1:] / values
+            rows.append([spec.name, name, timing.spread(len(proposals) / values), timing.spread(seconds["one at a time"] / values), timing.spread(share)])
+            facts[f"{spec.name}, {name}"] = {"proposals_per_second": (len(proposals) / values).tolist(), "share_of_model": share.tolist()}
+    header = ["application", "proposed", "schedules a second", "times as fast as one at a time", "share of the time that the model takes"]
+    timing.write("proposing", header, rows, facts)
+
+
+if __name__ == "__main__":
+    run_script(main)
