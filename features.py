@@ -33,13 +33,6 @@ STAGE_BYTES = 4 * (N_SCHEDULE + N_HISTOGRAMS * len(TYPES))  # 1,304
 TYPE_COLUMNS = [*TYPES, "unknown"]
 STAGE_COUNTS = N_HISTOGRAMS * len(TYPE_COLUMNS)  # algorithm features of a stage
 
-# Operations that cost about the same, whose counts the linear cost model weighs.
-OP_CLASSES = {
-    "arithmetic": ["add", "sub", "mul"], "division": ["div", "mod"], "conversion": ["cast"], "math": ["extern_call"],
-    "choice": ["min", "max", "eq", "ne", "lt", "le", "and", "or", "not", "select"],
-    "load": ["image_call", "func_call"], "accumulation": ["self_call"], "index": ["const", "variable", "param", "let"],
-}  # fmt: skip
-
 
 def featurize(schedules):
     """Per-stage inputs of the model for each Schedule, not normalised: a list of (T, F) float32, the columns FEATURES names.
@@ -57,14 +50,13 @@ def featurize(schedules):
     types, ops, patterns = h[:, 0], h[:, 1 : 1 + len(OPS)], h[:, 1 + len(OPS) :]
     by_op, by_type = ops.sum(2), ops.sum(1)  # (S, 24), (S, 8)
     work = by_op.sum(1) * s["points_computed_total"]
-    by_class = {name: by_op[:, [OPS.index(op) for op in members]].sum(1) for name, members in OP_CLASSES.items()}
     owner = np.repeat(np.arange(len(schedules)), lengths)
     position = np.arange(len(h)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     loops = _loop_bodies(s, owner, position)
     columns = [
         np.log1p(schedule_features),
         np.stack(list(_ratios(s, loops, owner).values()), 1),
-        np.log1p(np.stack(list(_cost_terms(s, loops, by_class).values()), 1)),
+        np.log1p(np.stack(list(_cost_terms(s, loops, by_op[:, OPS.index("extern_call")]).values()), 1)),
         np.log1p(np.stack([work, position, np.repeat(lengths, lengths) - 1 - position], 1)),
         types > 0,
         np.log1p(by_type),
@@ -156,8 +148,8 @@ def _outer_padding(s, padding, owner):
     return outer
 
 
-def _cost_terms(s, loops, ops):
-    """Counts of events that take time, (S,) each: what Adams2019's cost model weighs, and the operations done by class."""
+def _cost_terms(s, loops, math_calls):
+    """Counts of events that take time, (S,) each: what Adams2019's cost model weighs, and the mathematical functions computed."""
     inlined, parallel = s["inlined_calls"] > 0, s["inner_parallelism"] > 1
     innermost_task = np.maximum(s["innermost_bytes_at_task"], 1)
     vectors = loops["full"] + loops["partial"]
@@ -187,8 +179,7 @@ def _cost_terms(s, loops, ops):
         "parallel_launches": parallel * s["num_productions"],
         "parallel_tasks": parallel * s["num_productions"] * s["inner_parallelism"],
         "working_set_traffic": s["num_productions"] * s["working_set_at_production"],
-        "math_lanes": vectors * s["vector_size"] * ops["math"],
-        **{f"{kind}_{name}": bodies * count for kind, bodies in loops.items() for name, count in ops.items()},
+        "math_lanes": vectors * s["vector_size"] * math_calls,
     }
 
 
@@ -198,7 +189,7 @@ def _feature_units():
     owner = np.zeros(1, int)
     loops = _loop_bodies(nothing, owner, owner)
     units |= {name: "ratio, log ratio or flag" for name in _ratios(nothing, loops, owner)}
-    units |= {f"log_cost_{name}": "log1p of events a run" for name in _cost_terms(nothing, loops, dict.fromkeys(OP_CLASSES, 0))}
+    units |= {f"log_cost_{name}": "log1p of events a run" for name in _cost_terms(nothing, loops, 0)}
     units |= {"log_work": "log1p of operations a run", "log_stages_before": "log1p of stages", "log_stages_after": "log1p of stages"}
     units |= {f"uses_{type}": "flag" for type in TYPE_COLUMNS}
     units |= {f"log_ops_{type}": "log1p of operations a point" for type in TYPE_COLUMNS}

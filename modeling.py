@@ -25,7 +25,7 @@ class StageCosts(nn.Module):
         )  # fmt: skip
         between = dropout if lstm_layers > 1 else 0.0
         self.lstm = nn.LSTM(embed_size, hidden_size, lstm_layers, batch_first=True, bidirectional=True, dropout=between)
-        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(2 * hidden_size + embed_size, 64), nn.GELU(), nn.Linear(64, 1))
+        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(2 * hidden_size + 2 * embed_size, 64), nn.GELU(), nn.Linear(64, 1))
         with torch.no_grad():
             self.head[-1].weight.mul_(0.1)  # close to the start
 
@@ -34,7 +34,9 @@ class StageCosts(nn.Module):
         embedded = self.embed(inputs)  # (B, T, E)
         packed = pack_padded_sequence(embedded, lengths.cpu(), batch_first=True, enforce_sorted=False)
         hidden, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=embedded.shape[1])  # (B, T, 2H)
-        return self.head(torch.cat([hidden, embedded], 2)).squeeze(2)
+        padded = torch.arange(inputs.shape[1], device=lengths.device) >= lengths[:, None]  # (B, T)
+        mean = embedded.masked_fill(padded[:, :, None], 0).sum(1, keepdim=True) / lengths[:, None, None]  # (B, 1, E)
+        return self.head(torch.cat([hidden, embedded, mean.expand_as(embedded)], 2)).squeeze(2)
 
 
 class CostModel(nn.Module):

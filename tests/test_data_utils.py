@@ -49,12 +49,12 @@ def test_loops_run_longer_than_what_is_asked_for():
     for stage, values in zip(stages, (consumer, inlined, scalar)):
         for name, value in values.items():
             stage[names.index(name)] = value
-        stage[39 + 7 + 4 * 7 + 5] = 2  # two float additions
     features = pd.DataFrame(featurize([parse(sample_bytes(stages, 1))])[0], columns=FEATURES)
     counts = np.expm1(features.astype(float))
-    assert counts.log_cost_full_arithmetic.tolist() == pytest.approx([2 * 144 * 20 * 15, 3 * 2 * 144 * 20 * 15, 0], rel=1e-4)
-    assert counts.log_cost_partial_arithmetic.tolist() == pytest.approx([2 * 144 * 20, 3 * 2 * 144 * 20, 0], rel=1e-4)
-    assert counts.log_cost_scalar_arithmetic.tolist() == pytest.approx([0, 0, 2 * 288 * 7], rel=1e-4)
+    assert counts.log_cost_vector_points.tolist() == pytest.approx([32 * 144 * 20 * 16, 0, 0], rel=1e-4)
+    assert counts.log_cost_inlined_vector_points.tolist() == pytest.approx([0, 3 * 32 * 144 * 20 * 16, 0], rel=1e-4)
+    assert counts.log_cost_scalar_points.tolist() == pytest.approx([0, 0, 288 * 7], rel=1e-4)
+    assert features.partial_share.tolist() == pytest.approx([1 / 16, 1 / 16, 0], rel=1e-4)
     assert features.padding[0] == pytest.approx(math.log(512 / 486), rel=1e-2)
     assert features.outer_padding.tolist() == pytest.approx([0, 0, math.log(512 / 486)], rel=1e-2)  # produced inside the consumer's loops
 
