@@ -272,6 +272,19 @@ class OtherAutoscheduler:
         return b"", pipeline.apply_autoscheduler(hl.get_host_target(), autoscheduler_params(self.autoscheduler)).schedule_source
 
 
+@dataclass(frozen=True)
+class WithWeights:
+    """What Adams2019's beam search finds with the weights in a file."""
+
+    weights_path: str
+    beam_size: int
+
+    def apply(self, pipeline):
+        load_autoscheduler("Adams2019")
+        result = pipeline.apply_autoscheduler(hl.get_host_target(), autoscheduler_params(**vars(self)))
+        return bytes(result.featurization), result.schedule_source
+
+
 def schedule_everything_at_root(pipeline):
     """The schedule of the reference: every Func computed in full before its readers. Slow, but it always compiles."""
     for func in functions(pipeline):

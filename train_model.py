@@ -50,16 +50,21 @@ def train_epoch(network, optimizer, train, epoch, config, device, processes):
     torch.manual_seed(int(rng.integers(2**62)) + processes.rank)
     weights = torch.tensor([1.0, config.centred_loss_weight, config.ranking_loss_weight], device=device)
     losses = []
-    for i, rows in enumerate(tqdm(batches, f"epoch {epoch}", leave=False, disable=True if processes.rank else None)):
+
+    def load(rows):
+        part = processes.part_of(rows, train.instance)
+        return len(part) > 0, train.batch(part if len(part) else rows[:1])  # without a part of its own a process computes, but counts nothing
+
+    progress = tqdm(train_utils.ahead(load, batches), f"epoch {epoch}", len(batches), leave=False, disable=True if processes.rank else None)
+    for i, (counted, batch) in enumerate(progress):
         done = epoch - 1 + i / len(batches)
         rate = train_utils.one_cycle(done * len(batches), config.epochs * len(batches), config)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        part = processes.part_of(rows, train.instance)
-        batch = train.batch(part if len(part) else rows[:1]).to(device)  # without a part of its own a process computes, but counts nothing
+        batch = batch.to(device)
         # Each member learns by itself; only their predictions are averaged.
         sums, counts = zip(*(train_utils.loss_sums(member, batch) for member in network(batch.features, batch.lengths)))
-        sums, counts = torch.stack(sums).mean(0) * (len(part) > 0), counts[0] * (len(part) > 0)  # (3,), (3,)
+        sums, counts = torch.stack(sums).mean(0) * counted, counts[0] * counted  # (3,), (3,)
         terms = sums / processes.add_up(counts).clamp(min=1)  # this process's share of the batch's mean losses
         loss = terms @ weights
         optimizer.zero_grad()

@@ -3,9 +3,11 @@
 Axes: N rows of a split, B batch, T stages (padded), F features.
 """
 
+import collections
 import json
 import math
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -175,6 +177,17 @@ def fingerprint(*splits):
 def _identity(rows):
     order = np.lexsort([rows.log_runtime, rows.schedule, rows.program])
     return [rows.program[order].tobytes(), rows.schedule[order].tobytes(), rows.log_runtime[order].tobytes()]
+
+
+def ahead(load, items):
+    """load(item) of each of `items` in turn; while one is used, the next is loaded in a thread."""
+    with ThreadPoolExecutor(1) as loader:
+        waiting = collections.deque()
+        for item in items:
+            waiting.append(loader.submit(load, item))
+            if len(waiting) > 1:
+                yield waiting.popleft().result()
+        yield from (future.result() for future in waiting)
 
 
 # Several processes, as torchrun starts them: each takes a part of every batch

@@ -21,9 +21,10 @@ from pydantic import Field
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import timing  # noqa: E402
+
 import data_utils  # noqa: E402
 import generate_dataset  # noqa: E402
-import timing  # noqa: E402
 from config import Config, load_config, run_script  # noqa: E402
 from fan_out import fan_out  # noqa: E402
 

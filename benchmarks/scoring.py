@@ -111,7 +111,7 @@ def main():
         functions = rivals.of(chosen)
         rates = {dtype: [] for dtype in (torch.float32, torch.bfloat16)}
         for dtype in rates:
-            functions[str(dtype)] = lambda dtype=dtype: rates[dtype].append(multiply_rate(device, dtype))
+            functions[str(dtype)] = lambda dtype=dtype, found=rates[dtype]: found.append(multiply_rate(device, dtype))
         seconds = timing.take_turns(functions, config.rounds)
         work = flops(rivals.model, sequences.lengths[chosen])
         for name in list(functions)[:4]:

@@ -1,0 +1,72 @@
+"""What Adams2019's own beam search finds with weights that export_model.py wrote, beside those it ships with.
+
+    python export_model.py --format weights --output runs/exported.weights
+    python benchmarks/exported_weights.py --weights runs/exported.weights
+
+For each application in pipelines/ (never trained on), an unmodified Halide schedules it twice, with a beam of 32. Both schedules are
+measured in fresh processes, taking turns, and checked against the program stage by stage. Prints the table and writes
+benchmarks/results/exported_weights.md and .json. Use the machine for nothing else meanwhile.
+"""
+
+import math
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from pydantic import Field
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import timing  # noqa: E402
+
+import collection  # noqa: E402
+import halide_utils  # noqa: E402
+from config import Config, UserError, load_config, run_script  # noqa: E402
+from halide_utils import WithWeights  # noqa: E402
+from search import ADAMS2019, ADAMS2019_BEAM, TuningRun  # noqa: E402
+
+
+class WeightsConfig(Config):
+    weights: str = Field(min_length=1, description="file that export_model.py --format weights wrote")
+    repeats: int = Field(3, ge=1, description="measurements of each schedule")
+    compile_seconds: float = Field(300, gt=0, description="longest time to schedule and compile one of them")
+
+
+def compare(spec, config):
+    """(milliseconds with the shipped weights, with the exported ones), medians, or why there is none."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = TuningRun(spec, Path(folder), config.compile_seconds)
+        exported = run.key(WithWeights(str(Path(config.weights).resolve()), ADAMS2019_BEAM))
+        run.measure([ADAMS2019, exported])
+        if run.decided[exported]["outcome"] == "duplicate":
+            return [run.runtime_ms(ADAMS2019)] * 2  # the same schedule
+        for key, name in ((ADAMS2019, "shipped"), (exported, "exported")):
+            if not math.isfinite(run.runtime_ms(key)):
+                return f"{name} weights: {run.describe(key)}"
+        times = run.measure_again([ADAMS2019, exported], config.repeats)
+    return [float(np.median(times[key])) for key in (ADAMS2019, exported)]
+
+
+def main():
+    config = load_config(WeightsConfig)
+    if not Path(config.weights).is_file():
+        raise UserError(f"{config.weights}: no such file; write it with export_model.py --format weights")
+    collection.prepare_processes()
+    files = [f for f in sorted((ROOT / "pipelines").glob("*.py")) if f.stem not in ("__init__", "random_programs")]
+    rows, ratios = [], []
+    for spec in (spec for file in files for spec in halide_utils.programs_in(file)):
+        found = compare(spec, config)
+        if isinstance(found, str):
+            rows.append([spec.name, found, "", ""])
+        else:
+            ratios.append(found[0] / found[1])
+            rows.append([spec.name, f"{found[0]:.3f}", f"{found[1]:.3f}", f"{ratios[-1]:.2f}"])
+        print(*rows[-1], flush=True)
+    rows.append(["geometric mean", "", "", f"{np.exp(np.mean(np.log(ratios))):.2f}" if ratios else "-"])
+    timing.write("exported_weights", ["application", "shipped weights, ms", "exported weights, ms", "times as fast"], rows)
+
+
+if __name__ == "__main__":
+    run_script(main)
