@@ -10,12 +10,14 @@ import math
 import os
 import tempfile
 import time
+import warnings
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from pebble import ProcessExpired, ProcessPool
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel
 
@@ -195,7 +197,9 @@ def choose_by_model(pool, measured, still_open, n):
     while candidates and len(chosen) < n:
         process = GaussianProcessRegressor(kernel, alpha=NOISE**2, optimizer=optimizer)
         if rows:
-            process.fit(x[rows], residuals)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)  # a length scale at the end of its range is a good one, too
+                process.fit(x[rows], residuals)
             kernel, optimizer = process.kernel_, None
         error, deviation = process.predict(x[candidates], return_std=True)
         best = int(np.argmin(pool.log_predicted[candidates] + error - OPTIMISM * deviation))
