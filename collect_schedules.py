@@ -100,7 +100,8 @@ def pack(folder):
     """`folder` as FOLDER.tar.xz, always the same bytes for the same files; the folder is deleted."""
     archive = folder.with_name(folder.name + ".tar.xz")
     temporary = archive.with_name(archive.name + ".tmp")
-    files = sorted(f for f in folder.rglob("*") if f.is_file() and f.suffix not in (".tmp", ".lock"))
+    files = [f for f in folder.rglob("*") if f.is_file() and f.suffix not in (".tmp", ".lock")]
+    files.sort(key=lambda f: (f.parent, f.name != "program.json", f))  # what a reader wants to know of a program before its schedules
 
     def anonymous(info):
         info.mtime, info.uid, info.gid, info.uname, info.gname, info.mode = 0, 0, 0, "", "", 0o644

@@ -59,7 +59,7 @@ class Plan:
 def run_candidate(connection, spec, proposal, reference_path, log_path):
     """Schedule, compile and (when told to) measure one candidate; `proposal` None makes the program's reference.
 
-    Sends ("proposed", featurization, source, seconds, stages, edges), then, each after a word from the parent, ("compiled", seconds)
+    Sends ("proposed", featurization, source, seconds, description of the stages), then, each after a word from the parent, ("compiled", seconds)
     and ("measured", dict) or ("failed", reason, detail).
     """
     _die_with_parent()
@@ -75,10 +75,10 @@ def run_candidate(connection, spec, proposal, reference_path, log_path):
         pipeline = spec.build()
         if proposal is None:
             halide_utils.schedule_everything_at_root(pipeline)
-            connection.send(("proposed", b"", "", 0.0, *halide_utils.stages_and_edges(pipeline)))
+            connection.send(("proposed", b"", "", 0.0, halide_utils.describe_stages(pipeline)))
         else:
             featurization, source = proposal.apply(pipeline)
-            connection.send(("proposed", featurization, source, time.monotonic() - start, [], []))
+            connection.send(("proposed", featurization, source, time.monotonic() - start, {}))
         connection.recv()
         start = time.monotonic()
         program = halide_utils.Program(pipeline)
@@ -207,7 +207,7 @@ class ProgramRun:
                 candidates = self.record["candidates"]
                 self.record["candidates"] = {k: c for k, c in candidates.items() if c["outcome"] != "timeout"}
         else:
-            self.record = {"name": spec.name, "seed": spec.seed, "stages": [], "edges": [], "candidates": {}, "complete": False}
+            self.record = {"name": spec.name, "seed": spec.seed, "stages": [], "edges": [], "library_calls": [], "candidates": {}, "complete": False}
             if not spec.path:
                 self.record["stage_kinds"] = halide_utils.random_programs.build(spec.seed, spec.max_stages)[1]
         self.decided = self.record["candidates"]
@@ -373,10 +373,10 @@ def compile_candidates(keys, folder):
             run, candidate = active[connection]
             kind, *content = candidate.receive(0, ("timeout", f"not compiled within {candidate.seconds:g} s"))
             if kind == "proposed":
-                *proposal, stages, edges = content
+                *proposal, description = content
                 candidate.keep_proposal(*proposal)
                 if candidate.key == "reference":
-                    run.record.update(stages=stages, edges=edges)
+                    run.record.update(description)
                 if not candidate.key.isdecimal():
                     candidate.compile()
             else:

@@ -6,6 +6,7 @@ of Halide's featurizations: the output Func first, and within a Func the last up
 Axes: N schedules, T stages (padded), F features.
 """
 
+import functools
 import hashlib
 import itertools
 import json
@@ -30,7 +31,8 @@ from features import FEATURES, N_HISTOGRAMS, N_SCHEDULE, OPS, PATTERNS, SCHEDULE
 
 ANDERSON_STAGE_BYTES = 1440  # Anderson2021, for GPUs: 73 + 287 floats
 
-COMPANION_NAMES = ("bench.txt", "collection.json", "program.json")
+LIBRARY_CALLS = "library_calls.json"  # of programs whose program.json does not tell: {name: calls of each stage}
+COMPANION_NAMES = ("bench.txt", "collection.json", "program.json", LIBRARY_CALLS)
 COMPANION_SUFFIXES = (".schedule.h", ".weights", ".log", ".lock", ".tmp")  # .tmp: a file somebody is still writing
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".zip")
 ARCHIVE_ERRORS = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, OSError, RuntimeError, TypeError, ValueError)
@@ -58,6 +60,7 @@ class Dump:
     path: str = ""
     data: bytes | None = None
     bench: bytes | None = None
+    library_calls: tuple = ()
     error: tuple = ()
 
 
@@ -68,11 +71,17 @@ class Schedule:
     schedule_features : (T, 39) float32, as Halide computes them
     algorithm_features : (T, 41, 8) float32: types in use, operation and access histograms, by type
     runtime_ms : float; NaN where the dump need not tell
+    library_calls : (T,) float32, calls a point of functions that Halide leaves to the C library; zeros where nobody says
     """
 
     schedule_features: np.ndarray
     algorithm_features: np.ndarray
     runtime_ms: float
+    library_calls: np.ndarray = None
+
+    def __post_init__(self):
+        if self.library_calls is None:
+            self.library_calls = np.zeros(len(self.schedule_features), np.float32)
 
     @property
     def program(self):
@@ -122,11 +131,12 @@ def iter_dumps(raw_path, names=frozenset()):
         label = printable(file.relative_to(folder).as_posix())
         if is_archive(file):
             collection = _collection_of(file, folder, set(), names, without_suffixes(label))
-            yield from _archive_members(file, Dump(label, collection, root))
+            yield from _archive_members(file, Dump(label, collection, root), _listed_calls(folder))
         else:
             topmost = label.split("/")[0] if "/" in label else folder.resolve().name
             collection = _collection_of(file, folder, marked, names, topmost)
-            yield Dump(label, collection, root, path=str(file), bench=_bench_beside(file))
+            calls = _calls_in(_read_or_none(file.with_name("program.json"))) or _listed_calls(folder).get(file.parent.name, ())
+            yield Dump(label, collection, root, path=str(file), bench=_bench_beside(file), library_calls=calls)
 
 
 def iter_files(raw_path):
@@ -200,15 +210,39 @@ def _collection_of(file, root, marked, names, otherwise):
 
 
 def _bench_beside(file):
+    return _read_or_none(file.with_name("bench.txt")) if file.suffix == ".featurization" else None
+
+
+def _read_or_none(path):
     try:
-        return file.with_name("bench.txt").read_bytes() if file.suffix == ".featurization" else None
+        return path.read_bytes()
     except OSError:
         return None
 
 
-def _archive_members(path, archive):
-    """The archive's dumps, and a Dump with an error for what can't be read in it; its readable members are kept."""
-    benches, waiting = {}, []
+def _calls_in(program_json):
+    """The library calls of each stage that a program.json (bytes) tells, or ()."""
+    try:
+        return tuple(map(float, orjson.loads(program_json)["library_calls"]))
+    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
+        return ()
+
+
+@functools.lru_cache(16)
+def _listed_calls(folder):
+    """{program: library calls of each stage} that the folder given as raw_path lists."""
+    try:
+        return {str(name): tuple(map(float, calls)) for name, calls in orjson.loads((folder / LIBRARY_CALLS).read_bytes()).items()}
+    except (OSError, AttributeError, TypeError, ValueError):
+        return {}
+
+
+def _archive_members(path, archive, listed_calls):
+    """The archive's dumps, and a Dump with an error for what can't be read in it; its readable members are kept.
+
+    A packed collection has the program.json of a program before its schedules.
+    """
+    benches, waiting, calls = {}, [], {}
     try:
         with open(path, "rb") as f:
             is_zip = f.read(4) == b"PK\x03\x04" or path.name.lower().endswith(".zip")
@@ -216,8 +250,11 @@ def _archive_members(path, archive):
             folder, _, base = name.rpartition("/")
             if base == "bench.txt":
                 benches[folder] = data
+            elif base == "program.json":
+                calls = {folder: _calls_in(data)}
             elif not is_companion(base):
                 dump = Dump(f"{archive.file}/{printable(name)}", archive.collection, archive.root, data=data, error=error)
+                dump.library_calls = calls.get(folder) or listed_calls.get(folder.rpartition("/")[2], ())
                 if base.endswith(".featurization"):
                     waiting.append((folder, dump))  # its bench.txt may come later
                 else:
@@ -298,6 +335,8 @@ def parse_dump(dump, max_runtime_ms, need_runtime=True):
     else:
         schedule = parse_binary(data, suffix, dump.bench)
     _check(schedule, max_runtime_ms, need_runtime)
+    if len(dump.library_calls) == len(schedule.library_calls):
+        schedule.library_calls = np.array(dump.library_calls, np.float32)
     return schedule
 
 

@@ -96,7 +96,8 @@ def predicted_examples(config, model, device):
     for number in range(UNMEASURED_FROM, UNMEASURED_FROM + config.unmeasured_programs):
         spec = ProgramSpec(f"random_{number}", number)
         found = {data for _, data in search.propose_all(spec, [Proposal.draw(number, k) for k in range(config.unmeasured_schedules)])}
-        dumps = [data_utils.Dump("proposed.featurization", "", data=data) for data in sorted(found)]
+        calls = halide_utils.describe_stages(spec.build())["library_calls"]
+        dumps = [data_utils.Dump("proposed.featurization", "", data=data, library_calls=calls) for data in sorted(found)]
         schedules = [data_utils.parse_dump(dump, math.inf, need_runtime=False) for dump in dumps]
         predictions = train_utils.predict_sequences(model, featurize(schedules), device)
         examples += [(s.schedule_features, s.algorithm_features, p, number) for s, (p, _, _) in zip(schedules, predictions)]

@@ -38,7 +38,8 @@ def featurize(schedules):
     """Per-stage inputs of the model for each Schedule, not normalised: a list of (T, F) float32, the columns FEATURES names.
 
     Logarithms of Halide's schedule features; ratios and flags; the terms that Adams2019's cost model multiplies its coefficients
-    with (cost_model_generator.cpp in Halide); and operation and access histograms, summed over types and by type. The stages of
+    with (cost_model_generator.cpp in Halide); calls of the C library, which Halide's features do not tell from functions that it
+    computes itself; and operation and access histograms, summed over types and by type. The stages of
     all schedules are computed at once, end to end: a column is (S,), S stages in all.
     """
     if not schedules:
@@ -49,6 +50,7 @@ def featurize(schedules):
     h = np.maximum(np.concatenate([schedule.algorithm_features for schedule in schedules]), 0)  # (S, 41, 8)
     types, ops, patterns = h[:, 0], h[:, 1 : 1 + len(OPS)], h[:, 1 + len(OPS) :]
     by_op, by_type = ops.sum(2), ops.sum(1)  # (S, 24), (S, 8)
+    library_calls = np.concatenate([schedule.library_calls for schedule in schedules])
     work = by_op.sum(1) * s["points_computed_total"]
     owner = np.repeat(np.arange(len(schedules)), lengths)
     position = np.arange(len(h)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
@@ -56,8 +58,8 @@ def featurize(schedules):
     columns = [
         np.log1p(schedule_features),
         np.stack(list(_ratios(s, loops, owner).values()), 1),
-        np.log1p(np.stack(list(_cost_terms(s, loops, by_op[:, OPS.index("extern_call")]).values()), 1)),
-        np.log1p(np.stack([work, position, np.repeat(lengths, lengths) - 1 - position], 1)),
+        np.log1p(np.stack(list(_cost_terms(s, loops, by_op[:, OPS.index("extern_call")], library_calls).values()), 1)),
+        np.log1p(np.stack([work, library_calls, position, np.repeat(lengths, lengths) - 1 - position], 1)),
         types > 0,
         np.log1p(by_type),
         np.log1p(by_op),
@@ -148,7 +150,7 @@ def _outer_padding(s, padding, owner):
     return outer
 
 
-def _cost_terms(s, loops, math_calls):
+def _cost_terms(s, loops, math_calls, library_calls):
     """Counts of events that take time, (S,) each: what Adams2019's cost model weighs, and the mathematical functions computed."""
     inlined, parallel = s["inlined_calls"] > 0, s["inner_parallelism"] > 1
     innermost_task = np.maximum(s["innermost_bytes_at_task"], 1)
@@ -180,6 +182,7 @@ def _cost_terms(s, loops, math_calls):
         "parallel_tasks": parallel * s["num_productions"] * s["inner_parallelism"],
         "working_set_traffic": s["num_productions"] * s["working_set_at_production"],
         "math_lanes": vectors * s["vector_size"] * math_calls,
+        "library_calls": (vectors * s["vector_size"] + loops["scalar"]) * library_calls,
     }
 
 
@@ -189,8 +192,8 @@ def _feature_units():
     owner = np.zeros(1, int)
     loops = _loop_bodies(nothing, owner, owner)
     units |= {name: "ratio, log ratio or flag" for name in _ratios(nothing, loops, owner)}
-    units |= {f"log_cost_{name}": "log1p of events a run" for name in _cost_terms(nothing, loops, 0)}
-    units |= {"log_work": "log1p of operations a run", "log_stages_before": "log1p of stages", "log_stages_after": "log1p of stages"}
+    units |= {f"log_cost_{name}": "log1p of events a run" for name in _cost_terms(nothing, loops, 0, 0)}
+    units |= {"log_work": "log1p of operations a run", "log_library_calls": "log1p of calls a point", "log_stages_before": "log1p of stages", "log_stages_after": "log1p of stages"}
     units |= {f"uses_{type}": "flag" for type in TYPE_COLUMNS}
     units |= {f"log_ops_{type}": "log1p of operations a point" for type in TYPE_COLUMNS}
     units |= {f"log_{op}": "log1p of operations a point" for op in OPS}

@@ -26,6 +26,9 @@ from pipelines import random_programs
 
 LIBRARIES = Path(hl.install_dir()) / "lib64"
 
+# What Halide calls the C library for on a CPU, a lane at a time; exp, log, pow and sqrt it computes in vectors, in single precision.
+LIBRARY_CALL = re.compile(r"\b(?:(?:a?(?:sin|cos|tan)h?|atan2)_f\d+|(?:exp|log|pow)_f64)\(")
+
 # A `.weights` file: this header, then per buffer its number of dimensions, extents and float32 values (Halide's Weights.cpp).
 WEIGHTS_HEADER = struct.pack("<4I", 0x68776631, 3, 3, 6)
 WEIGHT_SHAPES = [(8, 40, 7), (8,), (24, 39), (24,), (32, 32), (32,)]
@@ -128,19 +131,26 @@ def functions(pipeline):
     return found[::-1]
 
 
-def stages_and_edges(pipeline):
-    """Names of the stages in featurization order (a Func's last update first), and edges [from, to] between Funcs."""
+def describe_stages(pipeline):
+    """What a featurization leaves out: {"stages", "edges", "library_calls"}.
+
+    stages : names in featurization order (a Func's last update first); edges : [from, to] between Funcs; library_calls : of each stage,
+    the calls a point of mathematical functions that Halide leaves to the C library, one for each lane of a vector. The features count
+    them like those that it computes itself, some hundred times faster.
+    """
     funcs = functions(pipeline)
     names = {f.name() for f in funcs}
-    stages, edges = [], []
+    stages, edges, calls = [], [], []
     for func in funcs:
-        definitions = [func.values()] + [func.update_values(i) for i in range(func.num_update_definitions())]
-        arguments = [func.update_args(i) for i in range(func.num_update_definitions())]
-        stages += [f"{func.name()}.update({i})" for i in reversed(range(func.num_update_definitions()))] + [func.name()]
-        text = " ".join(str(part) for part in (*definitions, *arguments))
-        called = set(re.findall(r"([\w$.]+)\(", text)) & names
+        updates = [(f"{func.name()}.update({i})", func.update_values(i), func.update_args(i)) for i in range(func.num_update_definitions())]
+        texts = []
+        for name, *parts in [*reversed(updates), (func.name(), func.values())]:
+            texts.append(" ".join(map(str, parts)))
+            stages.append(name)
+            calls.append(len(LIBRARY_CALL.findall(texts[-1])))
+        called = set(re.findall(r"([\w$.]+)\(", " ".join(texts))) & names
         edges += [[producer, func.name()] for producer in sorted(called - {func.name()})]
-    return stages, edges
+    return {"stages": stages, "edges": edges, "library_calls": calls}
 
 
 # Schedules

@@ -129,6 +129,7 @@ class Pool:
         self.run, self.model, self.meta, self.device = run, model, meta, device
         self.keys, self.schedules, self.features, self.hashes = [], [], [], set()
         self.log_predicted, self.shares = np.zeros(0), []
+        self.library_calls = tuple(halide_utils.describe_stages(run.spec.build())["library_calls"])
         self.seconds = {"propose": 0.0, "predict": 0.0}
 
     def propose(self, proposals, deadline=math.inf):
@@ -144,7 +145,7 @@ class Pool:
         for proposal, featurization in featurized:
             if not featurization:
                 continue
-            dump = data_utils.Dump("proposed.featurization", "", data=featurization)
+            dump = data_utils.Dump("proposed.featurization", "", data=featurization, library_calls=self.library_calls)
             schedule = data_utils.parse_dump(dump, math.inf, need_runtime=False)
             if schedule.schedule not in self.hashes:
                 self.hashes.add(schedule.schedule)

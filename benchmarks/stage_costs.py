@@ -71,9 +71,11 @@ def profiled_ms(spec, proposal):
 def predicted_ms(model, spec, proposal):
     """({Func: predicted milliseconds}, those of them that are inlined)."""
     pipeline = spec.build()
-    stages, _ = halide_utils.stages_and_edges(pipeline)
+    description = halide_utils.describe_stages(pipeline)
+    stages = description["stages"]
     featurization, _ = proposal.apply(pipeline)
     schedule = data_utils.parse_binary(featurization, ".featurization")
+    schedule.library_calls = np.array(description["library_calls"], np.float32)
     features = torch.from_numpy(featurize([schedule])[0])[None]
     with torch.no_grad():
         costs = model.stage_costs(features, torch.tensor([len(stages)])).mean(0).exp()[0].tolist()

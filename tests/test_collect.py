@@ -85,13 +85,27 @@ def test_random_programs_are_reproducible_and_of_many_kinds():
 
 def test_stages_and_edges_are_those_of_the_featurization(blur):
     pipeline = blur.build()
-    stages, edges = halide_utils.stages_and_edges(pipeline)
+    description = halide_utils.describe_stages(pipeline)
+    stages, edges = description["stages"], description["edges"]
     assert [s.split("$")[0] for s in stages] == ["out", "blur"] and [[a.split("$")[0], b.split("$")[0]] for a, b in edges] == [["blur", "out"]]
     for seed in range(6):
         pipeline = random_programs.build(seed)[0]
-        stages, edges = halide_utils.stages_and_edges(pipeline)
+        description = halide_utils.describe_stages(pipeline)
+        stages, edges = description["stages"], description["edges"]
         assert len(Proposal.draw(0, 0).apply(pipeline)[0]) == len(stages) * STAGE_BYTES
         assert {name for edge in edges for name in edge} <= set(stages)
+
+
+def test_library_calls_are_told_from_what_halide_computes_itself():
+    x = hl.Var("x")
+    f, g = hl.Func("f"), hl.Func("g")
+    f[x] = hl.tanh(hl.f32(x)) + hl.exp(hl.f32(x))
+    g[x] = hl.sqrt(f[x]) * hl.sin(f[x]) * hl.cos(f[x + 1])
+    g[x] += hl.pow(f[x], 2.5)
+    g.set_estimates([(0, 100)])
+    description = halide_utils.describe_stages(hl.Pipeline(g))
+    assert len(description["stages"]) == 3
+    assert description["library_calls"] == [0, 2, 1]
 
 
 def test_applications_build(tmp_path):

@@ -200,6 +200,26 @@ def test_companions_are_named_exactly(tmp_path):
     assert [d.file for d in data_utils.iter_dumps(str(tmp_path))] == ["my_program.json"]
 
 
+def test_library_calls_are_read_from_beside_the_dumps(tmp_path):
+    def told(raw_path):
+        return {d.file.split("/")[-1]: parse_dump(d, 1e5).library_calls.tolist() for d in data_utils.iter_dumps(str(raw_path))}
+
+    for program, calls in (("a", [0, 2, 1]), ("b", None), ("c", None), ("d", [1, 2])):
+        (tmp_path / "raw" / program).mkdir(parents=True)
+        (tmp_path / "raw" / program / f"{program}.sample").write_bytes(sample_bytes(make_stages(), 1))
+        if calls:
+            (tmp_path / "raw" / program / "program.json").write_text(json.dumps({"library_calls": calls}))
+    (tmp_path / "raw" / "library_calls.json").write_text(json.dumps({"b": [3, 0, 0]}))
+    expected = {"a.sample": [0, 2, 1], "b.sample": [3, 0, 0], "c.sample": [0, 0, 0], "d.sample": [0, 0, 0]}  # d: of another program
+    assert told(tmp_path / "raw") == expected
+    with tarfile.open(tmp_path / "raw" / "packed.tar.xz", "w:xz") as tar:
+        for name in ("a/program.json", "a/a.sample", "b/b.sample", "c/c.sample", "d/program.json", "d/d.sample"):
+            tar.add(tmp_path / "raw" / name, f"packed/{name}")
+    assert told(tmp_path / "raw" / "packed.tar.xz") == expected
+    features = pd.DataFrame(featurize([parse_dump(next(data_utils.iter_dumps(str(tmp_path / "raw"))), 1e5)])[0], columns=FEATURES)
+    assert features.log_library_calls.tolist() == pytest.approx([0, math.log(3), math.log(2)])
+
+
 def split_of(programs, *flags):
     rows = pd.DataFrame({"collection": 0, "program": programs, "features": [p * 1000 + i for i, p in enumerate(programs)]})
     return rows, pd.Series(data_utils.split_rows(rows, ["c"], load_config(argv=list(flags))))
