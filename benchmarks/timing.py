@@ -52,4 +52,4 @@ def write(name, header, rows, facts=()):
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.md").write_text(text + "\n")
     table = [dict(zip(header, map(str, row))) for row in rows]
-    (RESULTS / f"{name}.json").write_bytes(orjson.dumps({"machine": machine(), "table": table, **dict(facts)}, option=orjson.OPT_INDENT_2))
+    (RESULTS / f"{name}.json").write_bytes(orjson.dumps({"machine": machine(), "table": table, **dict(facts)}, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY))

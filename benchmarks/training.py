@@ -5,7 +5,7 @@
 
 - ours: train_model.train_epoch, as it is.
 - naive: the same network and losses on batches that a Python loop takes from a list, every sequence padded to the longest of the
-  data set, and the LSTM run over the padding.
+  data set.
 - tree-LSTM: a stand-in, written here, for the kind of model that Tiramisu's cost model is: an LSTM cell applied recursively to a
   tree (here the stages as a binary heap, since nobody knows what its loops would be), one program's schedules at a time, which share
   the tree. One member of the same widths, and the regression loss alone: less work than ours.
@@ -14,7 +14,6 @@ Writes benchmarks/results/training.md and .json.
 """
 
 import sys
-import types
 from pathlib import Path
 
 import numpy as np
@@ -36,12 +35,6 @@ from config import Config, load_config, run_script  # noqa: E402
 
 class TrainingConfig(Config):
     rounds: int = Field(5, ge=1, description="epochs that each rival is timed for")
-
-
-def unpacked_forward(member, inputs, lengths):
-    """StageCosts.forward without packing: what a first version would say."""
-    embedded = member.embed(inputs)
-    return member.head(torch.cat([member.lstm(embedded)[0], embedded], 2)).squeeze(2)
 
 
 def naive_epoch(model, optimizer, batches, config):
@@ -92,8 +85,6 @@ def main():
     train = train_utils.Sequences(config.data_path, data_utils.read_meta(config.data_path), "train")
     model, optimizer, _ = train_model.start(config, train, train, device)
     naive, naive_optimizer, _ = train_model.start(config, train, train, device)
-    for member in naive.members:
-        member.forward = types.MethodType(unpacked_forward, member)
     longest = int(train.lengths.max())
     batches = []
     for rows in train.grouped_batches(config.batch_size, config.schedules_per_group, np.random.default_rng(config.seed)):
