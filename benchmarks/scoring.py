@@ -3,7 +3,7 @@
     python benchmarks/scoring.py
     python benchmarks/scoring.py --device cuda
 
-Random schedules of data_path, of the lengths they have, at batch 1, 32 and 1,024. "share" is the floating-point operations of the
+Schedules of data_path that lie side by side in its shards, so of like lengths, at batch 1, 32 and 1,024. "share" is the floating-point operations of the
 model's matrix products over the rate at which the machine multiplies large float32 and bfloat16 matrices, measured between the rounds.
 adams2019 is Halide's network as adams2019.py writes it in PyTorch, in float32; hist_gradient_boosting predicts from pooled features
 that are ready. Writes benchmarks/results/scoring.md and .json.
@@ -107,7 +107,7 @@ def main():
     rng = np.random.default_rng(config.seed)
     rows, facts = [], {"device": str(device), "threads": torch.get_num_threads()}
     for size in BATCHES:
-        chosen = np.sort(rng.choice(len(sequences), size, replace=len(sequences) < size))
+        chosen = (rng.integers(len(sequences)) + np.arange(size)) % len(sequences)
         functions = rivals.of(chosen)
         rates = {dtype: [] for dtype in (torch.float32, torch.bfloat16)}
         for dtype in rates:
