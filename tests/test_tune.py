@@ -3,6 +3,7 @@
 import math
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import halide as hl
@@ -153,7 +154,7 @@ def test_mistakes_get_one_clear_line(tmp_path):
     (tmp_path / "generators.py").write_text(GENERATORS)
     (tmp_path / "broken.py").write_text("import nothing_of_that_name")
     file, output = tmp_path / "generators.py", f"--output={tmp_path / 'out'}"
-    for arguments, words in [
+    mistakes = [
         ([file, "--budget=0"], ["budget", "0"]),
         ([tmp_path / "none.py"], ["none.py", "no such file"]),
         ([tmp_path / "broken.py"], ["nothing_of_that_name"]),
@@ -161,5 +162,8 @@ def test_mistakes_get_one_clear_line(tmp_path):
         ([file, "--generator=blurr"], ["blurr", "narrow_blur"]),
         ([file, "--generator=without_estimates"], ["without_estimates", "estimates"]),
         ([file, "--generator=raising"], ["raising", "no such thing"]),
-    ]:
-        expect_user_error(run("tune_schedule.py", *arguments, output, check=False), *words)
+    ]
+    with ThreadPoolExecutor(2) as both_cores:
+        answers = both_cores.map(lambda mistake: run("tune_schedule.py", *mistake[0], output, check=False), mistakes)
+        for done, (_, words) in zip(answers, mistakes):
+            expect_user_error(done, *words)
