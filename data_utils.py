@@ -122,6 +122,7 @@ def iter_dumps(raw_path, names=frozenset()):
     `names` : folders that are collections of their own wherever they lie (those held out).
     """
     roots, marked = {}, set()
+    listed_calls, calls_beside = functools.lru_cache(1)(_listed_calls), functools.lru_cache(1)(_calls_beside)  # a folder's files come together
     for folder, file in iter_files(raw_path):
         root = roots.setdefault(folder.resolve(), len(roots))
         if file.name == "collection.json":
@@ -131,16 +132,19 @@ def iter_dumps(raw_path, names=frozenset()):
         label = printable(file.relative_to(folder).as_posix())
         if is_archive(file):
             collection = _collection_of(file, folder, set(), names, without_suffixes(label))
-            yield from _archive_members(file, Dump(label, collection, root), _listed_calls(folder))
+            yield from _archive_members(file, Dump(label, collection, root), listed_calls(folder))
         else:
             topmost = label.split("/")[0] if "/" in label else folder.resolve().name
             collection = _collection_of(file, folder, marked, names, topmost)
-            calls = _calls_in(_read_or_none(file.with_name("program.json"))) or _listed_calls(folder).get(file.parent.name, ())
+            calls = calls_beside(file.parent) or listed_calls(folder).get(file.parent.name, ())
             yield Dump(label, collection, root, path=str(file), bench=_bench_beside(file), library_calls=calls)
 
 
 def iter_files(raw_path):
-    """(folder given, file in it) for every file under `raw_path`, in a stable order; a folder's collection.json comes before its other files."""
+    """(folder given, file in it) for every file under `raw_path`, in a stable order; a folder's collection.json comes before its other files.
+
+    A file that is given by itself comes with its companions, on which it depends.
+    """
     for part in (part.strip() for part in raw_path.split(",") if part.strip()):
         path = Path(part)
         if path.is_dir():
@@ -150,7 +154,8 @@ def iter_files(raw_path):
                     if (file := Path(folder, name)).is_file():
                         yield path, file
         elif path.exists():
-            yield path.parent, path
+            companions = (path.with_name(name) for name in COMPANION_NAMES)
+            yield from ((path.parent, file) for file in (*companions, path) if file.is_file())
         else:
             raise UserError(f"{part}: no such file or folder; give the path of measured schedules")
 
@@ -220,21 +225,33 @@ def _read_or_none(path):
         return None
 
 
+def _calls_beside(folder):
+    return _calls_in(_read_or_none(folder / "program.json"))
+
+
 def _calls_in(program_json):
     """The library calls of each stage that a program.json (bytes) tells, or ()."""
     try:
-        return tuple(map(float, orjson.loads(program_json)["library_calls"]))
-    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
+        return _counts(orjson.loads(program_json)["library_calls"])
+    except (KeyError, TypeError, ValueError):
         return ()
 
 
-@functools.lru_cache(16)
+def _counts(values):
+    """A list of numbers that are not negative, as a tuple. Raises ValueError or TypeError for anything else."""
+    counts = tuple(float(value) for value in values)
+    if not all(0 <= count < math.inf for count in counts):
+        raise ValueError("a count is negative or no number")
+    return counts
+
+
 def _listed_calls(folder):
-    """{program: library calls of each stage} that the folder given as raw_path lists."""
+    """{program: library calls of each stage} that the folder given as raw_path lists. Raises UserError where the list makes no sense."""
+    text = _read_or_none(folder / LIBRARY_CALLS)
     try:
-        return {str(name): tuple(map(float, calls)) for name, calls in orjson.loads((folder / LIBRARY_CALLS).read_bytes()).items()}
-    except (OSError, AttributeError, TypeError, ValueError):
-        return {}
+        return {name: _counts(calls) for name, calls in orjson.loads(text or b"{}").items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(f'{folder / LIBRARY_CALLS}: {error}; it should hold {{"FOLDER OF A PROGRAM": [calls a point of each stage]}}') from None
 
 
 def _archive_members(path, archive, listed_calls):

@@ -32,7 +32,7 @@ CHUNK = 64  # dumps a task of the readers
 FEW_CHUNKS = 16  # with fewer, starting more processes takes longer than reading
 
 # What is held of each dump, and as what; `label` is where its file's name begins in a spool, `offset` where its features do.
-COLUMNS = {"collection": "i", "program": "q", "instance": "q", "schedule": "q", "features": "q", "runtime_ms": "d", "n_stages": "i", "offset": "q", "label": "q"}
+COLUMNS = {"collection": "i", "program": "q", "instance": "q", "schedule": "q", "features": "q", "runtime_ms": "d", "n_stages": "i", "offset": "q", "label": "q", "label_size": "i"}
 PUBLIC = ["split", "collection", "file", "program", "instance", "schedule", "runtime_ms", "n_stages", "measurements", "log_variance", "log_range"]
 SETTINGS = ["raw_path", "split_by", "val_fraction", "test_fraction", "folds", "fold", "holdout", "max_runtime_ms", "shard_size"]
 
@@ -95,8 +95,7 @@ def read_dumps(config, features_spool, programs_spool, labels_spool):
     columns = {name: array(kind) for name, kind in COLUMNS.items()}
 
     def tasks():
-        waiting = itertools.chain(head, chunks)
-        for chunk, names in waiting:
+        for chunk, names in itertools.chain(head, chunks):
             labels.append(names)
             yield delayed(parse_chunk)(chunk, config.max_runtime_ms)
 
@@ -113,8 +112,9 @@ def read_dumps(config, features_spool, programs_spool, labels_spool):
                 program = row[0]
                 if algorithm is not None and program not in programs:
                     programs[program] = (programs_spool.put(algorithm.tobytes()), len(algorithm))
-                offsets = features_spool.put(features.tobytes()), labels_spool.put(file.encode() + b"\n")
-                for column, number in zip(columns.values(), (source["number"], *row, len(features), *offsets)):
+                label = file.encode()
+                places = features_spool.put(features.tobytes()), labels_spool.put(label), len(label)
+                for column, number in zip(columns.values(), (source["number"], *row, len(features), *places)):
                     column.append(number)
     for source in sources.values():
         del source["number"]
@@ -170,7 +170,7 @@ def write_rows(kept, collections, labels_spool, path, rows_at_a_time=4096):
         part = kept.iloc[start : start + rows_at_a_time]
         part = part.assign(
             collection=[collections[number] for number in part.collection],
-            file=[labels_spool.get(at, 2**16).split(b"\n", 1)[0].decode() for at in part.label],
+            file=[labels_spool.get(at, size).decode() for at, size in zip(part.label, part.label_size)],
             **{column: part[column].map(data_utils.hex_id) for column in ("program", "instance", "schedule")},
         )
         part[PUBLIC].to_csv(path, index=False, mode="a" if start else "w", header=not start)

@@ -136,7 +136,7 @@ def describe_stages(pipeline):
 
     stages : names in featurization order (a Func's last update first); edges : [from, to] between Funcs; library_calls : of each stage,
     the calls a point of mathematical functions that Halide leaves to the C library, one for each lane of a vector. The features count
-    them like those that it computes itself, some hundred times faster.
+    them like those that it computes itself, in vectors.
     """
     funcs = functions(pipeline)
     names = {f.name() for f in funcs}

@@ -42,7 +42,7 @@ class StageCosts(nn.Module):
         """What a bidirectional LSTM makes of each stage among the others, (B, T, 2H), from (B, T, E).
 
         The direction that starts at the inputs gets every sequence turned round within its length, so that both read padding last and
-        no packing is needed, which takes several times as long on a CPU.
+        no packing is needed, which is slower on a CPU.
         """
         place = torch.arange(embedded.shape[1], device=lengths.device).expand(embedded.shape[:2])
         turned = lengths[:, None] - 1 - place

@@ -1,7 +1,6 @@
 """What the speed benchmarks share: rivals that take turns in one run, medians with their spread, a table and the same as JSON."""
 
-import os
-import platform
+import sys
 import time
 from pathlib import Path
 
@@ -9,6 +8,10 @@ import numpy as np
 import orjson
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import collection  # noqa: E402
+
 RESULTS = ROOT / "benchmarks" / "results"
 
 
@@ -36,12 +39,8 @@ def number(value):
 
 def machine():
     """The processor's name and number of cores."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
-    return f"{name}, {os.cpu_count()} cores"
+    found = collection.describe_machine()
+    return f"{found['processor']}, {found['cores']} cores"
 
 
 def write(name, header, rows, facts=()):

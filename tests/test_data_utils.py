@@ -12,7 +12,7 @@ import pytest
 from conftest import json_tree, make_stages, sample_bytes
 
 import data_utils
-from config import load_config
+from config import UserError, load_config
 from data_utils import Dump, Unusable, parse_dump
 from features import FEATURES, OPS, SCHEDULE_FEATURES, featurize
 
@@ -216,6 +216,13 @@ def test_library_calls_are_read_from_beside_the_dumps(tmp_path):
         for name in ("a/program.json", "a/a.sample", "b/b.sample", "c/c.sample", "d/program.json", "d/d.sample"):
             tar.add(tmp_path / "raw" / name, f"packed/{name}")
     assert told(tmp_path / "raw" / "packed.tar.xz") == expected
+    (tmp_path / "raw" / "a" / "program.json").write_text('{"library_calls": [-5, 0, 0]}')
+    assert told(tmp_path / "raw" / "a") == {"a.sample": [0, 0, 0]}
+    (tmp_path / "raw" / "a" / "library_calls.json").write_text('{"a": [-5, 0, 0]}')
+    with pytest.raises(UserError, match="library_calls.json"):
+        told(tmp_path / "raw" / "a")
+    (tmp_path / "raw" / "a" / "library_calls.json").unlink()
+    (tmp_path / "raw" / "a" / "program.json").write_text('{"library_calls": [0, 2, 1]}')
     features = pd.DataFrame(featurize([parse_dump(next(data_utils.iter_dumps(str(tmp_path / "raw"))), 1e5)])[0], columns=FEATURES)
     assert features.log_library_calls.tolist() == pytest.approx([0, math.log(3), math.log(2)])
 

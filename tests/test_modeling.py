@@ -15,11 +15,15 @@ from train_utils import Batch, LinearCosts, Sequences
 F = len(FEATURES)
 
 
-@pytest.fixture
-def model():
+def make_model(lstm_layers=1):
     torch.manual_seed(0)
     columns = (COST_COLUMNS, PARALLEL_COLUMN)
-    return CostModel(F, *columns, members=2, embed_size=16, hidden_size=8, lstm_layers=1, dropout=0.0)
+    return CostModel(F, *columns, members=2, embed_size=16, hidden_size=8, lstm_layers=lstm_layers, dropout=0.0)
+
+
+@pytest.fixture
+def model():
+    return make_model()
 
 
 def random_batch(n=8, t=6, seed=0):
@@ -30,8 +34,9 @@ def random_batch(n=8, t=6, seed=0):
     return Batch(features, lengths, torch.randn(n, generator=generator), torch.arange(n) // 4)
 
 
-def test_padding_changes_nothing(model):
-    batch = random_batch()
+@pytest.mark.parametrize("lstm_layers", [1, 2])
+def test_padding_changes_nothing(lstm_layers):
+    model, batch = make_model(lstm_layers), random_batch()
     padded = torch.full((8, 11, F), 1e9)
     for i, n in enumerate(batch.lengths):
         padded[i, :n] = batch.features[i, :n]
