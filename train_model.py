@@ -225,6 +225,7 @@ def main():
         began = time.perf_counter()
         losses = train_epoch(network, optimizer, train, epoch, config, device, processes)
         if not np.isfinite(losses[1]):
+            processes.leave()
             raise UserError(f"epoch {epoch}: the loss is no longer finite; give a smaller --learning_rate than {config.learning_rate}")
         meta["epoch"] = epoch
         if recorder:

@@ -221,7 +221,11 @@ class Processes:
         return tensor
 
     def leave(self):
+        """Part from the others, all at the same time."""
         if self.world > 1:
+            # gloo's thread lets go of its last tensors under Python's lock, which the group's end would hold while it waits for that
+            # thread (a deadlock of torch 2.13). The lock is free while this waits.
+            distributed.barrier()
             distributed.destroy_process_group()
 
 
