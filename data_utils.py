@@ -12,6 +12,7 @@ import itertools
 import json
 import lzma
 import math
+import operator
 import os
 import re
 import tarfile
@@ -40,6 +41,8 @@ MAX_DUMP_BYTES = 2**28
 MAX_SCHEDULE_FEATURE = 1e14  # what Halide's own trainer accepts
 SPLITS = ["train", "val", "test", "holdout"]
 MIN_RUNTIME_MS = 1e-6  # less than a nanosecond is no measurement
+IN_ORDER = operator.itemgetter(*SCHEDULE_FEATURES)
+UPDATE = re.compile(r"\.update\(\d+\)$")
 
 
 class Unusable(Exception):
@@ -83,19 +86,19 @@ class Schedule:
         if self.library_calls is None:
             self.library_calls = np.zeros(len(self.schedule_features), np.float32)
 
-    @property
+    @functools.cached_property
     def program(self):
         """The program: a hash of the algorithm features, never an id from the file."""
         return stable_hash(self.algorithm_features)
 
-    @property
+    @functools.cached_property
     def schedule(self):
         return stable_hash(self.schedule_features)
 
     @property
     def instance(self):
         """The program at these sizes."""
-        return stable_hash(self.algorithm_features, self.schedule_features[:, SCHEDULE_FEATURES.index("points_computed_minimum")])
+        return stable_hash(self.program, self.schedule_features[:, SCHEDULE_FEATURES.index("points_computed_minimum")])
 
 
 def stable_hash(*parts):
@@ -122,26 +125,28 @@ def iter_dumps(raw_path, names=frozenset()):
     `names` : folders that are collections of their own wherever they lie (those held out).
     """
     roots, marked = {}, set()
-    listed_calls, calls_beside = functools.lru_cache(1)(_listed_calls), functools.lru_cache(1)(_calls_beside)  # a folder's files come together
-    for folder, file in iter_files(raw_path):
-        root = roots.setdefault(folder.resolve(), len(roots))
-        if file.name == "collection.json":
-            marked.add(file.parent)
-        if is_companion(file.name):
-            continue
-        label = printable(file.relative_to(folder).as_posix())
-        if is_archive(file):
-            collection = _collection_of(file, folder, set(), names, without_suffixes(label))
-            yield from _archive_members(file, Dump(label, collection, root), listed_calls(folder))
-        else:
-            topmost = label.split("/")[0] if "/" in label else folder.resolve().name
-            collection = _collection_of(file, folder, marked, names, topmost)
-            calls = calls_beside(file.parent) or listed_calls(folder).get(file.parent.name, ())
-            yield Dump(label, collection, root, path=str(file), bench=_bench_beside(file), library_calls=calls)
+    listed_calls = functools.lru_cache(1)(_listed_calls)  # a root's folders come together
+    for root, folder, files in iter_folders(raw_path):
+        number = roots.setdefault(root.resolve(), len(roots))
+        if "collection.json" in files:
+            marked.add(folder)
+        within = "".join(f"{part}/" for part in folder.relative_to(root).parts)
+        collection, topmost = _collection_of(folder, root, marked, names), within.split("/")[0] or root.resolve().name
+        listed = listed_calls(root)
+        calls = _calls_in(_read_or_none(folder / "program.json")) or listed.get(folder.name, ())
+        for name in files:
+            if is_companion(name):
+                continue
+            file, label = os.path.join(folder, name), printable(within + name)
+            if is_archive(file):
+                yield from _archive_members(file, Dump(label, printable(collection or without_suffixes(label)), number), listed)
+            else:
+                bench = _read_or_none(folder / "bench.txt") if name.endswith(".featurization") else None
+                yield Dump(label, printable(collection or topmost), number, path=file, bench=bench, library_calls=calls)
 
 
-def iter_files(raw_path):
-    """(folder given, file in it) for every file under `raw_path`, in a stable order; a folder's collection.json comes before its other files.
+def iter_folders(raw_path):
+    """(what was given, folder in it, names of the files in that folder) for every folder under `raw_path`, in a stable order.
 
     A file that is given by itself comes with its companions, on which it depends.
     """
@@ -150,12 +155,9 @@ def iter_files(raw_path):
         if path.is_dir():
             for folder, subfolders, names in os.walk(path):
                 subfolders.sort()
-                for name in sorted(names, key=lambda name: (name != "collection.json", name)):
-                    if (file := Path(folder, name)).is_file():
-                        yield path, file
+                yield path, Path(folder), sorted(name for name in names if os.path.isfile(os.path.join(folder, name)))
         elif path.exists():
-            companions = (path.with_name(name) for name in COMPANION_NAMES)
-            yield from ((path.parent, file) for file in (*companions, path) if file.is_file())
+            yield path.parent, path.parent, [name for name in (*COMPANION_NAMES, path.name) if path.with_name(name).is_file()]
         else:
             raise UserError(f"{part}: no such file or folder; give the path of measured schedules")
 
@@ -163,9 +165,10 @@ def iter_files(raw_path):
 def inputs_hash(raw_path):
     """A hash of which files are under `raw_path`, with their sizes and times of change: the same where nothing has been touched."""
     digest = hashlib.sha256()
-    for _, file in iter_files(raw_path):
-        found = file.stat()
-        digest.update(f"{printable(str(file))}\0{found.st_size}\0{found.st_mtime_ns}\0".encode())
+    for _, folder, files in iter_folders(raw_path):
+        for file in (os.path.join(folder, name) for name in files):
+            found = os.stat(file)
+            digest.update(f"{printable(file)}\0{found.st_size}\0{found.st_mtime_ns}\0".encode())
     return digest.hexdigest()
 
 
@@ -180,9 +183,9 @@ def is_companion(name):
 
 def is_archive(path):
     """By name, or by the first bytes of the compressed formats."""
-    if path.name.lower().endswith(ARCHIVE_SUFFIXES):
+    if path.lower().endswith(ARCHIVE_SUFFIXES):
         return True
-    if path.suffix in (".sample", ".featurization", ".json"):
+    if path.endswith((".sample", ".featurization", ".json")):
         return False  # spares opening thousands of files twice
     try:
         with open(path, "rb") as f:
@@ -200,22 +203,16 @@ def without_suffixes(label):
     return str(Path(label).with_suffix(""))
 
 
-def _collection_of(file, root, marked, names, otherwise):
-    """The folder on the file's way that is one of `names` (held out), or has a collection.json (`marked`), else `otherwise`."""
+def _collection_of(folder, root, marked, names):
+    """The folder on the way from `root` to `folder` that is one of `names` (held out), or has a collection.json (`marked`), else None."""
     if root.resolve().name in names:
         return root.resolve().name
-    folders = file.relative_to(root).parent.parts
+    folders = folder.relative_to(root).parts
     depths = range(len(folders) + 1)
     held_out = (d for d in depths[1:] if folders[d - 1] in names)
     with_note = (d for d in depths if root.joinpath(*folders[:d]) in marked)
     depth = next(itertools.chain(held_out, with_note), None)
-    if depth is None:
-        return printable(otherwise)
-    return printable("/".join(folders[:depth]) or root.resolve().name)
-
-
-def _bench_beside(file):
-    return _read_or_none(file.with_name("bench.txt")) if file.suffix == ".featurization" else None
+    return None if depth is None else "/".join(folders[:depth]) or root.resolve().name
 
 
 def _read_or_none(path):
@@ -223,10 +220,6 @@ def _read_or_none(path):
         return path.read_bytes()
     except OSError:
         return None
-
-
-def _calls_beside(folder):
-    return _calls_in(_read_or_none(folder / "program.json"))
 
 
 def _calls_in(program_json):
@@ -262,7 +255,7 @@ def _archive_members(path, archive, listed_calls):
     benches, waiting, calls = {}, [], {}
     try:
         with open(path, "rb") as f:
-            is_zip = f.read(4) == b"PK\x03\x04" or path.name.lower().endswith(".zip")
+            is_zip = f.read(4) == b"PK\x03\x04" or path.lower().endswith(".zip")
         for name, data, error in _zip_files(path) if is_zip else _tar_files(path):
             folder, _, base = name.rpartition("/")
             if base == "bench.txt":
@@ -329,9 +322,10 @@ def read_bytes(dump):
     if dump.data is not None:
         return dump.data
     try:
-        if Path(dump.path).stat().st_size > MAX_DUMP_BYTES:
-            raise Unusable("too_large", f"more than {MAX_DUMP_BYTES} bytes")
-        return Path(dump.path).read_bytes()
+        with open(dump.path, "rb") as f:
+            if os.fstat(f.fileno()).st_size > MAX_DUMP_BYTES:
+                raise Unusable("too_large", f"more than {MAX_DUMP_BYTES} bytes")
+            return f.read()
     except OSError as error:
         raise Unusable("unreadable", error.strerror or str(error)) from None
 
@@ -420,41 +414,45 @@ def _schedule_from_json(tree):
             runtime_ms = None if entry["value"] is None else float(entry["value"])
         else:
             features = entry["Details"]["scheduling_feature"]
-            stages.append((entry["Name"], [features[name] for name in SCHEDULE_FEATURES]))
-    histograms = {node["Name"]: _histograms_from_text(node["Details"]) for node in tree["programming_details"]["Nodes"]}
-    rows, algorithm = [], []
+            stages.append((entry["Name"], IN_ORDER(features)))
+    histograms = {}
+    for node in tree["programming_details"]["Nodes"]:
+        details = node["Details"]
+        histograms[node["Name"]] = _histogram("\n".join(details["Op histogram"]), "\n".join(details["Memory access patterns"]))
+    rows, first, algorithm = [], [], []
     # The dump puts a Func's pure stage first; and it keeps one histogram a Func, that of its last definition.
-    for name, group in itertools.groupby(stages, key=lambda stage: re.sub(r"\.update\(\d+\)$", "", stage[0])):
-        group = [features for _, features in group]
-        rows += reversed(group)
-        algorithm += [histograms[name]] + [np.zeros_like(histograms[name])] * (len(group) - 1)
+    for name, group in itertools.groupby(stages, key=lambda stage: UPDATE.sub("", stage[0])):
+        first.append(len(rows))
+        algorithm.append(histograms[name])
+        rows += [features for _, features in group][::-1]
     t = len(rows)
     algorithm_features = np.zeros((t, N_HISTOGRAMS, len(TYPE_COLUMNS)), np.float32)
     if t:
-        algorithm_features[:, 1:, -1] = algorithm
+        algorithm_features[first, 1:, -1] = algorithm
     with np.errstate(over="ignore"):
         return Schedule(np.array(rows, np.float32).reshape(t, N_SCHEDULE), algorithm_features, runtime_ms)
 
 
-def _histograms_from_text(details):
+@functools.lru_cache(4096)  # the schedules of a program come together, and all say the same of it
+def _histogram(operations, patterns):
     """(40,) operation and access counts of a node, from lines such as `Add:  3` and `Pointwise:  1 0 0 1`."""
-    ops = np.array([float(line.rsplit(":", 1)[1]) for line in details["Op histogram"]])
-    patterns = np.array([[float(v) for v in line.rsplit(":", 1)[1].split()] for line in details["Memory access patterns"]])
-    return np.concatenate([ops.reshape(-1, len(OPS)).sum(0), patterns.reshape(-1, len(PATTERNS)).sum(0)])
+    ops = np.array([float(line.rsplit(":", 1)[1]) for line in operations.split("\n")])
+    accesses = np.array([[float(v) for v in line.rsplit(":", 1)[1].split()] for line in patterns.split("\n")])
+    return np.concatenate([ops.reshape(-1, len(OPS)).sum(0), accesses.reshape(-1, len(PATTERNS)).sum(0)])
 
 
 def _check(schedule, max_runtime_ms, need_runtime):
     """Raises Unusable for what can't be trained on; the limits are those of Halide's own trainer."""
-    features, runtime_ms = schedule.schedule_features, schedule.runtime_ms
+    features, algorithm, runtime_ms = schedule.schedule_features, schedule.algorithm_features, schedule.runtime_ms
     if len(features) == 0:
         raise Unusable("no_stages", "not a single stage in it")
-    if not (np.isfinite(features).all() and np.isfinite(schedule.algorithm_features).all()):
+    extremes = [features.min(), features.max(), algorithm.min(), algorithm.max()]  # NaN where there is one
+    if not np.isfinite(extremes).all():
         raise Unusable("not_a_number", "a feature is NaN or infinite")
-    if (np.abs(schedule.algorithm_features) > MAX_SCHEDULE_FEATURE).any():
+    if max(-extremes[2], extremes[3]) > MAX_SCHEDULE_FEATURE:
         raise Unusable("bad_feature", f"an operation or access count is above {MAX_SCHEDULE_FEATURE:g}")
-    bad = (features < 0) | (features > MAX_SCHEDULE_FEATURE)
-    if bad.any():
-        stage, column = np.argwhere(bad)[0]
+    if extremes[0] < 0 or extremes[1] > MAX_SCHEDULE_FEATURE:
+        stage, column = np.argwhere((features < 0) | (features > MAX_SCHEDULE_FEATURE))[0]
         raise Unusable("bad_feature", f"{SCHEDULE_FEATURES[column]} of stage {stage} is {features[stage, column]:g}")
     if not need_runtime:
         schedule.runtime_ms = math.nan if runtime_ms is None else runtime_ms

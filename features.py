@@ -48,8 +48,9 @@ def featurize(schedules):
     schedule_features = np.concatenate([schedule.schedule_features for schedule in schedules])  # (S, 39)
     s = dict(zip(SCHEDULE_FEATURES, schedule_features.T.astype(np.float64)))
     h = np.maximum(np.concatenate([schedule.algorithm_features for schedule in schedules]), 0)  # (S, 41, 8)
-    types, ops, patterns = h[:, 0], h[:, 1 : 1 + len(OPS)], h[:, 1 + len(OPS) :]
-    by_op, by_type = ops.sum(2), ops.sum(1)  # (S, 24), (S, 8)
+    types, ops = h[:, 0], h[:, 1 : 1 + len(OPS)]
+    over_types = h @ np.ones(len(TYPE_COLUMNS), np.float32)  # (S, 41); numpy's sum takes ten times as long over so short an axis
+    by_op, by_type = over_types[:, 1 : 1 + len(OPS)], ops.sum(1)  # (S, 24), (S, 8)
     library_calls = np.concatenate([schedule.library_calls for schedule in schedules])
     work = by_op.sum(1) * s["points_computed_total"]
     owner = np.repeat(np.arange(len(schedules)), lengths)
@@ -63,8 +64,8 @@ def featurize(schedules):
         types > 0,
         np.log1p(by_type),
         np.log1p(by_op),
-        np.log1p(ops[:, :, 5:7].sum(2)),  # in floating point
-        np.log1p(patterns.sum(2)),
+        np.log1p(ops[:, :, 5] + ops[:, :, 6]),  # in floating point
+        np.log1p(over_types[:, 1 + len(OPS) :]),
     ]
     return np.split(np.concatenate(columns, 1, dtype=np.float32, casting="same_kind"), np.cumsum(lengths)[:-1])
 

@@ -68,7 +68,7 @@ def parse_chunk(dumps, max_runtime_ms):
         # Machines and collections are never mixed: an instance is one only within its collection.
         program = schedule.program
         instance = data_utils.stable_hash(schedule.instance, dump.root, dump.collection)
-        both = data_utils.stable_hash(schedule.algorithm_features, schedule.schedule_features)
+        both = data_utils.stable_hash(program, schedule.schedule)
         row = (program, instance, schedule.schedule, both, schedule.runtime_ms)
         results.append((_digest(dump), row, None if program in programs else schedule.algorithm_features))
         programs.add(program)
@@ -78,7 +78,10 @@ def parse_chunk(dumps, max_runtime_ms):
 
 
 def _digest(dump):
-    return hashlib.sha256(dump.file.encode() + b"\0" + (dump.data or b"") + (dump.bench or b"")).digest()
+    digest = hashlib.sha256(dump.file.encode() + b"\0")
+    digest.update(dump.data or b"")
+    digest.update(dump.bench or b"")
+    return digest.digest()
 
 
 def read_dumps(config, features_spool, programs_spool, labels_spool):
@@ -119,7 +122,7 @@ def read_dumps(config, features_spool, programs_spool, labels_spool):
     for source in sources.values():
         del source["number"]
         source["sha256"] = f"{source['sha256']:064x}"
-    rows = pd.DataFrame({name: np.frombuffer(column, column.typecode) for name, column in columns.items()})
+    rows = pd.DataFrame({name: np.frombuffer(column, column.typecode) for name, column in columns.items()}, copy=False)
     return rows, pd.DataFrame(dropped, columns=["file", "reason", "detail"]), sources, programs
 
 
@@ -130,10 +133,22 @@ def merge_duplicates(rows):
     their log-runtimes (NaN and 0 for a single one).
     """
     key = ["collection", "instance", "schedule"]
-    rows = rows.sort_values([*key, "runtime_ms", "label"], kind="stable")
-    groups = np.log(rows.runtime_ms).groupby([rows[k] for k in key])
-    spread = pd.DataFrame({"measurements": groups.size(), "log_variance": groups.var(), "log_range": groups.max() - groups.min()})
-    return rows.drop_duplicates(key).merge(spread, left_on=key, right_index=True)
+    order = sorted_by(rows, [*key, "runtime_ms", "label"])
+    is_first = np.arange(len(rows)) == 0
+    for values in (rows[name].to_numpy()[order] for name in key):
+        is_first[1:] |= values[1:] != values[:-1]
+    first = np.flatnonzero(is_first)
+    n = np.diff(first, append=len(rows))
+    log_runtime = np.log(rows.runtime_ms.to_numpy()[order])
+    squares = (log_runtime - np.repeat(np.add.reduceat(log_runtime, first) / n, n)) ** 2
+    variance = np.add.reduceat(squares, first) / np.where(n > 1, n - 1, np.nan)
+    return rows.iloc[order[first]].assign(measurements=n, log_variance=variance, log_range=log_runtime[first + n - 1] - log_runtime[first])
+
+
+def sorted_by(rows, names):
+    """The positions of the rows of a DataFrame, sorted by these columns; pandas' own sort holds several copies of all of them."""
+    columns = [rows[name].cat.codes if rows[name].dtype == "category" else rows[name] for name in names]
+    return np.lexsort(columns[::-1])
 
 
 def write_shards(rows, spool, folder, shard_size):
@@ -223,21 +238,22 @@ def main():
     if rows.empty:
         why = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common()) or "no dumps in it"
         raise UserError(f"{config.raw_path}: nothing usable ({why}); README.md lists the formats that are read")
-    kept = merge_duplicates(rows)
+    n_usable, kept = len(rows), merge_duplicates(rows)
+    del rows
     collections = list(sources)
     kept["split"] = data_utils.split_rows(kept, collections, config)
-    kept = kept.sort_values(["split", "n_stages", "program", "instance", "schedule", "collection"], kind="stable")
+    kept = kept.iloc[sorted_by(kept, ["split", "n_stages", "program", "instance", "schedule", "collection"])]
     shards = write_shards(kept, features_spool, folder, config.shard_size)
     program_files = write_programs(programs, programs_spool, folder, config.shard_size)
     write_rows(kept, collections, labels_spool, folder / "schedules.csv")
 
-    by_split = {split: kept[kept.split == split] for split in data_utils.SPLITS}
+    programs_of = {split: kept.program[kept.split == split] for split in data_utils.SPLITS}
     counts = {
-        "read": len(rows) + len(dropped), "kept": len(kept), "merged": len(rows) - len(kept), "dropped": dict(sorted(reasons.items())),
+        "read": n_usable + len(dropped), "kept": len(kept), "merged": n_usable - len(kept), "dropped": dict(sorted(reasons.items())),
         "programs": kept.program.nunique(),
-        "splits": {split: {"programs": part.program.nunique(), "schedules": len(part)} for split, part in by_split.items()},
+        "splits": {split: {"programs": part.nunique(), "schedules": len(part)} for split, part in programs_of.items()},
     }  # fmt: skip
-    program_ids = {split: sorted({data_utils.hex_id(p) for p in part.program}) for split, part in by_split.items()}
+    program_ids = {split: [data_utils.hex_id(p) for p in np.unique(part)] for split, part in programs_of.items()}
     split = {key: getattr(config, key) for key in ("split_by", "val_fraction", "test_fraction", "folds", "fold", "holdout")}
     meta = {
         "features": FEATURES, "units": FEATURE_UNITS, "log_runtime": "natural logarithm of milliseconds",

@@ -1,9 +1,15 @@
 """Small dumps the tests make themselves, in every format, from one description of a schedule."""
 
+import atexit
 import json
+import multiprocessing
+import os
+import runpy
 import struct
 import subprocess
 import sys
+import tempfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -42,13 +48,38 @@ def json_tree(runtime_ms=2.0, schedule=0):
     return {"programming_details": {"Nodes": [node("output", 1), node("blur", 5)], "Edges": []}, "scheduling_data": stages}
 
 
+# Scripts run in processes that have these loaded already: importing them takes longer than most of what is tested.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["torch", "pandas", "sklearn.ensemble", "scipy.stats", "matplotlib.pyplot", "pydantic_settings", "joblib", "pytest", "warm_halide", "collection"])
+
+
 def run(script, *arguments, cwd=ROOT, check=True):
     """Run a script as a user does; returns the finished process."""
-    command = [sys.executable, ROOT / script, *map(str, arguments)]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=250)
+    arguments = [str(ROOT / script), *map(str, arguments)]
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = [Path(folder, name) for name in ("stdout", "stderr")]
+        process = PROCESSES.Process(target=_run_here, args=(arguments, cwd, outputs))
+        process.start()
+        process.join(250)
+        if process.exitcode is None:
+            process.kill()
+            raise TimeoutError(f"{arguments} takes too long")
+        done = subprocess.CompletedProcess(arguments, process.exitcode, *(path.read_text() for path in outputs))
     if check:
         assert done.returncode == 0, done.stderr + done.stdout
     return done
+
+
+def _run_here(arguments, cwd, outputs):
+    for descriptor, path in zip((1, 2), outputs):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
+    os.chdir(cwd)
+    sys.argv = arguments
+    try:
+        runpy.run_path(arguments[0], run_name="__main__")
+    finally:
+        threading._shutdown()  # as the interpreter does when it ends, and multiprocessing does not
+        atexit._run_exitfuncs()
 
 
 def expect_user_error(done, *words):
