@@ -481,7 +481,7 @@ def assign_split(key, config):
     if config.folds:
         if int(u * config.folds) == config.fold:
             return "test"
-        return "val" if hash_share("val", key) < config.val_fraction else "train"
+        return "val" if hash_share(f"val {config.fold}", key) < config.val_fraction else "train"  # others in every fold
     if u < config.test_fraction:
         return "test"
     return "val" if u < config.test_fraction + config.val_fraction else "train"

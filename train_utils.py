@@ -34,6 +34,7 @@ RANKING_MARGIN = math.log(1.05)  # pairs closer than this are not ranked
 FLOOR_MS = 1e-5  # no stage is taken to cost less
 MIN_EXPLAINED = 0.5  # of the variance of log-runtime, for the linear cost model to be of use
 REWEIGHTINGS = 6  # of the least squares behind the linear cost model
+SCORING_BATCH = 256  # schedules scored at a time; what lies in between for more does not fit a core's caches
 MODEL_KEYS = ("members", "embed_size", "hidden_size", "lstm_layers", "dropout")
 
 
@@ -274,7 +275,7 @@ def one_cycle(step, n_steps, config):
 
 
 @torch.no_grad()
-def predict(model, sequences, device, batch_size=1024):
+def predict(model, sequences, device, batch_size=SCORING_BATCH):
     """Predicted log-runtime of every row, (N,) float64, in the rows' order."""
     model.eval()
     parts = [model(*_inputs(sequences.batch(rows), device)).mean(0).cpu() for rows in _in_order(sequences, batch_size)]
@@ -290,7 +291,7 @@ def _in_order(sequences, batch_size):
 
 
 @torch.no_grad()
-def predict_sequences(model, sequences, device, batch_size=256):
+def predict_sequences(model, sequences, device, batch_size=SCORING_BATCH):
     """For each sequence of features, (T, F) as featurize gives them: log-runtime, its stages' shares of that (T,), and the
     share of its features that lie outside what training has seen."""
     results = []

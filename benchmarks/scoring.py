@@ -90,7 +90,8 @@ class Rivals:
 
         def eager():
             with torch.no_grad():
-                return self.model(batch.features, batch.lengths).mean(0).exp().cpu()
+                parts = zip(batch.features.split(train_utils.SCORING_BATCH), batch.lengths.split(train_utils.SCORING_BATCH))
+                return torch.cat([self.model(*part).mean(0).exp() for part in parts]).cpu()
 
         def adams():
             with torch.no_grad():
