@@ -46,6 +46,8 @@ def copy_share(config, share, folder):
             path.write_bytes(dump.data)
             if dump.bench is not None:
                 (path.parent / "bench.txt").write_bytes(dump.bench)
+            if dump.library_calls:
+                (path.parent / "program.json").write_bytes(orjson.dumps({"library_calls": dump.library_calls}))
 
 
 def plot(points, path):
