@@ -158,13 +158,13 @@ def write_shards(rows, spool, folder, shard_size):
             old.unlink()
     stage_bytes = 4 * len(FEATURES)
     names = {split: [] for split in data_utils.SPLITS}
-    for split in data_utils.SPLITS:
-        part = rows[rows.split == split]
-        for start in range(0, len(part), shard_size):
-            shard = part.iloc[start : start + shard_size]
+    ends = np.searchsorted(rows.split.cat.codes, range(len(data_utils.SPLITS)), side="right").tolist()
+    for split, begin, end in zip(data_utils.SPLITS, [0, *ends], ends):
+        for start in range(begin, end, shard_size):
+            shard = rows.iloc[start : min(start + shard_size, end)]
             stored = (spool.get(offset, n * stage_bytes) for offset, n in zip(shard.offset, shard.n_stages))
             sequences = [np.frombuffer(data, np.float32).reshape(-1, len(FEATURES)) for data in stored]
-            names[split].append(f"{split}-{start // shard_size:05d}.safetensors")
+            names[split].append(f"{split}-{len(names[split]):05d}.safetensors")
             data_utils.write_shard(folder / names[split][-1], sequences, shard)
     return names
 

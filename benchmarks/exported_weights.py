@@ -3,9 +3,9 @@
     python export_model.py --format weights --output runs/exported.weights
     python benchmarks/exported_weights.py --weights runs/exported.weights
 
-For each application in pipelines/ (never trained on), an unmodified Halide schedules it twice, with a beam of 32. Both schedules are
-measured in fresh processes, taking turns, and checked against the program stage by stage. Prints the table and writes
-benchmarks/results/exported_weights.md and .json. Use the machine for nothing else meanwhile.
+For each application in pipelines/ (never trained on), or those of --applications, an unmodified Halide schedules it twice, with a
+beam of 32. Both schedules are measured in fresh processes, taking turns, and checked against the program stage by stage. Prints the
+table and writes benchmarks/results/exported_weights.md and .json. Use the machine for nothing else meanwhile.
 """
 
 import math
@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import timing  # noqa: E402
+from tuning import chosen_files  # noqa: E402
 
 import collection  # noqa: E402
 import halide_utils  # noqa: E402
@@ -30,6 +31,7 @@ from search import ADAMS2019, ADAMS2019_BEAM, TuningRun  # noqa: E402
 
 class WeightsConfig(Config):
     weights: str = Field(min_length=1, description="file that export_model.py --format weights wrote")
+    applications: str = Field("", description="files of pipelines/ without their suffix, separated by commas; empty: all")
     repeats: int = Field(3, ge=1, description="measurements of each schedule")
     compile_seconds: float = Field(300, gt=0, description="longest time to schedule and compile one of them")
 
@@ -54,9 +56,8 @@ def main():
     if not Path(config.weights).is_file():
         raise UserError(f"{config.weights}: no such file; write it with export_model.py --format weights")
     collection.prepare_processes()
-    files = [f for f in sorted((ROOT / "pipelines").glob("*.py")) if f.stem not in ("__init__", "random_programs")]
     rows, ratios = [], []
-    for spec in (spec for file in files for spec in halide_utils.programs_in(file)):
+    for spec in (spec for file in chosen_files(config.applications).values() for spec in halide_utils.programs_in(file)):
         found = compare(spec, config)
         if isinstance(found, str):
             rows.append([spec.name, found, "", ""])

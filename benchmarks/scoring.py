@@ -3,9 +3,9 @@
     python benchmarks/scoring.py
     python benchmarks/scoring.py --device cuda
 
-Schedules of data_path that lie side by side in its shards, so of like lengths, at batch 1, 32 and 1,024. "share" is the floating-point operations of the
-model's matrix products over the rate at which the machine multiplies large float32 and bfloat16 matrices, measured between the rounds.
-adams2019 is Halide's network as adams2019.py writes it in PyTorch, in float32; hist_gradient_boosting predicts from pooled features
+Schedules of data_path that lie side by side in its shards, so of like lengths, at batch 1, 32 and 1,024, which the LSTM scores in
+slices as train_utils.predict does. "share" is the floating-point operations of the model's matrix products over the rate at which the
+machine multiplies large float32 and bfloat16 matrices, measured between the rounds. adams2019 is Halide's network as adams2019.py writes it in PyTorch, in float32; hist_gradient_boosting predicts from pooled features
 that are ready. Writes benchmarks/results/scoring.md and .json.
 """
 
@@ -82,7 +82,8 @@ class Rivals:
     def of(self, rows):
         """{name: function} for the schedules `rows`."""
         batch = self.sequences.batch(rows).to(self.device)
-        fed = {"features": batch.features.cpu().numpy(), "lengths": batch.lengths.cpu().numpy()}
+        slices = list(zip(batch.features.split(train_utils.SCORING_BATCH), batch.lengths.split(train_utils.SCORING_BATCH)))
+        fed = [{"features": features.cpu().numpy(), "lengths": lengths.cpu().numpy()} for features, lengths in slices]
         pooled = self.pooled[rows]
         place = list(zip(self.sequences.shard_of[rows], self.sequences.row_of[rows]))
         s, h = (pad_sequence([self.halide[i][part][j, : self.halide[i][2][j]] for i, j in place], True).to(self.device) for part in (0, 1))
@@ -90,14 +91,13 @@ class Rivals:
 
         def eager():
             with torch.no_grad():
-                parts = zip(batch.features.split(train_utils.SCORING_BATCH), batch.lengths.split(train_utils.SCORING_BATCH))
-                return torch.cat([self.model(*part).mean(0).exp() for part in parts]).cpu()
+                return torch.cat([self.model(*part).mean(0).exp() for part in slices]).cpu()
 
         def adams():
             with torch.no_grad():
                 return self.adams(s, h, batch.lengths).cpu()
 
-        return {"PyTorch": eager, "ONNX Runtime": lambda: self.onnx.run(None, fed), "hist_gradient_boosting": lambda: self.trees.predict(pooled), "adams2019": adams}  # fmt: skip
+        return {"PyTorch": eager, "ONNX Runtime": lambda: [self.onnx.run(None, part) for part in fed], "hist_gradient_boosting": lambda: self.trees.predict(pooled), "adams2019": adams}  # fmt: skip
 
 
 def main():

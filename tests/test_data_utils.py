@@ -241,13 +241,15 @@ def test_splits_are_stable_and_keep_programs_together():
     assert dict(zip(rows.program, split)).items() <= dict(zip(more_rows.program, more)).items()
 
 
-def test_folds_cover_every_program_once():
-    tested = []
+def test_folds_cover_every_program_once_and_validate_on_others():
+    tested, validated = [], []
     for fold in range(4):
         rows, split = split_of(list(range(200)), "--folds", "4", "--fold", str(fold))
         tested += rows.program[split == "test"].tolist()
+        validated.append(set(rows.program[split == "val"]))
         assert {"train", "val", "test"} == set(split)
     assert sorted(tested) == list(range(200))
+    assert len(set.union(*validated)) > 2 * max(map(len, validated))  # one lucky draw would touch every fold
 
 
 def test_held_out_programs_are_never_trained_on():
