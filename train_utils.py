@@ -34,7 +34,7 @@ RANKING_MARGIN = math.log(1.05)  # pairs closer than this are not ranked
 FLOOR_MS = 1e-5  # no stage is taken to cost less
 MIN_EXPLAINED = 0.5  # of the variance of log-runtime, for the linear cost model to be of use
 REWEIGHTINGS = 6  # of the least squares behind the linear cost model
-SCORING_BATCH = 256  # schedules scored at a time; what lies in between for more does not fit a core's caches
+SCORING_BATCH = 128  # schedules scored at a time; what lies in between for more does not fit a core's caches
 MODEL_KEYS = ("members", "embed_size", "hidden_size", "lstm_layers", "dropout")
 
 
