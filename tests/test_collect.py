@@ -143,7 +143,8 @@ def test_a_killed_collection_goes_on_and_packs(tmp_path, blur):
     process.kill()
     process.wait()
     run("collect_schedules.py", *arguments, f"--output={killed}")
-    assert collected(killed) == collected(whole) and len(collected(whole)[1]) >= 3
+    newest = max(path for path in tmp_path.iterdir() if path.name.startswith("killed"))  # killed-2 where the machine became slower meanwhile
+    assert collected(newest) == collected(whole) and len(collected(whole)[1]) >= 3
 
     schedules = [data_utils.parse_dump(d, 1e5) for d in data_utils.iter_dumps(str(whole))]
     assert len({s.schedule for s in schedules}) == 3 and all(len(s.schedule_features) == 2 for s in schedules)
@@ -151,7 +152,7 @@ def test_a_killed_collection_goes_on_and_packs(tmp_path, blur):
     assert record["complete"] and [e[0] for e in record["edges"]] == ["blur"]
 
     run("collect_schedules.py", *arguments, f"--output={killed}", "--pack=true")
-    packed = [data_utils.parse_dump(d, 1e5) for d in data_utils.iter_dumps(str(tmp_path / "killed.tar.xz"))]
+    packed = [data_utils.parse_dump(d, 1e5) for d in data_utils.iter_dumps(f"{newest}.tar.xz")]
     assert len({s.schedule for s in packed}) == 3 and not killed.exists()
     expect_user_error(run("collect_schedules.py", *arguments, f"--output={killed}", check=False), "never rewritten")
 

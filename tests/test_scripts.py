@@ -123,7 +123,7 @@ def test_a_killed_run_resumes_exactly(trained, tmp_path):
     resume = [*long, f"--run_path={folder / 'killed'}", "--resume=true"]
     assert "epoch   9/9" in run("train_model.py", *resume, "--epochs=9").stdout
     expect_user_error(run("train_model.py", *resume, "--hidden_size=9", check=False), "hidden_size")
-    run("generate_dataset.py", *flags(tmp_path, folder / "raw"), "--folds=2")
+    run("generate_dataset.py", *flags(tmp_path, folder / "raw"), "--folds=2", "--val_fraction=0.4")
     expect_user_error(run("train_model.py", *resume, f"--data_path={tmp_path / 'data'}", check=False), "other data")
 
 
@@ -263,7 +263,7 @@ def test_unchanged_dumps_are_not_read_again(tmp_path):
     assert generate("--fold=1", "--folds=2") == (False, 3)
     (tmp_path / "raw" / "3.sample").write_bytes(sample_bytes(make_stages(program=3), 1.0))
     assert generate("--fold=1", "--folds=2") == (False, 4)
-    next((tmp_path / "data").glob("train-*")).unlink()
+    next((tmp_path / "data").glob("*-00000.safetensors")).unlink()
     assert generate("--fold=1", "--folds=2") == (False, 4)
 
 
