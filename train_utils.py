@@ -275,10 +275,10 @@ def one_cycle(step, n_steps, config):
 
 
 @torch.no_grad()
-def predict(model, sequences, device, batch_size=SCORING_BATCH):
+def predict(model, sequences, device):
     """Predicted log-runtime of every row, (N,) float64, in the rows' order."""
     model.eval()
-    parts = [model(*_inputs(sequences.batch(rows), device)).mean(0).cpu() for rows in _in_order(sequences, batch_size)]
+    parts = [model(*_inputs(sequences.batch(rows), device)).mean(0).cpu() for rows in _in_order(sequences)]
     return torch.cat(parts).double().numpy() if parts else np.zeros(0)
 
 
@@ -286,17 +286,17 @@ def _inputs(batch, device):
     return batch.features.to(device), batch.lengths.to(device)
 
 
-def _in_order(sequences, batch_size):
-    return [np.arange(i, min(i + batch_size, len(sequences))) for i in range(0, len(sequences), batch_size)]
+def _in_order(sequences):
+    return [np.arange(i, min(i + SCORING_BATCH, len(sequences))) for i in range(0, len(sequences), SCORING_BATCH)]
 
 
 @torch.no_grad()
-def predict_sequences(model, sequences, device, batch_size=SCORING_BATCH):
+def predict_sequences(model, sequences, device):
     """For each sequence of features, (T, F) as featurize gives them: log-runtime, its stages' shares of that (T,), and the
     share of its features that lie outside what training has seen."""
     results = []
-    for start in range(0, len(sequences), batch_size):
-        part = [torch.from_numpy(sequence) for sequence in sequences[start : start + batch_size]]
+    for start in range(0, len(sequences), SCORING_BATCH):
+        part = [torch.from_numpy(sequence) for sequence in sequences[start : start + SCORING_BATCH]]
         lengths = torch.tensor([len(s) for s in part], device=device)
         features = pad_sequence(part, batch_first=True).to(device)  # (B, T, F)
         members = model.stage_costs(features, lengths)

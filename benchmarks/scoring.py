@@ -5,8 +5,8 @@
 
 Schedules of data_path that lie side by side in its shards, so of like lengths, at batch 1, 32 and 1,024, which the LSTM scores in
 slices as train_utils.predict does. "share" is the floating-point operations of the model's matrix products over the rate at which the
-machine multiplies large float32 and bfloat16 matrices, measured between the rounds. adams2019 is Halide's network as adams2019.py writes it in PyTorch, in float32; hist_gradient_boosting predicts from pooled features
-that are ready. Writes benchmarks/results/scoring.md and .json.
+machine multiplies large float32 and bfloat16 matrices, measured between the rounds. adams2019 is Halide's network as adams2019.py
+writes it in PyTorch, in float32; hist_gradient_boosting predicts from pooled features that are ready. Writes benchmarks/results/scoring.md and .json.
 """
 
 import sys
