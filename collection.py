@@ -207,7 +207,7 @@ class ProgramRun:
                 candidates = self.record["candidates"]
                 self.record["candidates"] = {k: c for k, c in candidates.items() if c["outcome"] != "timeout"}
         else:
-            self.record = {"name": spec.name, "seed": spec.seed, "stages": [], "edges": [], "library_calls": [], "candidates": {}, "complete": False}
+            self.record = {"name": spec.name, "seed": spec.seed, "stages": [], "edges": [], "calls": {}, "candidates": {}, "complete": False}
             if not spec.path:
                 self.record["stage_kinds"] = halide_utils.random_programs.build(spec.seed, spec.max_stages)[1]
         self.decided = self.record["candidates"]

@@ -28,12 +28,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from config import UserError
-from features import FEATURES, N_HISTOGRAMS, N_SCHEDULE, OPS, PATTERNS, SCHEDULE_FEATURES, STAGE_BYTES, TYPE_COLUMNS, TYPES
+from features import CALLS, FEATURES, N_HISTOGRAMS, N_SCHEDULE, OPS, PATTERNS, SCHEDULE_FEATURES, STAGE_BYTES, TYPE_COLUMNS, TYPES
 
 ANDERSON_STAGE_BYTES = 1440  # Anderson2021, for GPUs: 73 + 287 floats
 
-LIBRARY_CALLS = "library_calls.json"  # of programs whose program.json does not tell: {name: calls of each stage}
-COMPANION_NAMES = ("bench.txt", "collection.json", "program.json", LIBRARY_CALLS)
+CALLS_FILE = "calls.json"  # of programs whose program.json does not tell: {name: {kind of call: [calls a point of each stage]}}
+COMPANION_NAMES = ("bench.txt", "collection.json", "program.json", CALLS_FILE)
 COMPANION_SUFFIXES = (".schedule.h", ".weights", ".log", ".lock", ".tmp")  # .tmp: a file somebody is still writing
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".zip")
 ARCHIVE_ERRORS = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, OSError, RuntimeError, TypeError, ValueError)
@@ -63,7 +63,7 @@ class Dump:
     path: str = ""
     data: bytes | None = None
     bench: bytes | None = None
-    library_calls: tuple = ()
+    calls: np.ndarray | None = None
     error: tuple = ()
 
 
@@ -74,17 +74,17 @@ class Schedule:
     schedule_features : (T, 39) float32, as Halide computes them
     algorithm_features : (T, 41, 8) float32: types in use, operation and access histograms, by type
     runtime_ms : float; NaN where the dump need not tell
-    library_calls : (T,) float32, calls a point of functions that Halide leaves to the C library; zeros where nobody says
+    calls : (T, 7) float32, calls a point of each kind in features.CALLS; zeros where nobody says
     """
 
     schedule_features: np.ndarray
     algorithm_features: np.ndarray
     runtime_ms: float
-    library_calls: np.ndarray = None
+    calls: np.ndarray = None
 
     def __post_init__(self):
-        if self.library_calls is None:
-            self.library_calls = np.zeros(len(self.schedule_features), np.float32)
+        if self.calls is None:
+            self.calls = np.zeros((len(self.schedule_features), len(CALLS)), np.float32)
 
     @functools.cached_property
     def program(self):
@@ -133,7 +133,7 @@ def iter_dumps(raw_path, names=frozenset()):
         within = "".join(f"{part}/" for part in folder.relative_to(root).parts)
         collection, topmost = _collection_of(folder, root, marked, names), within.split("/")[0] or root.resolve().name
         listed = listed_calls(root)
-        calls = _calls_in(_read_or_none(folder / "program.json")) or listed.get(folder.name, ())
+        calls = _calls_in(_read_or_none(folder / "program.json"), listed.get(folder.name))
         for name in files:
             if is_companion(name):
                 continue
@@ -142,7 +142,7 @@ def iter_dumps(raw_path, names=frozenset()):
                 yield from _archive_members(file, Dump(label, printable(collection or without_suffixes(label)), number), listed)
             else:
                 bench = _read_or_none(folder / "bench.txt") if name.endswith(".featurization") else None
-                yield Dump(label, printable(collection or topmost), number, path=file, bench=bench, library_calls=calls)
+                yield Dump(label, printable(collection or topmost), number, path=file, bench=bench, calls=calls)
 
 
 def iter_folders(raw_path):
@@ -222,29 +222,35 @@ def _read_or_none(path):
         return None
 
 
-def _calls_in(program_json):
-    """The library calls of each stage that a program.json (bytes) tells, or ()."""
+def call_counts(told):
+    """(T, 7) float32, a column for each of features.CALLS, from {kind: [calls a point of each stage]}; None from an empty one.
+
+    Raises ValueError, TypeError or AttributeError where it is anything else.
+    """
+    if unknown := sorted(told.keys() - set(CALLS)):
+        raise ValueError(f"no kind of call is named {unknown[0]!r}; there are {', '.join(CALLS)}")
+    nothing = [0] * max(map(len, told.values()), default=0)
+    counts = np.array([told.get(kind, nothing) for kind in CALLS], np.float32).T
+    if not (counts.ndim == 2 and np.isfinite(counts).all() and (counts >= 0).all()):
+        raise ValueError("a count is negative or no number, or kinds have different numbers of stages")
+    return counts if len(counts) else None
+
+
+def _calls_in(program_json, otherwise):
+    """call_counts of what a program.json (bytes) tells; `otherwise` where it tells none."""
     try:
-        return _counts(orjson.loads(program_json)["library_calls"])
-    except (KeyError, TypeError, ValueError):
-        return ()
-
-
-def _counts(values):
-    """A list of numbers that are not negative, as a tuple. Raises ValueError or TypeError for anything else."""
-    counts = tuple(float(value) for value in values)
-    if not all(0 <= count < math.inf for count in counts):
-        raise ValueError("a count is negative or no number")
-    return counts
+        return call_counts(orjson.loads(program_json)["calls"])
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return otherwise
 
 
 def _listed_calls(folder):
-    """{program: library calls of each stage} that the folder given as raw_path lists. Raises UserError where the list makes no sense."""
-    text = _read_or_none(folder / LIBRARY_CALLS)
+    """{program: call_counts} that the folder given as raw_path lists. Raises UserError where the list makes no sense."""
+    text = _read_or_none(folder / CALLS_FILE)
     try:
-        return {name: _counts(calls) for name, calls in orjson.loads(text or b"{}").items()}
+        return {name: call_counts(told) for name, told in orjson.loads(text or b"{}").items()}
     except (AttributeError, TypeError, ValueError) as error:
-        raise UserError(f'{folder / LIBRARY_CALLS}: {error}; it should hold {{"FOLDER OF A PROGRAM": [calls a point of each stage]}}') from None
+        raise UserError(f'{folder / CALLS_FILE}: {error}; it should hold {{"FOLDER OF A PROGRAM": {{"exp": [calls a point of each stage], ...}}}}') from None
 
 
 def _archive_members(path, archive, listed_calls):
@@ -261,10 +267,10 @@ def _archive_members(path, archive, listed_calls):
             if base == "bench.txt":
                 benches[folder] = data
             elif base == "program.json":
-                calls = {folder: _calls_in(data)}
+                calls = {folder: _calls_in(data, listed_calls.get(folder.rpartition("/")[2]))}
             elif not is_companion(base):
                 dump = Dump(f"{archive.file}/{printable(name)}", archive.collection, archive.root, data=data, error=error)
-                dump.library_calls = calls.get(folder) or listed_calls.get(folder.rpartition("/")[2], ())
+                dump.calls = calls[folder] if folder in calls else listed_calls.get(folder.rpartition("/")[2])
                 if base.endswith(".featurization"):
                     waiting.append((folder, dump))  # its bench.txt may come later
                 else:
@@ -346,8 +352,8 @@ def parse_dump(dump, max_runtime_ms, need_runtime=True):
     else:
         schedule = parse_binary(data, suffix, dump.bench)
     _check(schedule, max_runtime_ms, need_runtime)
-    if len(dump.library_calls) == len(schedule.library_calls):
-        schedule.library_calls = np.array(dump.library_calls, np.float32)
+    if dump.calls is not None and len(dump.calls) == len(schedule.calls):
+        schedule.calls = dump.calls
     return schedule
 
 

@@ -32,14 +32,17 @@ STAGE_BYTES = 4 * (N_SCHEDULE + N_HISTOGRAMS * len(TYPES))  # 1,304
 # JSON dumps do not tell types: their histograms go into a column of their own behind Halide's seven types.
 TYPE_COLUMNS = [*TYPES, "unknown"]
 STAGE_COUNTS = N_HISTOGRAMS * len(TYPE_COLUMNS)  # algorithm features of a stage
+# What Halide's histograms don't tell apart, though a point costs anything from a tenth of a nanosecond (abs) to ten (tanh): calls of the C
+# library, a lane at a time (sin and cos 2 ns, the others 3 to 11); functions computed in vectors (pow 0.8, exp and log 0.3, sqrt 0.2); and
+# integer division that is no shift. All but the last are extern_call there, the last is div or mod.
+CALLS = ["sin_cos", "library", "exp", "log", "pow", "sqrt", "int_division"]
 
 
 def featurize(schedules):
     """Per-stage inputs of the model for each Schedule, not normalised: a list of (T, F) float32, the columns FEATURES names.
 
     Logarithms of Halide's schedule features; ratios and flags; the terms that Adams2019's cost model multiplies its coefficients
-    with (cost_model_generator.cpp in Halide); calls of the C library, which Halide's features do not tell from functions that it
-    computes itself; and operation and access histograms, summed over types and by type. The stages of
+    with (cost_model_generator.cpp in Halide); calls, which Halide's features do not tell apart; and operation and access histograms, summed over types and by type. The stages of
     all schedules are computed at once, end to end: a column is (S,), S stages in all.
     """
     if not schedules:
@@ -51,7 +54,7 @@ def featurize(schedules):
     types, ops = h[:, 0], h[:, 1 : 1 + len(OPS)]
     over_types = h @ np.ones(len(TYPE_COLUMNS), np.float32)  # (S, 41); numpy's sum takes ten times as long over so short an axis
     by_op, by_type = over_types[:, 1 : 1 + len(OPS)], ops.sum(1)  # (S, 24), (S, 8)
-    library_calls = np.concatenate([schedule.library_calls for schedule in schedules])
+    calls = dict(zip(CALLS, np.concatenate([schedule.calls for schedule in schedules]).T.astype(np.float64)))  # {kind: (S,)}
     work = by_op.sum(1) * s["points_computed_total"]
     owner = np.repeat(np.arange(len(schedules)), lengths)
     position = np.arange(len(h)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
@@ -59,8 +62,8 @@ def featurize(schedules):
     columns = [
         np.log1p(schedule_features),
         np.stack(list(_ratios(s, loops, owner).values()), 1),
-        np.log1p(np.stack(list(_cost_terms(s, loops, by_op[:, OPS.index("extern_call")], library_calls).values()), 1)),
-        np.log1p(np.stack([work, library_calls, position, np.repeat(lengths, lengths) - 1 - position], 1)),
+        np.log1p(np.stack(list(_cost_terms(s, loops, by_op[:, OPS.index("extern_call")], calls).values()), 1)),
+        np.log1p(np.stack([work, *calls.values(), position, np.repeat(lengths, lengths) - 1 - position], 1)),
         types > 0,
         np.log1p(by_type),
         np.log1p(by_op),
@@ -151,11 +154,12 @@ def _outer_padding(s, padding, owner):
     return outer
 
 
-def _cost_terms(s, loops, math_calls, library_calls):
+def _cost_terms(s, loops, math_calls, calls):
     """Counts of events that take time, (S,) each: what Adams2019's cost model weighs, and the mathematical functions computed."""
     inlined, parallel = s["inlined_calls"] > 0, s["inner_parallelism"] > 1
     innermost_task = np.maximum(s["innermost_bytes_at_task"], 1)
     vectors = loops["full"] + loops["partial"]
+    points = vectors * s["vector_size"] + loops["scalar"]
     instances = s["num_vectors"] + s["num_scalars"]
     lines_written = s["inner_parallelism"] * s["bytes_at_task"] / innermost_task
     sharing = parallel * instances / innermost_task
@@ -183,8 +187,7 @@ def _cost_terms(s, loops, math_calls, library_calls):
         "parallel_tasks": parallel * s["num_productions"] * s["inner_parallelism"],
         "working_set_traffic": s["num_productions"] * s["working_set_at_production"],
         "math_lanes": vectors * s["vector_size"] * math_calls,
-        "library_calls": (vectors * s["vector_size"] + loops["scalar"]) * library_calls,
-    }
+    } | {f"{kind}_calls": points * count for kind, count in calls.items()}
 
 
 def _feature_units():
@@ -193,8 +196,9 @@ def _feature_units():
     owner = np.zeros(1, int)
     loops = _loop_bodies(nothing, owner, owner)
     units |= {name: "ratio, log ratio or flag" for name in _ratios(nothing, loops, owner)}
-    units |= {f"log_cost_{name}": "log1p of events a run" for name in _cost_terms(nothing, loops, 0, 0)}
-    units |= {"log_work": "log1p of operations a run", "log_library_calls": "log1p of calls a point", "log_stages_before": "log1p of stages", "log_stages_after": "log1p of stages"}
+    units |= {f"log_cost_{name}": "log1p of events a run" for name in _cost_terms(nothing, loops, 0, dict.fromkeys(CALLS, 0))}
+    units |= {"log_work": "log1p of operations a run"} | {f"log_{kind}_calls": "log1p of calls a point" for kind in CALLS}
+    units |= {"log_stages_before": "log1p of stages", "log_stages_after": "log1p of stages"}
     units |= {f"uses_{type}": "flag" for type in TYPE_COLUMNS}
     units |= {f"log_ops_{type}": "log1p of operations a point" for type in TYPE_COLUMNS}
     units |= {f"log_{op}": "log1p of operations a point" for op in OPS}

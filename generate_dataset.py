@@ -15,12 +15,13 @@ import itertools
 import os
 import tempfile
 from array import array
-from collections import Counter
+from collections import Counter, deque
 from pathlib import Path
 
 import numpy as np
 import orjson
 import pandas as pd
+import xxhash
 from joblib import Parallel, delayed
 
 import data_utils
@@ -30,6 +31,7 @@ from features import FEATURE_UNITS, FEATURES, STAGE_COUNTS, featurize
 
 CHUNK = 64  # dumps a task of the readers
 FEW_CHUNKS = 16  # with fewer, starting more processes takes longer than reading
+WINDOW = 32  # tasks under way: joblib keeps whatever the readers finish before it is taken, however much that is
 
 # What is held of each dump, and as what; `label` is where its file's name begins in a spool, `offset` where its features do.
 COLUMNS = {"collection": "i", "program": "q", "instance": "q", "schedule": "q", "features": "q", "runtime_ms": "d", "n_stages": "i", "offset": "q", "label": "q", "label_size": "i"}
@@ -78,50 +80,57 @@ def parse_chunk(dumps, max_runtime_ms):
 
 
 def _digest(dump):
-    digest = hashlib.sha256(dump.file.encode() + b"\0")
+    digest = xxhash.xxh3_128(dump.file.encode() + b"\0")
     digest.update(dump.data or b"")
     digest.update(dump.bench or b"")
-    return digest.digest()
+    return digest.intdigest()
+
+
+def parse_all(chunks, config):
+    """([(collection, file)], results of parse_chunk) of each list of Dumps in `chunks`, in their order, several read at a time."""
+    head = list(itertools.islice(chunks, FEW_CHUNKS))
+    labels = deque()
+
+    def all_tasks():
+        for chunk in itertools.chain(head, chunks):
+            labels.append([(dump.collection, dump.file) for dump in chunk])
+            yield delayed(parse_chunk)(chunk, config.max_runtime_ms)
+
+    tasks = all_tasks()
+    with fan_out(config) if len(head) == FEW_CHUNKS else contextlib.nullcontext(1) as n_jobs, Parallel(n_jobs, return_as="generator") as parallel:
+        for first in tasks:
+            for results in parallel(itertools.chain([first], itertools.islice(tasks, WINDOW - 1))):
+                yield labels.popleft(), results
 
 
 def read_dumps(config, features_spool, programs_spool, labels_spool):
     """Parse every dump under raw_path; features, those of the algorithms, and file names go to the spools, a few numbers a dump into memory.
 
-    Returns rows (DataFrame of COLUMNS), dropped (DataFrame: file, reason, detail), sources {collection: {dumps, sha256}}, in the order
+    Returns rows (DataFrame of COLUMNS), dropped (DataFrame: file, reason, detail), sources {collection: {dumps, xxh3_128}}, in the order
     that a row's `collection` counts, and programs {program: (offset in programs_spool, stages)}.
     """
     dumps = data_utils.iter_dumps(config.raw_path, config.holdout_names)
-    chunks = iter(lambda: list(itertools.islice(dumps, CHUNK)), [])
-    chunks = ((chunk, [(dump.collection, dump.file) for dump in chunk]) for chunk in chunks)
-    head = list(itertools.islice(chunks, FEW_CHUNKS))
-    labels, dropped, sources, programs = [], [], {}, {}
+    dropped, sources, programs = [], {}, {}
     columns = {name: array(kind) for name, kind in COLUMNS.items()}
-
-    def tasks():
-        for chunk, names in itertools.chain(head, chunks):
-            labels.append(names)
-            yield delayed(parse_chunk)(chunk, config.max_runtime_ms)
-
-    with fan_out(config) if len(head) == FEW_CHUNKS else contextlib.nullcontext(1) as n_jobs:
-        for results in Parallel(n_jobs=n_jobs, return_as="generator")(tasks()):
-            for (collection, file), (digest, row, value) in zip(labels.pop(0), results):
-                source = sources.setdefault(collection, {"number": len(sources), "dumps": 0, "sha256": 0})
-                source["dumps"] += 1
-                source["sha256"] = (source["sha256"] + int.from_bytes(digest)) % 2**256  # the same whatever the order
-                if row is None:
-                    dropped.append((file, *value))
-                    continue
-                features, algorithm = value
-                program = row[0]
-                if algorithm is not None and program not in programs:
-                    programs[program] = (programs_spool.put(algorithm.tobytes()), len(algorithm))
-                label = file.encode()
-                places = features_spool.put(features.tobytes()), labels_spool.put(label), len(label)
-                for column, number in zip(columns.values(), (source["number"], *row, len(features), *places)):
-                    column.append(number)
+    for names, results in parse_all(iter(lambda: list(itertools.islice(dumps, CHUNK)), []), config):
+        for (collection, file), (digest, row, value) in zip(names, results):
+            source = sources.setdefault(collection, {"number": len(sources), "dumps": 0, "xxh3_128": 0})
+            source["dumps"] += 1
+            source["xxh3_128"] = (source["xxh3_128"] + digest) % 2**128  # the same whatever the order
+            if row is None:
+                dropped.append((file, *value))
+                continue
+            features, algorithm = value
+            program = row[0]
+            if algorithm is not None and program not in programs:
+                programs[program] = (programs_spool.put(algorithm.tobytes()), len(algorithm))
+            label = file.encode()
+            places = features_spool.put(features.tobytes()), labels_spool.put(label), len(label)
+            for column, number in zip(columns.values(), (source["number"], *row, len(features), *places)):
+                column.append(number)
     for source in sources.values():
         del source["number"]
-        source["sha256"] = f"{source['sha256']:064x}"
+        source["xxh3_128"] = f"{source['xxh3_128']:032x}"
     rows = pd.DataFrame({name: np.frombuffer(column, column.typecode) for name, column in columns.items()}, copy=False)
     return rows, pd.DataFrame(dropped, columns=["file", "reason", "detail"]), sources, programs
 

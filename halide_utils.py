@@ -16,18 +16,27 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import halide as hl
 import numpy as np
 import psutil
 from halide import _generator_helpers
 
+from features import CALLS
 from pipelines import random_programs
 
 LIBRARIES = Path(hl.install_dir()) / "lib64"
 
-# What Halide calls the C library for on a CPU, a lane at a time; exp, log, pow and sqrt it computes in vectors, in single precision.
-LIBRARY_CALL = re.compile(r"\b(?:(?:a?(?:sin|cos|tan)h?|atan2)_f\d+|(?:exp|log|pow)_f64)\(")
+# How features.CALLS look in the text of a definition. For the first two Halide calls the C library on a CPU, a lane at a time; the others
+# it computes in vectors. Division by a constant that is a power of two is a shift; what divides by a value can't be told from float division.
+CALL_PATTERNS = {
+    "sin_cos": r"\b(?:sin|cos)_f\d+\(",
+    "library": r"\b(?:(?:a(?:sin|cos|tan)h?|(?:sin|cos|tan)h|tan|atan2)_f\d+|(?:exp|log|pow)_f64)\(",
+    **{name: rf"\b{name}_f(?:16|32)\(" for name in ("exp", "log", "pow")},
+    "sqrt": r"\bsqrt_f\d+\(",
+    "int_division": r"% ?\((?!u?int\d)|[/%] ?(?:\(u?int\d+\))?(?!(?:" + "|".join(str(2**i) for i in range(31)) + r")\b)\d+(?![\d.])",
+}
 
 # A `.weights` file: this header, then per buffer its number of dimensions, extents and float32 values (Halide's Weights.cpp).
 WEIGHTS_HEADER = struct.pack("<4I", 0x68776631, 3, 3, 6)
@@ -132,25 +141,25 @@ def functions(pipeline):
 
 
 def describe_stages(pipeline):
-    """What a featurization leaves out: {"stages", "edges", "library_calls"}.
+    """What a featurization leaves out: {"stages", "edges", "calls"}.
 
-    stages : names in featurization order (a Func's last update first); edges : [from, to] between Funcs; library_calls : of each stage,
-    the calls a point of mathematical functions that Halide leaves to the C library, one for each lane of a vector. The features count
-    them like those that it computes itself, in vectors.
+    stages : names in featurization order (a Func's last update first); edges : [from, to] between Funcs; calls : {kind: [calls a point
+    of each stage]} for the kinds in features.CALLS.
     """
     funcs = functions(pipeline)
     names = {f.name() for f in funcs}
-    stages, edges, calls = [], [], []
+    stages, edges, calls = [], [], {kind: [] for kind in CALLS}
     for func in funcs:
         updates = [(f"{func.name()}.update({i})", func.update_values(i), func.update_args(i)) for i in range(func.num_update_definitions())]
         texts = []
         for name, *parts in [*reversed(updates), (func.name(), func.values())]:
             texts.append(" ".join(map(str, parts)))
             stages.append(name)
-            calls.append(len(LIBRARY_CALL.findall(texts[-1])))
+            for kind, pattern in CALL_PATTERNS.items():
+                calls[kind].append(len(re.findall(pattern, texts[-1])))
         called = set(re.findall(r"([\w$.]+)\(", " ".join(texts))) & names
         edges += [[producer, func.name()] for producer in sorted(called - {func.name()})]
-    return {"stages": stages, "edges": edges, "library_calls": calls}
+    return {"stages": stages, "edges": edges, "calls": calls}
 
 
 # Schedules
@@ -209,6 +218,11 @@ def write_weights(path, arrays):
             f.write(struct.pack(f"<{1 + len(shape)}I", len(shape), *shape) + array.astype("<f4").tobytes())
 
 
+def add_noise(weights, sigma, rng):
+    """`weights` with Gaussian noise of `sigma` standard deviations of each buffer."""
+    return [w + np.float32(sigma * w.std()) * rng.standard_normal(w.shape, dtype=np.float32) for w in weights]
+
+
 @dataclass(frozen=True)
 class Proposal:
     """One way to ask Adams2019 for a schedule; equal proposals give equal schedules.
@@ -218,6 +232,7 @@ class Proposal:
     steps: (sigma, seed) of more noise on top of that, one for each time a proposal was varied.
     """
 
+    autoscheduler: ClassVar = "Adams2019"
     sigma: float
     dropout: int
     beam_size: int
@@ -249,10 +264,9 @@ class Proposal:
         if self.sigma < 0:
             weights = [rng.uniform(-0.5, 0.5, w.shape).astype(np.float32) for w in baseline_weights()]
         else:
-            weights = [w + np.float32(self.sigma * w.std()) * rng.standard_normal(w.shape, dtype=np.float32) for w in baseline_weights()]
+            weights = add_noise(baseline_weights(), self.sigma, rng)
         for sigma, seed in self.steps:
-            rng = np.random.default_rng(seed)
-            weights = [w + np.float32(sigma * w.std()) * rng.standard_normal(w.shape, dtype=np.float32) for w in weights]
+            weights = add_noise(weights, sigma, np.random.default_rng(seed))
         return weights
 
     def parameters(self, weights_path):
@@ -276,6 +290,10 @@ class OtherAutoscheduler:
     """The schedule of another of Halide's autoschedulers, Mullapudi2016 or Li2018. They give no featurization."""
 
     autoscheduler: str
+
+    def parameters(self, weights_path):
+        """As of Proposal: it needs none."""
+        return {}
 
     def apply(self, pipeline):
         load_autoscheduler(self.autoscheduler)

@@ -33,6 +33,7 @@ from halide_utils import OtherAutoscheduler, Proposal
 PROPOSAL_SECONDS = 60  # for Adams2019 to come up with one; it is left out if it takes longer
 ADAMS2019, ADAMS2019_SECONDS = "0", 3600  # key of its own choice, and the longest that may take
 ADAMS2019_BEAM = 32  # what Halide uses unless told otherwise
+OTHERS = ("Mullapudi2016", "Li2018")  # Halide's other autoschedulers, with one choice each: each is worth an eighth of a budget
 NOISE = 0.03  # of a measurement, in log-runtime
 OPTIMISM = 0.5  # standard deviations by which a prediction that is less sure may be faster
 MIN_RESIDUALS = 8  # measured schedules before the kernel is fitted to them
@@ -51,6 +52,7 @@ class TuningRun(ProgramRun):
                 self.proposals[key] = OtherAutoscheduler(c["autoscheduler"]) if "autoscheduler" in c else Proposal.from_record(c)
         self.numbers = {proposal: key for key, proposal in self.proposals.items()}
         self.next_number = 1 + max(map(int, self.proposals))
+        self.others = [self.key(OtherAutoscheduler(name)) for name in OTHERS]
         self.workspace = tempfile.TemporaryDirectory()
 
     def proposal(self, key):
@@ -129,7 +131,7 @@ class Pool:
         self.run, self.model, self.meta, self.device = run, model, meta, device
         self.keys, self.schedules, self.features, self.hashes = [], [], [], set()
         self.log_predicted, self.shares = np.zeros(0), []
-        self.library_calls = tuple(halide_utils.describe_stages(run.spec.build())["library_calls"])
+        self.calls = data_utils.call_counts(halide_utils.describe_stages(run.spec.build())["calls"])
         self.seconds = {"propose": 0.0, "predict": 0.0}
 
     def propose(self, proposals, deadline=math.inf):
@@ -145,7 +147,7 @@ class Pool:
         for proposal, featurization in featurized:
             if not featurization:
                 continue
-            dump = data_utils.Dump("proposed.featurization", "", data=featurization, library_calls=self.library_calls)
+            dump = data_utils.Dump("proposed.featurization", "", data=featurization, calls=self.calls)
             schedule = data_utils.parse_dump(dump, math.inf, need_runtime=False)
             if schedule.schedule not in self.hashes:
                 self.hashes.add(schedule.schedule)
@@ -222,7 +224,7 @@ class ChooseByHalide:
         self.weights = halide_utils.baseline_weights()
 
     def __call__(self, pool, measured, still_open, n):
-        samples = [pool.run.folder / f"{key.zfill(3)}.sample" for key in measured]
+        samples = [pool.run.folder / f"{key.zfill(3)}.sample" for key in measured if key not in pool.run.others]
         if len(samples) >= adams2019.MIN_SCHEDULES:
             self.weights = adams2019.retrain(samples, RETRAIN_RATE, RETRAIN_EPOCHS, os.cpu_count(), self.weights)
         cost = dict(zip(pool.keys, adams2019.log_predictions(self.weights, pool.halide_batches(), os.cpu_count())))
@@ -233,14 +235,14 @@ class ChooseByHalide:
 
 
 def search(pool, choose, budget, round_size, deadline, vary=0, among=None, report=None):
-    """Measure `budget` schedules of the pool in rounds, Adams2019's own choice first. Returns their keys in the order of measuring.
+    """Measure `budget` schedules in rounds: Adams2019's own choice and those of OTHERS, then the pool's. Returns their keys in that order.
 
     vary : how many variations of the fastest so far the pool gets after each round; with 0 it stays as it is. among : the keys to
     choose from; None is the whole pool. report : called with a line after each round. A candidate that fails costs no measurement,
     but after as many failures as the budget is large the search ends.
     """
     run, measured, tried = pool.run, [], set()
-    keys = [ADAMS2019]
+    keys = [ADAMS2019, *run.others[: budget // 8]]
     while keys:
         run.measure(keys)
         tried |= set(keys)
@@ -259,7 +261,7 @@ def search(pool, choose, budget, round_size, deadline, vary=0, among=None, repor
 def vary_the_best(pool, measured, n, deadline):
     """Add to the pool up to `n` variations of the fastest schedules measured so far."""
     rng = np.random.default_rng([pool.run.spec.seed, len(pool.keys)])
-    fastest = sorted((key for key in measured if key != ADAMS2019), key=pool.run.runtime_ms)[:VARIED]
+    fastest = sorted((key for key in measured if key not in (ADAMS2019, *pool.run.others)), key=pool.run.runtime_ms)[:VARIED]
     parents = itertools.islice(itertools.cycle(fastest), n if fastest else 0)
     pool.propose([pool.run.proposals[key].varied(rng) for key in parents], deadline)
 

@@ -9,8 +9,8 @@ schedules are proposed, the model predicts all of them, and at most --budget are
 among them, so the answer is never slower than that. Each one's output is compared with that of the program stage by stage.
 
 Writes to --output: best.schedule.h (for C++ Generators), best.weights (which give the same schedule again through Adams2019 itself,
-with the parameters in report.json), a static library and its header, report.json, search.png, and a folder of every measurement that
-generate_dataset.py reads. Started again with the same output it goes on from the measurements there. Use the machine for nothing else.
+with the parameters in report.json; none where another autoscheduler won), a static library and its header, report.json, search.png,
+and a folder of every measurement that generate_dataset.py reads. Started again with the same output it goes on from the measurements there. Use the machine for nothing else.
 """
 
 import math
@@ -30,7 +30,7 @@ import search
 import train_utils
 from collection import Candidate, replace_file
 from config import Config, UserError, load_config, make_folder, run_script
-from halide_utils import OtherAutoscheduler, Proposal
+from halide_utils import Proposal
 from search import ADAMS2019
 
 matplotlib.use("Agg")
@@ -107,11 +107,9 @@ def prepare(output, config):
 
 def compare(pool, initial, config, deadline):
     """{rival: its keys in the order of measuring}: other autoschedulers, and other ways to choose among the `initial` keys of the pool."""
-    run, measured = pool.run, {}
-    for name in ("Mullapudi2016", "Li2018"):
-        key = run.key(OtherAutoscheduler(name))
-        run.measure([key])
-        measured[name.lower()] = [key]
+    run = pool.run
+    run.measure(run.others)
+    measured = {name.lower(): [key] for name, key in zip(search.OTHERS, run.others)}
     for name, choose in (("random", search.choose_at_random), ("adams2019_retrained", search.ChooseByHalide())):
         measured[name] = search.search(pool, choose, config.budget, round_size(config), deadline, among=initial)
     return measured
@@ -135,11 +133,16 @@ def build_best(run, key, output):
     directives = (run.folder / f"{key.zfill(3)}.schedule.h").read_text()
     (output / "best.schedule.h").write_text(SCHEDULE_HEADER.format(name=name, directives=directives))
     proposal = run.proposals[key]
-    halide_utils.write_weights(output / "best.weights", proposal.weights())
+    (output / "best.weights").unlink(missing_ok=True)
+    if proposal.autoscheduler == "Adams2019":
+        halide_utils.write_weights(output / "best.weights", proposal.weights())
     with ProcessPool(1, context=Candidate.context, initializer=collection.silence) as processes:
         processes.schedule(collection.build_library, args=(run.spec, proposal, str(output / name), name), timeout=BUILD_SECONDS).result()
     parameters = {k: str(v) for k, v in (halide_utils.parallelism() | proposal.parameters("best.weights")).items()}
-    return {"key": key, "autoscheduler_params": parameters, "proposal": vars(proposal), "library": f"{name}.a", "header": f"{name}.h"}
+    return {
+        "key": key, "autoscheduler": proposal.autoscheduler, "autoscheduler_params": parameters, "proposal": vars(proposal),
+        "library": f"{name}.a", "header": f"{name}.h",
+    }  # fmt: skip
 
 
 def plot_search(path, run, measured):
@@ -210,7 +213,7 @@ def main():
         print(f"best: {report['best_ms']:.4g} ms; Adams2019's own choice could not be measured")
     else:
         print(f"best: {report['best_ms']:.4g} ms, {report['speedup']:.2f} x as fast as Adams2019's {report['adams2019_ms']:.4g} ms (medians of {REPEATS} fresh processes)")
-    print(f"written to {output}: best.schedule.h, {best['library']}, {best['header']}, best.weights, report.json, search.png, measurements")
+    print(f"written to {output}: best.schedule.h ({best['autoscheduler']}), {best['library']}, {best['header']}, report.json, search.png, measurements")
 
 
 def within(best, limit):

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from config import Config, UserError, load_config, run_script  # noqa: E402
+from features import CALLS  # noqa: E402
 
 VARIANTS = {
     "shipped": {},
@@ -34,7 +35,7 @@ VARIANTS = {
     "without operation histograms": {"drop_features": ",".join(f"log_{op}" for op in ("float_*", "ops_*", "const", "cast", "variable", "param", "add", "sub", "mod", "mul", "div", "min", "max", "eq", "ne", "lt", "le", "and", "or", "not", "select", "*_call", "let"))},
     "without access patterns": {"drop_features": "log_pointwise_*,log_transpose_*,log_broadcast_*,log_slice_*"},
     "without cost terms": {"drop_features": "log_cost_*"},
-    "without library calls": {"drop_features": "log_library_calls,log_cost_library_calls"},
+    "without calls": {"drop_features": ",".join(f"log_{kind}_calls,log_cost_{kind}_calls" for kind in CALLS)},
     "without padding": {"drop_features": "padding,outer_padding,partial_share"},
 }
 

@@ -1,15 +1,17 @@
-"""Which measured programs call the C library, for collections whose program.json does not tell: data/raw/library_calls.json.
+"""How often each stage of the measured programs calls what Halide's features don't tell apart: data/raw/calls.json.
 
-    python benchmarks/library_calls.py
+    python benchmarks/calls.py
 
-Builds the programs of every packed collection under raw_path anew (random programs from their numbers, applications from pipelines/) and
-lists, for those that do, the calls of each stage. Collections measured since carry the same in their program.json.
+For packed collections whose program.json does not tell: builds their programs anew (random programs from their numbers, applications
+from pipelines/) and lists, for those that have any, the calls of each stage by kind (features.CALLS). Collections measured since carry
+the same in their program.json.
 """
 
 import sys
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import orjson
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -18,6 +20,7 @@ sys.path.insert(0, str(ROOT))
 import data_utils  # noqa: E402
 import halide_utils  # noqa: E402
 from config import load_config, run_script  # noqa: E402
+from features import CALLS  # noqa: E402
 from pipelines import random_programs  # noqa: E402
 
 
@@ -27,7 +30,7 @@ def records(archive):
         files = {member.name: orjson.loads(tar.extractfile(member).read()) for member in tar if member.name.endswith(".json")}
     source = next(content for name, content in files.items() if name.endswith("collection.json"))["source"]
     max_stages = source.get("random_programs", {}).get("max_stages")
-    return [(max_stages, content) for name, content in files.items() if name.endswith("program.json") and "library_calls" not in content]
+    return [(max_stages, content) for name, content in files.items() if name.endswith("program.json") and "calls" not in content]
 
 
 def main():
@@ -37,14 +40,15 @@ def main():
     for archive in sorted(Path(config.raw_path).rglob("*.tar.xz")):
         for max_stages, record in records(archive):
             pipeline = random_programs.build(record["seed"], max_stages)[0] if max_stages else applications[record["name"]].build()
-            calls = halide_utils.describe_stages(pipeline)["library_calls"]
-            if len(calls) != len(record["stages"]):
+            description = halide_utils.describe_stages(pipeline)
+            if len(description["stages"]) != len(record["stages"]):
                 print(f"{archive}: {record['name']} is built differently today and left out")
-            elif any(calls):
+            elif calls := {kind: counts for kind, counts in description["calls"].items() if any(counts)}:
                 found[record["name"]] = calls
-    path = Path(config.raw_path) / data_utils.LIBRARY_CALLS
+    path = Path(config.raw_path) / data_utils.CALLS_FILE
     path.write_bytes(orjson.dumps(found) + b"\n")
-    print(f"{path}: {len(found)} programs call the C library")
+    totals = ", ".join(f"{np.sum([kind in calls for calls in found.values()])} {kind}" for kind in CALLS)
+    print(f"{path}: {len(found)} programs ({totals})")
 
 
 if __name__ == "__main__":

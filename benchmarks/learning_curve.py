@@ -18,6 +18,7 @@ from pydantic import Field
 
 import data_utils
 from config import Config, load_config, run_script
+from features import CALLS
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -46,8 +47,9 @@ def copy_share(config, share, folder):
             path.write_bytes(dump.data)
             if dump.bench is not None:
                 (path.parent / "bench.txt").write_bytes(dump.bench)
-            if dump.library_calls:
-                (path.parent / "program.json").write_bytes(orjson.dumps({"library_calls": dump.library_calls}))
+            if dump.calls is not None:
+                calls = dict(zip(CALLS, dump.calls.T.tolist()))
+                (path.parent / "program.json").write_bytes(orjson.dumps({"calls": calls}))
 
 
 def plot(points, path):

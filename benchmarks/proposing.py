@@ -38,10 +38,10 @@ class ProposingConfig(Config):
 
 def one_at_a_time(spec, proposals, model, device):
     """Seconds that the model took."""
-    predicting, calls = 0.0, halide_utils.describe_stages(spec.build())["library_calls"]
+    predicting, calls = 0.0, data_utils.call_counts(halide_utils.describe_stages(spec.build())["calls"])
     for proposal in proposals:
         if found := collection.propose(spec, proposal):
-            dump = data_utils.Dump("proposed.featurization", "", data=found[0], library_calls=calls)
+            dump = data_utils.Dump("proposed.featurization", "", data=found[0], calls=calls)
             schedule = data_utils.parse_dump(dump, math.inf, need_runtime=False)
             began = time.perf_counter()
             train_utils.predict_sequences(model, featurize([schedule]), device)

@@ -75,7 +75,7 @@ def predicted_ms(model, spec, proposal):
     stages = description["stages"]
     featurization, _ = proposal.apply(pipeline)
     schedule = data_utils.parse_binary(featurization, ".featurization")
-    schedule.library_calls = np.array(description["library_calls"], np.float32)
+    schedule.calls = data_utils.call_counts(description["calls"])
     features = torch.from_numpy(featurize([schedule])[0])[None]
     with torch.no_grad():
         costs = model.stage_costs(features, torch.tensor([len(stages)])).mean(0).exp()[0].tolist()

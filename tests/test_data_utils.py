@@ -14,7 +14,7 @@ from conftest import json_tree, make_stages, sample_bytes
 import data_utils
 from config import UserError, load_config
 from data_utils import Dump, Unusable, parse_dump
-from features import FEATURES, OPS, SCHEDULE_FEATURES, featurize
+from features import CALLS, FEATURES, OPS, SCHEDULE_FEATURES, featurize
 
 
 def parse(data, name="x.sample", **options):
@@ -200,31 +200,32 @@ def test_companions_are_named_exactly(tmp_path):
     assert [d.file for d in data_utils.iter_dumps(str(tmp_path))] == ["my_program.json"]
 
 
-def test_library_calls_are_read_from_beside_the_dumps(tmp_path):
+def test_calls_are_read_from_beside_the_dumps(tmp_path):
     def told(raw_path):
-        return {d.file.split("/")[-1]: parse_dump(d, 1e5).library_calls.tolist() for d in data_utils.iter_dumps(str(raw_path))}
+        return {d.file.split("/")[-1]: parse_dump(d, 1e5).calls[:, CALLS.index("exp")].tolist() for d in data_utils.iter_dumps(str(raw_path))}
 
     for program, calls in (("a", [0, 2, 1]), ("b", None), ("c", None), ("d", [1, 2])):
         (tmp_path / "raw" / program).mkdir(parents=True)
         (tmp_path / "raw" / program / f"{program}.sample").write_bytes(sample_bytes(make_stages(), 1))
         if calls:
-            (tmp_path / "raw" / program / "program.json").write_text(json.dumps({"library_calls": calls}))
-    (tmp_path / "raw" / "library_calls.json").write_text(json.dumps({"b": [3, 0, 0]}))
+            (tmp_path / "raw" / program / "program.json").write_text(json.dumps({"calls": {"exp": calls}}))
+    (tmp_path / "raw" / "calls.json").write_text(json.dumps({"b": {"exp": [3, 0, 0], "log": [0, 1, 0]}}))
     expected = {"a.sample": [0, 2, 1], "b.sample": [3, 0, 0], "c.sample": [0, 0, 0], "d.sample": [0, 0, 0]}  # d: of another program
     assert told(tmp_path / "raw") == expected
     with tarfile.open(tmp_path / "raw" / "packed.tar.xz", "w:xz") as tar:
         for name in ("a/program.json", "a/a.sample", "b/b.sample", "c/c.sample", "d/program.json", "d/d.sample"):
             tar.add(tmp_path / "raw" / name, f"packed/{name}")
     assert told(tmp_path / "raw" / "packed.tar.xz") == expected
-    (tmp_path / "raw" / "a" / "program.json").write_text('{"library_calls": [-5, 0, 0]}')
+    (tmp_path / "raw" / "a" / "program.json").write_text('{"calls": {"exp": [-5, 0, 0]}}')
     assert told(tmp_path / "raw" / "a") == {"a.sample": [0, 0, 0]}
-    (tmp_path / "raw" / "a" / "library_calls.json").write_text('{"a": [-5, 0, 0]}')
-    with pytest.raises(UserError, match="library_calls.json"):
-        told(tmp_path / "raw" / "a")
-    (tmp_path / "raw" / "a" / "library_calls.json").unlink()
-    (tmp_path / "raw" / "a" / "program.json").write_text('{"library_calls": [0, 2, 1]}')
+    for wrong in ('{"exp": [-5, 0, 0]}', '{"exp": [1, 2], "log": [1]}', '{"sinh": [1]}', "[1]"):
+        (tmp_path / "raw" / "a" / "calls.json").write_text(f'{{"a": {wrong}}}')
+        with pytest.raises(UserError, match="calls.json"):
+            told(tmp_path / "raw" / "a")
+    (tmp_path / "raw" / "a" / "calls.json").unlink()
+    (tmp_path / "raw" / "a" / "program.json").write_text('{"calls": {"exp": [0, 2, 1]}}')
     features = pd.DataFrame(featurize([parse_dump(next(data_utils.iter_dumps(str(tmp_path / "raw"))), 1e5)])[0], columns=FEATURES)
-    assert features.log_library_calls.tolist() == pytest.approx([0, math.log(3), math.log(2)])
+    assert features.log_exp_calls.tolist() == pytest.approx([0, math.log(3), math.log(2)])
 
 
 def split_of(programs, *flags):
