@@ -66,6 +66,7 @@ class Config(BaseSettings):
 
     seed: int = Field(ge=0, lt=2**31, description="of every random choice")
     device: Literal["auto", "cpu", "cuda"] = Field(description="where the model runs")
+    precision: Literal["float32", "bfloat16"] = Field(description="what the LSTMs compute in; bfloat16 where the device has instructions for it")
     num_threads: int = Field(ge=0, description="processor cores to use; 0: all")
     backend: Literal["loky", "dask"] = Field(description="where tasks fan out: processes on this machine, or a Dask cluster")
     scheduler_address: str = Field(description="of the Dask cluster, say tcp://host:8786; only with backend dask")

@@ -188,7 +188,7 @@ def main():
     device = train_utils.pick_device(config)
     meta = data_utils.read_meta(config.data_path)
     checkpoint = Path(config.run_path) / "best.safetensors"
-    model, trained = train_utils.load_model(checkpoint, device)
+    model, trained = train_utils.load_model(checkpoint, device, config.precision)
     train, val, test, holdout = (train_utils.Sequences(config.data_path, meta, split) for split in ("train", "val", "test", "holdout"))
     if len(test) == 0:
         raise UserError(f"{config.data_path}: its test split is empty; measure more programs, or generate with a larger test_fraction")

@@ -65,6 +65,8 @@ class CostModel(nn.Module):
     cost_columns : which K features are log1p of events that take time
     parallel_column : which feature tells whether a stage runs in parallel
     members, embed_size, hidden_size, lstm_layers, dropout : as in config.yaml
+
+    `precision`, float32 unless set, is what the members compute in; what goes in and comes out is float32 in any case.
     """
 
     def __init__(self, n_features, cost_columns, parallel_column, members, embed_size, hidden_size, lstm_layers, dropout):
@@ -76,6 +78,7 @@ class CostModel(nn.Module):
         self.register_buffer("floor_ms", torch.ones(()))
         self.register_buffer("stage_ms", torch.ones(()))
         self.cost_columns, self.parallel_column = cost_columns, parallel_column
+        self.precision = "float32"
         self.members = nn.ModuleList(StageCosts(n_features + 2, embed_size, hidden_size, lstm_layers, dropout) for _ in range(members))
 
     def set_statistics(self, mean, std, linear):
@@ -124,7 +127,9 @@ class CostModel(nn.Module):
         share = (linear - total).clamp(min=-12) / 4 + 1
         inputs = torch.cat([normalised, torch.stack([share, total.expand_as(share) / 2], 2)], 2)  # (B, T, F + 2)
         starts = linear, self.stage_ms.log().expand_as(linear).masked_fill(padded, -torch.inf)
-        return torch.stack([member(inputs, lengths) + starts[i % 2] for i, member in enumerate(self.members)])
+        with torch.autocast(features.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            corrections = [member(inputs, lengths) for member in self.members]
+        return torch.stack([correction.float() + starts[i % 2] for i, correction in enumerate(corrections)])
 
     def forward(self, features, lengths):
         """Each member's log-runtime (natural logarithm of milliseconds), (M, B); their mean is the prediction. Arguments as of stage_costs."""

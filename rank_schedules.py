@@ -62,7 +62,7 @@ def main():
     config = load_config(RankConfig)
     device = train_utils.pick_device(config)
     checkpoint = config.checkpoint if "checkpoint" in config.model_fields_set else train_utils.SHIPPED_MODEL
-    model, meta = train_utils.load_model(checkpoint, device)
+    model, meta = train_utils.load_model(checkpoint, device, config.precision)
     found, left_out = read_schedules(config.paths, config.max_runtime_ms, need_runtime=False)
     files, schedules = zip(*found)
     predictions = train_utils.predict_sequences(model, featurize(schedules), device)

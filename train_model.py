@@ -80,6 +80,7 @@ def start(config, train, val, device):
     torch.manual_seed(config.seed)
     settings = config.model_dump()
     model = train_utils.build_model(settings)
+    model.precision = config.precision
     shown = shown_features(config.drop_features)
     mean, std = train.feature_statistics()
     std[~shown] = torch.finfo(torch.float32).max  # so that they are all zero once normalised

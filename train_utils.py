@@ -348,10 +348,11 @@ def read_checkpoint(path):
     return tensors, meta
 
 
-def load_model(path, device):
-    """(CostModel, meta) from a checkpoint alone: its own settings count, not today's config.yaml."""
+def load_model(path, device, precision="float32"):
+    """(CostModel, meta) from a checkpoint alone: its own settings count, not today's config.yaml, but for the precision."""
     tensors, meta = read_checkpoint(path)
     model = build_model(meta["config"]).to(device)
+    model.precision = precision
     model.load_state_dict(model_tensors(tensors))
     return model.eval(), meta
 

@@ -168,7 +168,7 @@ def main():
     deadline = began + 60 * config.minutes if config.minutes else math.inf
     device = train_utils.pick_device(config)
     checkpoint = config.checkpoint if "checkpoint" in config.model_fields_set else train_utils.SHIPPED_MODEL
-    model, meta = train_utils.load_model(checkpoint, device)
+    model, meta = train_utils.load_model(checkpoint, device, config.precision)
     spec = find_program(config)
     output = make_folder(config.output, "output").resolve()
     collection.prepare_processes()

@@ -93,11 +93,18 @@ class Rivals:
             with torch.no_grad():
                 return torch.cat([self.model(*part).mean(0).exp() for part in slices]).cpu()
 
+        def halved():
+            self.model.precision = "bfloat16"
+            try:
+                return eager()
+            finally:
+                self.model.precision = "float32"
+
         def adams():
             with torch.no_grad():
                 return self.adams(s, h, batch.lengths).cpu()
 
-        return {"PyTorch": eager, "ONNX Runtime": lambda: [self.onnx.run(None, part) for part in fed], "hist_gradient_boosting": lambda: self.trees.predict(pooled), "adams2019": adams}  # fmt: skip
+        return {"PyTorch": eager, "PyTorch, bfloat16": halved, "ONNX Runtime": lambda: [self.onnx.run(None, part) for part in fed], "hist_gradient_boosting": lambda: self.trees.predict(pooled), "adams2019": adams}  # fmt: skip
 
 
 def main():
@@ -115,8 +122,8 @@ def main():
             functions[str(dtype)] = lambda dtype=dtype, found=rates[dtype]: found.append(multiply_rate(device, dtype))
         seconds = timing.take_turns(functions, config.rounds)
         work = flops(rivals.model, sequences.lengths[chosen])
-        for name in list(functions)[:4]:
-            shares = [f"{work / np.median(seconds[name]) / np.median(rate):.2f}" for rate in rates.values()] if name in ("PyTorch", "ONNX Runtime") else ["", ""]
+        for name in list(functions)[:-2]:
+            shares = [f"{work / np.median(seconds[name]) / np.median(rate):.2f}" for rate in rates.values()] if name.startswith(("PyTorch", "ONNX")) else ["", ""]
             rows.append([size, name, timing.spread(size / seconds[name]), timing.spread(seconds["PyTorch"] / seconds[name]), *shares])
             facts[f"{name}, batch {size}"] = {"schedules_per_second": (size / seconds[name]).tolist(), "shares_of_matrix_product": shares}
         facts[f"matrix products, batch {size}"] = {str(dtype): rate for dtype, rate in rates.items()}
