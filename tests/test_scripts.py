@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 
 import data_utils
 import metrics
+import train_utils
 
 # Small and quick, with enough programs in every split.
 SMALL = ["--val_fraction=0.3", "--test_fraction=0.3", "--epochs=3", "--embed_size=8", "--hidden_size=8", "--members=2", "--bootstrap_samples=20", "--num_threads=1"]
@@ -151,9 +152,11 @@ def test_a_checkpoint_is_fine_tuned_on_another_machine(trained, tmp_path):
     arguments = [*flags(tmp_path), "--split_by=schedule", "--epochs=1", "--learning_rate=1e-9"]
     run("generate_dataset.py", *arguments)
     run("train_model.py", *arguments, f"--init_from={folder / 'run' / 'best.safetensors'}")
-    tuned = pd.read_csv(tmp_path / "run" / "metrics.csv").val_mse_log.item()
-    run("train_model.py", *arguments)
-    assert tuned < pd.read_csv(tmp_path / "run" / "metrics.csv").val_mse_log.item() and tuned < 1
+    rows = train_utils.Sequences(tmp_path / "data", data_utils.read_meta(tmp_path / "data"), "train")
+    models = [train_utils.load_model(where / "run" / "best.safetensors", "cpu")[0] for where in (folder, tmp_path)]
+    trained_elsewhere, tuned = (train_utils.predict(model, rows, "cpu") for model in models)
+    assert (tuned - trained_elsewhere).std() < 1e-3 and (tuned - trained_elsewhere).mean() > 2  # it was scaled, and hardly trained
+    assert (tuned - rows.log_runtime).mean() == pytest.approx(0, abs=0.01)
     expect_user_error(run("train_model.py", *arguments, "--init_from=none.safetensors", check=False), "none.safetensors")
     other = f"--init_from={folder / 'run' / 'best.safetensors'}"
     expect_user_error(run("train_model.py", *arguments, other, "--hidden_size=9", check=False), "hidden_size")

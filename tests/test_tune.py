@@ -132,6 +132,7 @@ def test_another_autoscheduler_may_win(tuned, tmp_path):
     best = tune_schedule.build_best(run, run.others[0], tmp_path)
     assert best["autoscheduler"] == "Mullapudi2016" and "weights_path" not in best["autoscheduler_params"]
     assert (tmp_path / "narrow_blur.a").exists() and not (tmp_path / "best.weights").exists()
+    halide_utils.load_autoscheduler(best["autoscheduler"])
     parameters = hl.AutoschedulerParams(best["autoscheduler"], best["autoscheduler_params"])
     assert spec.build().apply_autoscheduler(hl.get_host_target(), parameters).schedule_source in (tmp_path / "best.schedule.h").read_text()
     if shutil.which("g++"):
