@@ -42,7 +42,6 @@ MAX_SCHEDULE_FEATURE = 1e14  # what Halide's own trainer accepts
 SPLITS = ["train", "val", "test", "holdout"]
 MIN_RUNTIME_MS = 1e-6  # less than a nanosecond is no measurement
 IN_ORDER = operator.itemgetter(*SCHEDULE_FEATURES)
-UPDATE = re.compile(r"\.update\(\d+\)$")
 
 
 class Unusable(Exception):
@@ -427,7 +426,7 @@ def _schedule_from_json(tree):
         histograms[node["Name"]] = _histogram("\n".join(details["Op histogram"]), "\n".join(details["Memory access patterns"]))
     rows, first, algorithm = [], [], []
     # The dump puts a Func's pure stage first; and it keeps one histogram a Func, that of its last definition.
-    for name, group in itertools.groupby(stages, key=lambda stage: UPDATE.sub("", stage[0])):
+    for name, group in itertools.groupby(stages, key=lambda stage: stage[0].partition(".update(")[0]):
         first.append(len(rows))
         algorithm.append(histograms[name])
         rows += [features for _, features in group][::-1]

@@ -29,10 +29,11 @@ from config import UserError, load_config, make_folder, run_script
 from fan_out import fan_out
 from features import FEATURE_UNITS, FEATURES, STAGE_COUNTS, featurize
 
-CHUNK = 64  # dumps a task of the readers
-FEW_CHUNKS = 16  # with fewer, starting more processes takes longer than reading
-WINDOW = 32  # tasks under way: joblib keeps whatever the readers finish before it is taken, however much that is
+CHUNK = 128  # dumps a task of the readers
+FEW_CHUNKS = 8  # with fewer, starting more processes takes longer than reading
+WINDOW = 16  # tasks under way: joblib keeps whatever the readers finish before it is taken, however much that is
 
+STAGE_SIZE = 4 * len(FEATURES)  # bytes of a stage's features
 # What is held of each dump, and as what; `label` is where its file's name begins in a spool, `offset` where its features do.
 COLUMNS = {"collection": "i", "program": "q", "instance": "q", "schedule": "q", "features": "q", "runtime_ms": "d", "n_stages": "i", "offset": "q", "label": "q", "label_size": "i"}
 PUBLIC = ["split", "collection", "file", "program", "instance", "schedule", "runtime_ms", "n_stages", "measurements", "log_variance", "log_range"]
@@ -57,8 +58,9 @@ class Spool:
 
 
 def parse_chunk(dumps, max_runtime_ms):
-    """For each Dump: (hash of its contents, row, (features (T, F), algorithm features (T, 41, 8) or None)), or (hash, None,
-    (reason, detail)) where it can't be used. The algorithm features come with the first schedule of a program alone."""
+    """Of a list of Dumps: for each, (hash of its contents, row, (stages, algorithm features (T, 41, 8) or None)), or (hash, None, (reason,
+    detail)) where it can't be used; and the features (T, F) float32 of all that can, as bytes, end to end. The algorithm features come
+    with the first schedule of a program alone."""
     results, schedules, programs = [], [], set()
     for dump in dumps:
         try:
@@ -72,11 +74,10 @@ def parse_chunk(dumps, max_runtime_ms):
         instance = data_utils.stable_hash(schedule.instance, dump.root, dump.collection)
         both = data_utils.stable_hash(program, schedule.schedule)
         row = (program, instance, schedule.schedule, both, schedule.runtime_ms)
-        results.append((_digest(dump), row, None if program in programs else schedule.algorithm_features))
+        results.append((_digest(dump), row, (len(schedule.schedule_features), None if program in programs else schedule.algorithm_features)))
         programs.add(program)
         schedules.append(schedule)
-    features = iter(featurize(schedules))
-    return [(digest, row, (next(features), value) if row else value) for digest, row, value in results]
+    return results, b"".join(features.tobytes() for features in featurize(schedules))
 
 
 def _digest(dump):
@@ -112,7 +113,8 @@ def read_dumps(config, features_spool, programs_spool, labels_spool):
     dumps = data_utils.iter_dumps(config.raw_path, config.holdout_names)
     dropped, sources, programs = [], {}, {}
     columns = {name: array(kind) for name, kind in COLUMNS.items()}
-    for names, results in parse_all(iter(lambda: list(itertools.islice(dumps, CHUNK)), []), config):
+    for names, (results, features) in parse_all(iter(lambda: list(itertools.islice(dumps, CHUNK)), []), config):
+        offset = features_spool.put(features)
         for (collection, file), (digest, row, value) in zip(names, results):
             source = sources.setdefault(collection, {"number": len(sources), "dumps": 0, "xxh3_128": 0})
             source["dumps"] += 1
@@ -120,14 +122,15 @@ def read_dumps(config, features_spool, programs_spool, labels_spool):
             if row is None:
                 dropped.append((file, *value))
                 continue
-            features, algorithm = value
+            n_stages, algorithm = value
             program = row[0]
             if algorithm is not None and program not in programs:
                 programs[program] = (programs_spool.put(algorithm.tobytes()), len(algorithm))
             label = file.encode()
-            places = features_spool.put(features.tobytes()), labels_spool.put(label), len(label)
-            for column, number in zip(columns.values(), (source["number"], *row, len(features), *places)):
+            places = offset, labels_spool.put(label), len(label)
+            for column, number in zip(columns.values(), (source["number"], *row, n_stages, *places)):
                 column.append(number)
+            offset += n_stages * STAGE_SIZE
     for source in sources.values():
         del source["number"]
         source["xxh3_128"] = f"{source['xxh3_128']:032x}"
@@ -165,13 +168,12 @@ def write_shards(rows, spool, folder, shard_size):
     for old in folder.iterdir():
         if data_utils.SHARD_NAME.fullmatch(old.name):
             old.unlink()
-    stage_bytes = 4 * len(FEATURES)
     names = {split: [] for split in data_utils.SPLITS}
     ends = np.searchsorted(rows.split.cat.codes, range(len(data_utils.SPLITS)), side="right").tolist()
     for split, begin, end in zip(data_utils.SPLITS, [0, *ends], ends):
         for start in range(begin, end, shard_size):
             shard = rows.iloc[start : min(start + shard_size, end)]
-            stored = (spool.get(offset, n * stage_bytes) for offset, n in zip(shard.offset, shard.n_stages))
+            stored = (spool.get(offset, n * STAGE_SIZE) for offset, n in zip(shard.offset, shard.n_stages))
             sequences = [np.frombuffer(data, np.float32).reshape(-1, len(FEATURES)) for data in stored]
             names[split].append(f"{split}-{len(names[split]):05d}.safetensors")
             data_utils.write_shard(folder / names[split][-1], sequences, shard)
