@@ -1,6 +1,7 @@
 """Tuning with the real Halide: a small Generator, few measurements, the shipped model."""
 
 import math
+import re
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -134,7 +135,9 @@ def test_another_autoscheduler_may_win(tuned, tmp_path):
     assert (tmp_path / "narrow_blur.a").exists() and not (tmp_path / "best.weights").exists()
     halide_utils.load_autoscheduler(best["autoscheduler"])
     parameters = hl.AutoschedulerParams(best["autoscheduler"], best["autoscheduler_params"])
-    assert spec.build().apply_autoscheduler(hl.get_host_target(), parameters).schedule_source in (tmp_path / "best.schedule.h").read_text()
+    applied, kept = spec.build().apply_autoscheduler(hl.get_host_target(), parameters).schedule_source, (tmp_path / "best.schedule.h").read_text()
+    number = re.compile(r"_\d+\b")  # behind a Func's name where this process built the program before
+    assert number.sub("", applied) in number.sub("", kept)
     if shutil.which("g++"):
         (tmp_path / "user.cpp").write_text('#include "best.schedule.h"\nvoid use(Halide::Pipeline p, Halide::Target t) { apply_schedule_narrow_blur(p, t); }\n')
         include = halide_utils.LIBRARIES.parent / "include"
