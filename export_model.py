@@ -7,10 +7,7 @@ onnx: raw features (B, T, F) float32, as features.featurize gives them, and leng
 (B,) float32, out; any B and T. The names of the features, in order, are in the file's metadata under `features`, as JSON.
 
 weights: Adams2019's own network, trained on the measured schedules of data_path's training split and on the LSTM's predictions for
-schedules of other random programs that nobody has measured. A search finds what its model is wrong about, so in each further round
-Adams2019 schedules these programs with the weights so far, and what it finds is predicted and added. Of the weights of all rounds and
-those that Halide ships, the ones are written with which beam search finds what the LSTM predicts to be fastest, on further programs.
-An unmodified Halide takes the file through `weights_path`.
+schedules of other random programs that nobody has measured. An unmodified Halide takes the file through `weights_path`.
 """
 
 # ruff: noqa: E402
@@ -19,13 +16,10 @@ import os
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read by torch when imported; its exporter says of each LSTM that it can't infer a shape
 
 import json
-import math
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import onnx
 import torch
 from pydantic import Field
@@ -40,12 +34,10 @@ import search
 import train_utils
 from config import Config, UserError, load_config, make_folder, run_script
 from features import FEATURES, featurize
-from halide_utils import ProgramSpec, Proposal, WithWeights
+from halide_utils import ProgramSpec, Proposal
 
 OPSET = 17
 UNMEASURED_FROM = 1_000_000  # number of the first random program whose schedules are predicted only: none that is measured here
-NOISE = (0.0, 0.1, 0.1, 0.3, 0.3, 1.0)  # standard deviations, on the weights so far, of the searches whose finds are added after a round
-JUDGED_STAGES = 12  # most that the programs are drawn with on which weights are chosen: their beam search takes seconds
 
 
 class ExportConfig(Config):
@@ -53,10 +45,8 @@ class ExportConfig(Config):
     checkpoint: str = Field(str(train_utils.SHIPPED_MODEL), description="model to export")
     output: str = Field("", description="file to write; empty: cost_model.FORMAT")
     unmeasured_programs: int = Field(60, ge=0, description="weights: random programs whose schedules the LSTM predicts")
-    unmeasured_schedules: int = Field(16, ge=1, description="weights: schedules of each before the first round")
-    judged_programs: int = Field(24, ge=0, description="weights: further random programs on whose beam search a round is chosen; 0: the last")
-    rounds: int = Field(3, ge=1, description="weights: times that the network is trained, each time on more schedules")
-    fit_epochs: int = Field(40, ge=1, description="weights: passes over all schedules in a round")
+    unmeasured_schedules: int = Field(16, ge=1, description="weights: schedules of each")
+    fit_epochs: int = Field(40, ge=1, description="weights: passes over all schedules")
     fit_learning_rate: float = Field(0.001, gt=0, description="weights: peak learning rate")
 
 
@@ -99,63 +89,31 @@ def measured_examples(train):
     return examples
 
 
-def predicted_examples(spec, featurizations, model, device):
-    """The same of a program's schedules that were never run, with the LSTM's predictions for their runtimes."""
-    calls = data_utils.call_counts(halide_utils.describe_stages(spec.build())["calls"])
-    dumps = [data_utils.Dump("proposed.featurization", "", data=data, calls=calls) for data in featurizations]
-    schedules = [data_utils.parse_dump(dump, math.inf, need_runtime=False) for dump in dumps]
-    predictions = train_utils.predict_sequences(model, featurize(schedules), device)
-    return [(s.schedule_features, s.algorithm_features, p, spec.seed) for s, (p, _, _) in zip(schedules, predictions)]
-
-
-def judge(candidates, specs, model, device):
-    """ln of the milliseconds that the LSTM predicts for what beam search finds with each of the weights files `candidates`.
-
-    A list of one for each candidate, for each of the programs `specs` that all of them find a schedule for in time.
-    """
-    proposals, judged = [WithWeights(str(path), search.ADAMS2019_BEAM) for path in candidates], []
-    for spec in specs:
-        found = dict(search.propose_all(spec, proposals))
-        if len(found) == len(proposals):
-            examples = predicted_examples(spec, [found[proposal] for proposal in proposals], model, device)
-            judged.append([log_ms for _, _, log_ms, _ in examples])
-    return judged
+def predicted_examples(config, model, device):
+    """The same of schedules that were never run, with the LSTM's predictions for their runtimes."""
+    collection.prepare_processes()
+    examples = []
+    for number in tqdm(range(UNMEASURED_FROM, UNMEASURED_FROM + config.unmeasured_programs), unit="program"):
+        spec = ProgramSpec(f"random_{number}", number)
+        found = {data for _, data in search.propose_all(spec, [Proposal.draw(number, k) for k in range(config.unmeasured_schedules)])}
+        calls = data_utils.call_counts(halide_utils.describe_stages(spec.build())["calls"])
+        schedules = [search.proposed_schedule(data, calls) for data in sorted(found)]
+        predictions = train_utils.predict_sequences(model, featurize(schedules), device)
+        examples += [(s.schedule_features, s.algorithm_features, p, number) for s, (p, _, _) in zip(schedules, predictions)]
+    return examples
 
 
 def export_weights(config, model, device, path):
-    """Write weights for Adams2019 to the file `path`; returns a sentence on how they came about."""
+    """Write weights for Adams2019 to the file `path`; returns how many schedules they were trained on: (measured, predicted)."""
     train = train_utils.Sequences(config.data_path, data_utils.read_meta(config.data_path), "train")
-    examples, shipped, rng = measured_examples(train), halide_utils.baseline_weights(), np.random.default_rng(config.seed)
-    end = UNMEASURED_FROM + config.unmeasured_programs
-    specs = [ProgramSpec(f"random_{n}", n) for n in range(UNMEASURED_FROM, end)]
-    further = [ProgramSpec(f"random_{n}", n, max_stages=JUDGED_STAGES) for n in range(end, end + config.judged_programs)]
-    if not examples and not specs:
+    measured, predicted = measured_examples(train), predicted_examples(config, model, device)
+    if not measured + predicted:
         raise UserError(f"{config.data_path}: its train split is empty, and --unmeasured_programs is 0: nothing to train on")
-    collection.prepare_processes()
-    proposals = {spec: [Proposal.draw(spec.seed, k) for k in range(config.unmeasured_schedules)] for spec in specs}
-    with tempfile.TemporaryDirectory() as folder:
-        candidates = [Path(folder, "shipped.weights")]
-        halide_utils.write_weights(candidates[0], shipped)
-        for i in range(config.rounds):
-            for spec in tqdm(specs, f"round {i + 1} of {config.rounds}", unit="program"):
-                found = {data for _, data in search.propose_all(spec, proposals[spec])}
-                examples += predicted_examples(spec, sorted(found), model, device)
-            weights = adams2019.fit(shipped, examples, os.cpu_count(), config.fit_epochs, config.fit_learning_rate, config.seed)
-            files = [Path(folder, f"round_{i}_{k}.weights") for k in range(len(NOISE))]
-            for file, sigma in zip(files, NOISE):
-                halide_utils.write_weights(file, halide_utils.add_noise(weights, sigma, rng))
-            candidates.append(files[0])
-            proposals = dict.fromkeys(specs, [WithWeights(str(file), 1) for file in files])
-        judged = judge(candidates, tqdm(further, "choosing", unit="program"), model, device)
-        log_ms = np.mean(judged, 0) if judged else np.zeros(len(candidates))
-        best = int(np.argmin(log_ms)) if judged else config.rounds
-        path.write_bytes(candidates[best].read_bytes())
-    speedups = ", ".join(f"{math.exp(log_ms[0] - value):.2f}" for value in log_ms[1:])
-    return (
-        f"trained on {len(train)} measured and {len(examples) - len(train)} predicted schedules; on {len(judged)} further programs the LSTM takes "
-        f"what beam search finds for {speedups} x as fast, by round, as with the weights that Halide ships; written are "
-        + (f"those of round {best}" if best else "the latter")
+    weights = adams2019.fit(
+        halide_utils.baseline_weights(), measured + predicted, os.cpu_count(), config.fit_epochs, config.fit_learning_rate, config.seed
     )
+    halide_utils.write_weights(path, weights)
+    return len(measured), len(predicted)
 
 
 def main():
@@ -170,7 +128,8 @@ def main():
         export_onnx(model, meta, path)
         print(f"{path}: {len(FEATURES)} raw features a stage in, milliseconds and their {meta['interval']['level']:.0%} interval out")
     else:
-        print(f"{path}: {export_weights(config, model, device, path)}; give it to Adams2019 as weights_path")
+        measured, predicted = export_weights(config, model, device, path)
+        print(f"{path}: trained on {measured} measured and {predicted} predicted schedules; give it to Adams2019 as weights_path")
 
 
 if __name__ == "__main__":

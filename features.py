@@ -32,9 +32,9 @@ STAGE_BYTES = 4 * (N_SCHEDULE + N_HISTOGRAMS * len(TYPES))  # 1,304
 # JSON dumps do not tell types: their histograms go into a column of their own behind Halide's seven types.
 TYPE_COLUMNS = [*TYPES, "unknown"]
 STAGE_COUNTS = N_HISTOGRAMS * len(TYPE_COLUMNS)  # algorithm features of a stage
-# What Halide's histograms don't tell apart, though a point costs anything from a tenth of a nanosecond (abs) to ten (tanh): calls of the C
-# library, a lane at a time (sin and cos 2 ns, the others 3 to 11); functions computed in vectors (pow 0.8, exp and log 0.3, sqrt 0.2); and
-# integer division that is no shift. All but the last are extern_call there, the last is div or mod.
+# What Halide's histograms don't tell apart, though it takes anything from an instruction a vector (abs) to thirty times as long (atan2):
+# calls of the C library, a lane at a time; functions computed in vectors; and integer division that is no shift. All but the last are
+# extern_call there, the last is div or mod. benchmarks/call_costs.py measures them.
 CALLS = ["sin_cos", "library", "exp", "log", "pow", "sqrt", "int_division"]
 
 

@@ -120,6 +120,12 @@ def propose_all(spec, proposals, deadline=math.inf):
     return featurized
 
 
+def proposed_schedule(featurization, calls):
+    """The data_utils.Schedule in featurization bytes, its runtime not known; `calls` as data_utils.call_counts gives them."""
+    dump = data_utils.Dump("proposed.featurization", "", data=featurization, calls=calls)
+    return data_utils.parse_dump(dump, math.inf, need_runtime=False)
+
+
 class Pool:
     """Distinct schedules proposed for one program, and what the model says of them.
 
@@ -147,8 +153,7 @@ class Pool:
         for proposal, featurization in featurized:
             if not featurization:
                 continue
-            dump = data_utils.Dump("proposed.featurization", "", data=featurization, calls=self.calls)
-            schedule = data_utils.parse_dump(dump, math.inf, need_runtime=False)
+            schedule = proposed_schedule(featurization, self.calls)
             if schedule.schedule not in self.hashes:
                 self.hashes.add(schedule.schedule)
                 self.keys.append(self.run.key(proposal))

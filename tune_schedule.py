@@ -10,7 +10,8 @@ among them, so the answer is never slower than that. Each one's output is compar
 
 Writes to --output: best.schedule.h (for C++ Generators), best.weights (which give the same schedule again through Adams2019 itself,
 with the parameters in report.json; none where another autoscheduler won), a static library and its header, report.json, search.png,
-and a folder of every measurement that generate_dataset.py reads. Started again with the same output it goes on from the measurements there. Use the machine for nothing else.
+and a folder of every measurement that generate_dataset.py reads. Started again with the same output it goes on from the measurements
+there. Use the machine for nothing else.
 """
 
 import math

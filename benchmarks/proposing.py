@@ -7,7 +7,6 @@ Nothing is compiled or run. One at a time means: Adams2019 in this process, its 
 by itself. Writes benchmarks/results/proposing.md and .json.
 """
 
-import math
 import sys
 import tempfile
 import time
@@ -41,8 +40,7 @@ def one_at_a_time(spec, proposals, model, device):
     predicting, calls = 0.0, data_utils.call_counts(halide_utils.describe_stages(spec.build())["calls"])
     for proposal in proposals:
         if found := collection.propose(spec, proposal):
-            dump = data_utils.Dump("proposed.featurization", "", data=found[0], calls=calls)
-            schedule = data_utils.parse_dump(dump, math.inf, need_runtime=False)
+            schedule = search.proposed_schedule(found[0], calls)
             began = time.perf_counter()
             train_utils.predict_sequences(model, featurize([schedule]), device)
             predicting += time.perf_counter() - began

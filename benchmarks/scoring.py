@@ -12,6 +12,7 @@ writes it in PyTorch, in float32; hist_gradient_boosting predicts from pooled fe
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -89,22 +90,16 @@ class Rivals:
         s, h = (pad_sequence([self.halide[i][part][j, : self.halide[i][2][j]] for i, j in place], True).to(self.device) for part in (0, 1))
         h = h[:, :, 1:, :7].contiguous()
 
-        def eager():
+        def eager(precision="float32"):
+            self.model.precision = precision
             with torch.no_grad():
                 return torch.cat([self.model(*part).mean(0).exp() for part in slices]).cpu()
-
-        def halved():
-            self.model.precision = "bfloat16"
-            try:
-                return eager()
-            finally:
-                self.model.precision = "float32"
 
         def adams():
             with torch.no_grad():
                 return self.adams(s, h, batch.lengths).cpu()
 
-        return {"PyTorch": eager, "PyTorch, bfloat16": halved, "ONNX Runtime": lambda: [self.onnx.run(None, part) for part in fed], "hist_gradient_boosting": lambda: self.trees.predict(pooled), "adams2019": adams}  # fmt: skip
+        return {"PyTorch": eager, "PyTorch, bfloat16": partial(eager, "bfloat16"), "ONNX Runtime": lambda: [self.onnx.run(None, part) for part in fed], "hist_gradient_boosting": lambda: self.trees.predict(pooled), "adams2019": adams}  # fmt: skip
 
 
 def main():

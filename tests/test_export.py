@@ -45,7 +45,7 @@ def test_halide_takes_the_exported_weights(tmp_path):
     data = f"--data_path={tmp_path / 'data'}"
     run("generate_dataset.py", f"--raw_path={tmp_path / 'raw'}", data)
     path = tmp_path / "exported.weights"
-    done = run("export_model.py", "--format=weights", f"--output={path}", data, "--unmeasured_programs=1", "--unmeasured_schedules=3", "--judged_programs=0", "--rounds=2", "--fit_epochs=2")
+    done = run("export_model.py", "--format=weights", f"--output={path}", data, "--unmeasured_programs=1", "--unmeasured_schedules=3", "--fit_epochs=2")
     assert " predicted schedules" in done.stdout and " and 0 predicted" not in done.stdout
     changed = [not np.array_equal(a, b) for a, b in zip(halide_utils.read_weights(path), halide_utils.baseline_weights())]
     assert all(changed)
