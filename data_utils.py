@@ -71,24 +71,21 @@ class Schedule:
     """One measured schedule of one program.
 
     schedule_features : (T, 39) float32, as Halide computes them
-    algorithm_features : (T, 41, 8) float32: types in use, operation and access histograms, by type
+    algorithm_features : (T, 41, 8) float32: types in use, operation and access histograms, by type; other schedules may share the array
+    program : a hash of the algorithm features, never an id from the file
     runtime_ms : float; NaN where the dump need not tell
     calls : (T, 7) float32, calls a point of each kind in features.CALLS; zeros where nobody says
     """
 
     schedule_features: np.ndarray
     algorithm_features: np.ndarray
+    program: int
     runtime_ms: float
     calls: np.ndarray = None
 
     def __post_init__(self):
         if self.calls is None:
             self.calls = np.zeros((len(self.schedule_features), len(CALLS)), np.float32)
-
-    @functools.cached_property
-    def program(self):
-        """The program: a hash of the algorithm features, never an id from the file."""
-        return stable_hash(self.algorithm_features)
 
     @functools.cached_property
     def schedule(self):
@@ -327,7 +324,7 @@ def read_bytes(dump):
     if dump.data is not None:
         return dump.data
     try:
-        with open(dump.path, "rb") as f:
+        with open(dump.path, "rb", buffering=0) as f:
             if os.fstat(f.fileno()).st_size > MAX_DUMP_BYTES:
                 raise Unusable("too_large", f"more than {MAX_DUMP_BYTES} bytes")
             return f.read()
@@ -338,7 +335,7 @@ def read_bytes(dump):
 def parse_dump(dump, max_runtime_ms, need_runtime=True):
     """The Schedule in a Dump, recognised by content. Raises Unusable with one of the reasons README.md lists."""
     data = read_bytes(dump)
-    suffix = Path(dump.file).suffix.lower()
+    suffix = os.path.splitext(dump.file)[1].lower()
     if not data:
         raise Unusable("truncated", "the file is empty")
     if suffix == ".json" or data[:64].lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
@@ -375,9 +372,16 @@ def parse_binary(data, suffix, bench=None):
         runtime_ms = float(np.frombuffer(data, "<f4", 1, len(body))[0])
     else:
         runtime_ms = _bench_runtime(bench)
-    histograms = np.zeros((len(stages), N_HISTOGRAMS, len(TYPE_COLUMNS)), np.float32)
-    histograms[:, :, : len(TYPES)] = stages[:, N_SCHEDULE:].reshape(-1, N_HISTOGRAMS, len(TYPES))
-    return Schedule(stages[:, :N_SCHEDULE].astype(np.float32), histograms, runtime_ms)
+    return Schedule(stages[:, :N_SCHEDULE].astype(np.float32), *_algorithm_in_binary(stages[:, N_SCHEDULE:].tobytes()), runtime_ms)
+
+
+@functools.lru_cache(32)  # the schedules of a program come together, and all say the same of it
+def _algorithm_in_binary(data):
+    """(algorithm features (T, 41, 8), their hash) from the bytes of the histograms of all stages."""
+    histograms = np.frombuffer(data, "<f4").reshape(-1, N_HISTOGRAMS, len(TYPES))
+    features = np.zeros((*histograms.shape[:2], len(TYPE_COLUMNS)), np.float32)
+    features[:, :, : len(TYPES)] = histograms
+    return features, stable_hash(features)
 
 
 def _plausible(body):
@@ -423,27 +427,28 @@ def _schedule_from_json(tree):
     histograms = {}
     for node in tree["programming_details"]["Nodes"]:
         details = node["Details"]
-        histograms[node["Name"]] = _histogram("\n".join(details["Op histogram"]), "\n".join(details["Memory access patterns"]))
-    rows, first, algorithm = [], [], []
+        histograms[node["Name"]] = "\n".join(details["Op histogram"]), "\n".join(details["Memory access patterns"])
+    rows, funcs = [], []
     # The dump puts a Func's pure stage first; and it keeps one histogram a Func, that of its last definition.
     for name, group in itertools.groupby(stages, key=lambda stage: stage[0].partition(".update(")[0]):
-        first.append(len(rows))
-        algorithm.append(histograms[name])
+        first = len(rows)
         rows += [features for _, features in group][::-1]
-    t = len(rows)
-    algorithm_features = np.zeros((t, N_HISTOGRAMS, len(TYPE_COLUMNS)), np.float32)
-    if t:
-        algorithm_features[first, 1:, -1] = algorithm
+        funcs.append((*histograms[name], len(rows) - first))
     with np.errstate(over="ignore"):
-        return Schedule(np.array(rows, np.float32).reshape(t, N_SCHEDULE), algorithm_features, runtime_ms)
+        schedule_features = np.fromiter(itertools.chain.from_iterable(rows), np.float32, len(rows) * N_SCHEDULE).reshape(-1, N_SCHEDULE)
+    return Schedule(schedule_features, *_algorithm_in_json(tuple(funcs)), runtime_ms)
 
 
-@functools.lru_cache(4096)  # the schedules of a program come together, and all say the same of it
-def _histogram(operations, patterns):
-    """(40,) operation and access counts of a node, from lines such as `Add:  3` and `Pointwise:  1 0 0 1`."""
-    ops = np.array([float(line.rsplit(":", 1)[1]) for line in operations.split("\n")])
-    accesses = np.array([[float(v) for v in line.rsplit(":", 1)[1].split()] for line in patterns.split("\n")])
-    return np.concatenate([ops.reshape(-1, len(OPS)).sum(0), accesses.reshape(-1, len(PATTERNS)).sum(0)])
+@functools.lru_cache(32)  # as _algorithm_in_binary
+def _algorithm_in_json(funcs):
+    """(algorithm features (T, 41, 8), their hash) of Funcs, each (lines such as `Add:  3`, lines such as `Pointwise:  1 0 0 1`, stages)."""
+    features, first = np.zeros((sum(n for *_, n in funcs), N_HISTOGRAMS, len(TYPE_COLUMNS)), np.float32), 0
+    for operations, patterns, n_stages in funcs:
+        ops = np.array([float(line.rsplit(":", 1)[1]) for line in operations.split("\n")])
+        accesses = np.array([[float(v) for v in line.rsplit(":", 1)[1].split()] for line in patterns.split("\n")])
+        features[first, 1:, -1] = np.concatenate([ops.reshape(-1, len(OPS)).sum(0), accesses.reshape(-1, len(PATTERNS)).sum(0)])
+        first += n_stages
+    return features, stable_hash(features)
 
 
 def _check(schedule, max_runtime_ms, need_runtime):
@@ -452,7 +457,7 @@ def _check(schedule, max_runtime_ms, need_runtime):
     if len(features) == 0:
         raise Unusable("no_stages", "not a single stage in it")
     extremes = [features.min(), features.max(), algorithm.min(), algorithm.max()]  # NaN where there is one
-    if not np.isfinite(extremes).all():
+    if not all(map(math.isfinite, extremes)):
         raise Unusable("not_a_number", "a feature is NaN or infinite")
     if max(-extremes[2], extremes[3]) > MAX_SCHEDULE_FEATURE:
         raise Unusable("bad_feature", f"an operation or access count is above {MAX_SCHEDULE_FEATURE:g}")

@@ -50,27 +50,35 @@ def featurize(schedules):
     lengths = np.array([len(schedule.schedule_features) for schedule in schedules])
     schedule_features = np.concatenate([schedule.schedule_features for schedule in schedules])  # (S, 39)
     s = dict(zip(SCHEDULE_FEATURES, schedule_features.T.astype(np.float64)))
-    h = np.maximum(np.concatenate([schedule.algorithm_features for schedule in schedules]), 0)  # (S, 41, 8)
-    types, ops = h[:, 0], h[:, 1 : 1 + len(OPS)]
-    over_types = h @ np.ones(len(TYPE_COLUMNS), np.float32)  # (S, 41); numpy's sum takes ten times as long over so short an axis
-    by_op, by_type = over_types[:, 1 : 1 + len(OPS)], ops.sum(1)  # (S, 24), (S, 8)
     calls = dict(zip(CALLS, np.concatenate([schedule.calls for schedule in schedules]).T.astype(np.float64)))  # {kind: (S,)}
-    work = by_op.sum(1) * s["points_computed_total"]
-    owner = np.repeat(np.arange(len(schedules)), lengths)
-    position = np.arange(len(h)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    owner, size = np.repeat([range(len(schedules)), lengths], lengths, axis=1)  # (S,) each
+    position = np.arange(len(owner)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    # What a program computes is worked out once for all of its schedules; `at` (S,) is where a stage stands in that.
+    programs = {schedule.program: schedule.algorithm_features for schedule in schedules}
+    ends = dict(zip(programs, np.cumsum([len(histograms) for histograms in programs.values()])))
+    at = np.array([ends[schedule.program] for schedule in schedules])[owner] - size + position
+    by_op, algorithm_columns = _algorithm_columns(np.concatenate(list(programs.values())))
+    work = by_op.sum(1)[at] * s["points_computed_total"]
     loops = _loop_bodies(s, owner, position)
     columns = [
         np.log1p(schedule_features),
         np.stack(list(_ratios(s, loops, owner).values()), 1),
-        np.log1p(np.stack(list(_cost_terms(s, loops, by_op[:, OPS.index("extern_call")], calls).values()), 1)),
-        np.log1p(np.stack([work, *calls.values(), position, np.repeat(lengths, lengths) - 1 - position], 1)),
-        types > 0,
-        np.log1p(by_type),
-        np.log1p(by_op),
-        np.log1p(ops[:, :, 5] + ops[:, :, 6]),  # in floating point
-        np.log1p(over_types[:, 1 + len(OPS) :]),
+        np.log1p(np.stack(list(_cost_terms(s, loops, by_op[at, OPS.index("extern_call")], calls).values()), 1)),
+        np.log1p(np.stack([work, *calls.values(), position, size - 1 - position], 1)),
+        algorithm_columns[at],
     ]
     return np.split(np.concatenate(columns, 1, dtype=np.float32, casting="same_kind"), np.cumsum(lengths)[:-1])
+
+
+def _algorithm_columns(histograms):
+    """Operations a point of some stages, (S, 24), and all the columns that depend on their algorithm features (S, 41, 8) alone."""
+    h = np.maximum(histograms, 0)
+    types, ops = h[:, 0], h[:, 1 : 1 + len(OPS)]
+    over_types = h @ np.ones(len(TYPE_COLUMNS), np.float32)  # (S, 41); numpy's sum takes ten times as long over so short an axis
+    by_op, by_type = over_types[:, 1 : 1 + len(OPS)], ops.sum(1)  # (S, 24), (S, 8)
+    in_floating_point = ops[:, :, 5] + ops[:, :, 6]
+    logs = np.log1p(np.concatenate([by_type, by_op, in_floating_point, over_types[:, 1 + len(OPS) :]], 1))
+    return by_op, np.concatenate([types > 0, logs], 1)
 
 
 def _loop_bodies(s, owner, position):

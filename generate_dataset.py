@@ -31,7 +31,7 @@ from features import FEATURE_UNITS, FEATURES, STAGE_COUNTS, featurize
 
 CHUNK = 128  # dumps a task of the readers
 FEW_CHUNKS = 8  # with fewer, starting more processes takes longer than reading
-WINDOW = 16  # tasks under way: joblib keeps whatever the readers finish before it is taken, however much that is
+WINDOW = 32  # tasks under way: joblib keeps whatever the readers finish before it is taken, however much that is
 
 STAGE_SIZE = 4 * len(FEATURES)  # bytes of a stage's features
 # What is held of each dump, and as what; `label` is where its file's name begins in a spool, `offset` where its features do.
@@ -114,7 +114,7 @@ def read_dumps(config, features_spool, programs_spool, labels_spool):
     dropped, sources, programs = [], {}, {}
     columns = {name: array(kind) for name, kind in COLUMNS.items()}
     for names, (results, features) in parse_all(iter(lambda: list(itertools.islice(dumps, CHUNK)), []), config):
-        offset = features_spool.put(features)
+        offset, usable = features_spool.put(features), []
         for (collection, file), (digest, row, value) in zip(names, results):
             source = sources.setdefault(collection, {"number": len(sources), "dumps": 0, "xxh3_128": 0})
             source["dumps"] += 1
@@ -127,10 +127,10 @@ def read_dumps(config, features_spool, programs_spool, labels_spool):
             if algorithm is not None and program not in programs:
                 programs[program] = (programs_spool.put(algorithm.tobytes()), len(algorithm))
             label = file.encode()
-            places = offset, labels_spool.put(label), len(label)
-            for column, number in zip(columns.values(), (source["number"], *row, n_stages, *places)):
-                column.append(number)
+            usable.append((source["number"], *row, n_stages, offset, labels_spool.put(label), len(label)))
             offset += n_stages * STAGE_SIZE
+        for column, values in zip(columns.values(), zip(*usable)):
+            column.extend(values)
     for source in sources.values():
         del source["number"]
         source["xxh3_128"] = f"{source['xxh3_128']:032x}"

@@ -2,8 +2,9 @@
 
 `build(seed)` draws a program: one to three images, then 3 to 25 stages of the kinds listed in STAGE_KINDS, each reading
 stages that are already there, and an output that joins whatever is still unread. The same seed gives the same program in any
-process. The kinds are those that image processing, linear algebra and small networks are made of; their mix follows Halide's
-random_pipeline generator (Halide/apps/autoscheduler) in spirit, with scans, histograms, look-ups and matrix products added.
+process; seeds from RICH_FROM on draw more reductions. The kinds are those that image processing, linear algebra and small networks
+are made of; their mix follows Halide's random_pipeline generator (Halide/apps/autoscheduler) in spirit, with scans, histograms,
+look-ups and matrix products added.
 
 Values stay bounded through any depth (averages rather than sums, saturating casts), so that a schedule's output can be
 compared with the reference's and no integer overflows.
@@ -419,8 +420,10 @@ STAGE_KINDS = {
     separable_blur: 2, conv_2d: 3, conv_1d: 3, pool: 2, downsample: 4, upsample: 3, boundary: 3, transpose: 2, slice_channel: 2,
     broadcast_channels: 3, join: 9, blend: 3, unsharp: 2, scan: 2, histogram: 1, lookup: 2, row_mean: 1, channel_mix: 3, matmul: 1,
 }  # fmt: skip
-
-
+# Programs of these numbers and beyond are richer in what applications have more of than others: loops over many points for each of theirs.
+# Those before keep the mix they were measured with.
+RICH_FROM = 10_000
+RICH_KINDS = {matmul: 5, histogram: 5, channel_mix: 3, scan: 2, conv_2d: 2, row_mean: 2}  # times as often
 
 
 def add_image(b):
@@ -454,6 +457,8 @@ def build(seed, max_stages=25):
     longest = max_stages if b.rng.random() < 0.2 else min(max_stages, 10)
     n_images, n_stages = len(b.kinds), int(b.rng.integers(3, longest + 1))
     kinds, odds = list(STAGE_KINDS), np.array(list(STAGE_KINDS.values()), float)
+    if seed >= RICH_FROM:
+        odds *= [RICH_KINDS.get(kind, 1) for kind in kinds]
     # A program favours some kinds over others, as real ones do; otherwise all long programs would look alike.
     odds *= b.rng.gamma(0.7, size=len(odds)) + 0.05
     while len(b.kinds) - n_images < n_stages:
