@@ -148,17 +148,17 @@ def _outer_padding(s, padding, owner):
 
     Halide counts the productions of a stage inside another's loops as if those loops ended where what is asked for ends.
     """
-    outer, around, schedule = np.zeros(len(padding)), [], None
-    columns = zip(owner.tolist(), s["num_productions"].tolist(), (s["inlined_calls"] > 0).tolist(), np.maximum(padding, 0).tolist())
-    for t, (own, productions, inlined, own_padding) in enumerate(columns):
+    computed = np.flatnonzero(s["inlined_calls"] <= 0)
+    found, around, schedule = [], [], None
+    for own, productions, own_padding in zip(*(column[computed].tolist() for column in (owner, s["num_productions"], np.maximum(padding, 0)))):
         if own != schedule:
             schedule, around = own, []  # (productions, padding in all) of the loops that may be open, outermost first
-        if inlined:
-            continue
         while around and around[-1][0] >= productions:
             around.pop()
-        outer[t] = around[-1][1] if around else 0.0
-        around.append((productions, own_padding + outer[t]))
+        found.append(around[-1][1] if around else 0.0)
+        around.append((productions, own_padding + found[-1]))
+    outer = np.zeros(len(padding))
+    outer[computed] = found
     return outer
 
 
