@@ -1,11 +1,12 @@
 """What more measurements are worth: the error on the same test programs, learnt from an eighth, a quarter, a half and all of the others.
 
     python benchmarks/learning_curve.py
+    python benchmarks/learning_curve.py --first_folds 2 --plot benchmarks/results/learning_curve.png
     python benchmarks/learning_curve.py --raw_path dumps.tar.xz --name json_dumps
 
-For each share and fold (5, or --folds) it copies the dumps of the fold's test programs and of that share of all others into
-runs/learning_curve/NAME, runs the three scripts on them, and writes table.json and learning_curve.png there. Which split a program
-is in depends on the program alone, so leaving others out changes nothing for those that stay.
+For each share and fold (of 5, or --folds; all of them, or the --first_folds) it copies the dumps of the fold's test programs and of that
+share of all others into runs/learning_curve/NAME, runs the three scripts on them, and writes table.json and learning_curve.png there.
+Which split a program is in depends on the program alone, so leaving others out changes nothing for those that stay.
 """
 
 import shutil
@@ -29,6 +30,8 @@ MODELS = ("lstm", "hist_gradient_boosting")
 
 class CurveConfig(Config):
     name: str = Field("shipped", min_length=1, description="folder under runs/learning_curve")
+    first_folds: int = Field(0, ge=0, description="how many of the folds to run, two or more; 0: all")
+    plot: str = Field("", description="file for the plot; empty: learning_curve.png in that folder")
 
 
 def copy_share(config, share, folder):
@@ -69,7 +72,7 @@ def main():
     points = []
     for share in SHARES:
         reports = []
-        for fold in range(n_folds(config)):
+        for fold in range(config.first_folds or n_folds(config)):
             raw = folder / "raw"
             copy_share(config.model_copy(update={"folds": n_folds(config), "fold": fold}), share, raw)
             reports.append(run_fold(config.model_copy(update={"raw_path": str(raw)}), fold, folder / f"share_{share:g}"))
@@ -79,8 +82,9 @@ def main():
         cells = ", ".join(f"{m} {np.mean(e):.3f} ± {np.std(e, ddof=1):.3f}" for m, e in errors.items())
         print(f"{share:g} of the programs, {programs:.0f} in the mean: mse_log {cells}", flush=True)
     (folder / "table.json").write_bytes(orjson.dumps(points, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY))
-    plot(points, folder / "learning_curve.png")
-    print(f"plot: {folder / 'learning_curve.png'}")
+    path = config.plot or folder / "learning_curve.png"
+    plot(points, path)
+    print(f"plot: {path}")
 
 
 if __name__ == "__main__":
