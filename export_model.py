@@ -114,7 +114,7 @@ def export_weights(config, model, device, path):
     shipped = halide_utils.baseline_weights()
     fitted = adams2019.fit(shipped, measured + predicted, os.cpu_count(), config.fit_epochs, config.fit_learning_rate, config.seed)
     share = config.fit_share  # "weight-space ensembles" (Wortsman et al. 2022): between the two lie weights that err less than either
-    halide_utils.write_weights(path, [(1 - share) * s + share * f for s, f in zip(shipped, fitted)])
+    halide_utils.write_weights(path, [(1 - share) * s + share * f.ravel() for s, f in zip(shipped, fitted)])
     return len(measured), len(predicted)
 
 

@@ -49,6 +49,8 @@ def test_halide_takes_the_exported_weights(tmp_path):
     assert " predicted schedules" in done.stdout and " and 0 predicted" not in done.stdout
     changed = [not np.array_equal(a, b) for a, b in zip(halide_utils.read_weights(path), halide_utils.baseline_weights())]
     assert all(changed)
+    run("export_model.py", "--format=weights", f"--output={tmp_path / 'shipped.weights'}", data, "--unmeasured_programs=0", "--fit_epochs=2", "--fit_share=0")
+    assert all(np.array_equal(a, b) for a, b in zip(halide_utils.read_weights(tmp_path / "shipped.weights"), halide_utils.baseline_weights()))
 
     spec = next(iter(halide_utils.programs_in(ROOT / "pipelines" / "blur.py")))
     _, source = halide_utils.WithWeights(str(path), beam_size=1).apply(spec.build())
