@@ -57,7 +57,7 @@ def wait_for_measurements(process, output, n):
 
 
 def seconds_to_end(processes):
-    """How long `processes` go on, up to PATIENCE."""
+    """(how long `processes` go on, up to PATIENCE; how many still do then)."""
     began = time.monotonic()
     _, alive = psutil.wait_procs(processes, PATIENCE)
     return time.monotonic() - began, len(alive)

@@ -1,7 +1,9 @@
 """Measuring with the real Halide: small programs, few schedules."""
 
+import itertools
 import subprocess
 import sys
+import tarfile
 import time
 
 import halide as hl
@@ -81,6 +83,21 @@ def test_random_programs_are_reproducible_and_of_many_kinds():
         assert len(halide_utils.functions(pipeline)) >= 2
         kinds.update(drawn)
     assert len(kinds) >= 20
+
+
+def test_numbers_still_draw_the_programs_that_were_measured():
+    with tarfile.open(ROOT / "data" / "raw" / "random_008.tar.xz") as tar:
+        records = (orjson.loads(tar.extractfile(member).read()) for member in tar if member.name.endswith("/program.json"))
+        for record in itertools.islice(records, 8):
+            assert random_programs.build(record["seed"], max_stages=14)[1] == record["stage_kinds"]
+
+
+def test_numbers_from_rich_from_on_draw_more_reductions():
+    def share(first):
+        drawn = [kind for seed in range(first, first + 60) for kind in random_programs.build(seed)[1]]
+        return sum(kind in ("matmul", "equalize", "channel_mix") for kind in drawn) / len(drawn)
+
+    assert share(random_programs.RICH_FROM) > 1.5 * share(0)
 
 
 def test_stages_and_edges_are_those_of_the_featurization(blur):
