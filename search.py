@@ -74,8 +74,10 @@ class TuningRun(ProgramRun):
 
     def measure(self, keys):
         """Compile and measure these candidates, those that were before left out."""
-        for _, candidate in collection.compile_candidates({self: [key for key in keys if key not in self.decided]}, self.workspace.name):
+        compiled = collection.compile_candidates({self: [key for key in keys if key not in self.decided]}, self.workspace.name)
+        for _, candidate in compiled:
             collection.measure(self, candidate)
+        collection.measure_again(compiled)
 
     def runtime_ms(self, key):
         """Measured milliseconds of a candidate; infinite where it gave none."""
