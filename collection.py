@@ -39,9 +39,10 @@ PROPOSALS_A_SCHEDULE = 3  # give up on a program after this many proposals for e
 FEW_TIMEOUTS, MANY_TIMEOUTS = 2, 4  # or after this many that took too long to compile: few if fewer were fast enough, or many
 RUN_SECONDS = 60
 TRIES = 3  # measurements of one schedule on a busy machine before it is kept and flagged noisy
-# Every schedule is measured in passes through all that are compiled, minutes apart: others on the host slow a machine for seconds to
-# minutes, which it can't see, but they rarely meet one schedule twice. The fastest counts; where two differ by more there is a third.
-PASSES, PASS_AGREEMENT = 2, 0.05
+# Every schedule is measured in short passes through all that are compiled, so that those of one are half a minute apart: others on the
+# host slow a machine by up to a fifth for seconds at a time, which it can't see. The fastest pass counts; there are more of them until
+# the two fastest agree.
+MIN_PASSES, MAX_PASSES, PASS_AGREEMENT = 4, 8, 0.02
 REPEATED_SHARE = 0.05  # of the schedules are measured again in a fresh process, which tells the noise
 MEMORY_LIMIT = 12 * 2**30
 MAX_DRIFT = 0.05  # of the calibration programs' times, beyond which measurements no longer belong to one collection
@@ -201,9 +202,11 @@ class Candidate:
         """The measurement that counts: the fastest pass, of those on a quiet machine if there is one."""
         return min(self.passes, key=lambda m: (is_noisy(m), m["runtime_ms"]))
 
-    def agrees(self):
-        times = [m["runtime_ms"] for m in self.passes]
-        return len(times) >= PASSES and max(times) <= (1 + PASS_AGREEMENT) * min(times)
+    def is_settled(self):
+        """Whether there were passes enough."""
+        times = sorted(m["runtime_ms"] for m in self.passes)
+        agree = len(times) >= MIN_PASSES and times[1] <= (1 + PASS_AGREEMENT) * times[0]
+        return agree or len(times) >= MAX_PASSES
 
     def end(self):
         self.has_ended = True
@@ -465,10 +468,10 @@ def measure(run, candidate):
 
 def measure_again(measured):
     """The further passes through [(ProgramRun, Candidate)] that `measure` has seen once; ends the candidates."""
-    for n_passes in range(2, PASSES + 2):
-        for run, candidate in [(r, c) for r, c in measured if not c.has_ended]:
+    while measured := [(run, candidate) for run, candidate in measured if not candidate.has_ended]:
+        for run, candidate in measured:
             measure(run, candidate)
-            if n_passes > PASSES or candidate.agrees():
+            if candidate.is_settled():
                 candidate.end()
 
 
@@ -498,9 +501,9 @@ def describe_machine():
         "system": platform.platform(), "python": platform.python_version(), "halide": importlib.metadata.version("halide"),
         "target": str(hl.get_host_target()),
         "protocol": {
-            "threads": "all cores", "placements": u.PLACEMENTS, "freed_memory": "kept by the process", "batch_seconds": u.BATCH_SECONDS,
+            "threads": "all cores", "freed_memory": "kept by the process", "batch_seconds": u.BATCH_SECONDS,
             "min_seconds": u.MIN_BENCHMARK_SECONDS, "max_seconds": u.MAX_BENCHMARK_SECONDS, "agreement": u.AGREEMENT,
-            "foreign_share_limit": u.FOREIGN_SHARE_LIMIT, "tries": TRIES, "passes": PASSES, "pass_agreement": PASS_AGREEMENT,
+            "foreign_share_limit": u.FOREIGN_SHARE_LIMIT, "tries": TRIES, "passes": [MIN_PASSES, MAX_PASSES], "pass_agreement": PASS_AGREEMENT,
             "repeated_share": REPEATED_SHARE, "runtime": "fastest batch of calls of all passes, its time a call, in milliseconds",
         },
     }  # fmt: skip
@@ -517,7 +520,7 @@ def calibration_programs():
 
 def calibrate():
     """{calibration program: milliseconds}, measured now by the protocol of the schedules."""
-    passes = [{name: round(halide_utils.benchmark(program, 0).runtime_ms, 6) for name, program in calibration_programs().items()} for _ in range(PASSES)]
+    passes = [{name: round(halide_utils.benchmark(program, 0).runtime_ms, 6) for name, program in calibration_programs().items()} for _ in range(MIN_PASSES)]
     return {name: min(times[name] for times in passes) for name in passes[0]}
 
 

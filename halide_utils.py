@@ -43,9 +43,9 @@ WEIGHTS_HEADER = struct.pack("<4I", 0x68776631, 3, 3, 6)
 WEIGHT_SHAPES = [(8, 40, 7), (8,), (24, 39), (24,), (32, 32), (32,)]
 
 # The benchmark protocol, after Halide's tools/halide_benchmark.h: batches of calls, of which the fastest counts, until the best
-# and the third best agree. For this long at the least, because on two threads the minimum of a few calls is off by up to a third.
-WARM_UP_CALLS, PLACEMENTS = 1, 2
-MIN_BENCHMARK_SECONDS, MAX_BENCHMARK_SECONDS, BATCH_SECONDS = 0.3, 0.75, 0.002
+# and the third best agree.
+WARM_UP_CALLS = 1
+MIN_BENCHMARK_SECONDS, MAX_BENCHMARK_SECONDS, BATCH_SECONDS = 0.15, 0.3, 0.002
 AGREEMENT = 0.03
 # More of the machine than this used by others while a schedule runs spoils its measurement.
 FOREIGN_SHARE_LIMIT = 0.05
@@ -455,8 +455,7 @@ class Measurement:
 def _cpu_seconds():
     """(all cores' busy seconds since boot, those of this process): the difference is what others used."""
     t = psutil.cpu_times()
-    own = os.times()
-    return sum(t) - t.idle - getattr(t, "iowait", 0.0) - getattr(t, "guest", 0.0) - getattr(t, "guest_nice", 0.0), own.user + own.system
+    return sum(t) - t.idle - getattr(t, "iowait", 0.0) - getattr(t, "guest", 0.0) - getattr(t, "guest_nice", 0.0), time.process_time()
 
 
 def keep_memory():
@@ -471,38 +470,30 @@ def keep_memory():
 
 
 def benchmark(program, seed):
-    """Measure a Program by Halide's protocol: the fastest batch, its time a call. Returns a Measurement.
-
-    In PLACEMENTS parts, each with buffers allocated afresh: where memory happens to lie decides what shares a cache line's place.
-    """
-    times, calls = [], 0
-    wall = busy = own = 0.0
-    for placement in range(1, PLACEMENTS + 1):
-        program.allocate(seed)
-        for _ in range(WARM_UP_CALLS):
-            program()
-        start = time.perf_counter()
+    """Measure a Program once, on buffers allocated afresh: the fastest batch, its time a call. Returns a Measurement."""
+    program.allocate(seed)
+    for _ in range(WARM_UP_CALLS):
         program()
-        batch = max(1, int(BATCH_SECONDS / max(time.perf_counter() - start, 1e-7)))
-        before = _cpu_seconds()
-        start = time.perf_counter()
-        while True:
-            began = time.perf_counter()
-            for _ in range(batch):
-                program()
-            now = time.perf_counter()
-            times.append((now - began) / batch)
-            calls += batch
-            if len(times) >= 3 and wall + now - start >= MIN_BENCHMARK_SECONDS * placement / PLACEMENTS:
-                best, third = np.partition(times, 2)[[0, 2]]
-                if third <= best * (1 + AGREEMENT) or wall + now - start >= MAX_BENCHMARK_SECONDS * placement / PLACEMENTS:
-                    break
-        wall += now - start
-        after = _cpu_seconds()
-        busy, own = busy + after[0] - before[0], own + after[1] - before[1]
+    start = time.perf_counter()
+    program()
+    batch = max(1, int(BATCH_SECONDS / max(time.perf_counter() - start, 1e-7)))
+    times = []
+    before = _cpu_seconds()
+    start = time.perf_counter()
+    while True:
+        began = time.perf_counter()
+        for _ in range(batch):
+            program()
+        now = time.perf_counter()
+        times.append((now - began) / batch)
+        if len(times) >= 3 and now - start >= MIN_BENCHMARK_SECONDS:
+            best, third = np.partition(times, 2)[[0, 2]]
+            if third <= best * (1 + AGREEMENT) or now - start >= MAX_BENCHMARK_SECONDS:
+                break
+    busy, own = (b - a for a, b in zip(before, _cpu_seconds()))
     return Measurement(
-        runtime_ms=float(best) * 1e3, samples=len(times), calls=calls, spread=float(third / best) - 1, cpu_share=own / wall,
-        foreign_share=max(0.0, busy - own) / (wall * os.cpu_count()),
+        runtime_ms=float(best) * 1e3, samples=len(times), calls=batch * len(times), spread=float(third / best) - 1, cpu_share=own / (now - start),
+        foreign_share=max(0.0, busy - own) / ((now - start) * os.cpu_count()),
     )  # fmt: skip
 
 
