@@ -42,7 +42,7 @@ TRIES = 3  # measurements of one schedule on a busy machine before it is kept an
 # Every schedule is measured in short passes through all that are compiled, so that those of one are half a minute apart: others on the
 # host slow a machine by up to a fifth for seconds at a time, which it can't see. The fastest pass counts; there are more of them until
 # the two fastest agree.
-MIN_PASSES, MAX_PASSES, PASS_AGREEMENT = 4, 8, 0.02
+MIN_PASSES, MAX_PASSES, PASS_AGREEMENT = 4, 6, 0.02
 REPEATED_SHARE = 0.05  # of the schedules are measured again in a fresh process, which tells the noise
 MEMORY_LIMIT = 12 * 2**30
 MAX_DRIFT = 0.05  # of the calibration programs' times, beyond which measurements no longer belong to one collection
