@@ -5,21 +5,23 @@
 
 For each fold (5, or --folds) it runs generate_dataset.py, train_model.py and evaluate_model.py with the flags given, in
 runs/folds/NAME whatever data_path, run_path and fold say, and prints the table; the same as JSON in runs/folds/NAME/table.json.
-Every rival gets the same rows of the same folds.
+Every rival gets the same rows of the same folds. With --num_threads, as many folds run side by side as the cores allow.
 """
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import orjson
+from joblib import Parallel, delayed
 from pydantic import Field
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from config import Config, load_config, run_script  # noqa: E402
+from config import Config, UserError, load_config, run_script  # noqa: E402
 from metrics import TITLES  # noqa: E402
 
 
@@ -31,15 +33,20 @@ def n_folds(config):
     return config.folds or 5
 
 
+def run_folds(config, run, folds):
+    """[run(fold)], side by side where each is told to use but some of the cores."""
+    return Parallel(max(os.cpu_count() // config.num_threads, 1) if config.num_threads else 1, backend="threading")(delayed(run)(fold) for fold in folds)
+
+
 def run_fold(config, fold, folder):
     """One fold's report, through the scripts as a user runs them."""
     flags = {key: getattr(config, key) for key in Config.model_fields}
-    flags |= {"folds": n_folds(config), "fold": fold, "data_path": folder / "data", "run_path": folder / f"fold_{fold}"}
+    flags |= {"folds": n_folds(config), "fold": fold, "data_path": folder / f"data_{fold}", "run_path": folder / f"fold_{fold}"}
     arguments = [f"--{key}={value}" for key, value in flags.items()]
     for script in ("generate_dataset.py", "train_model.py", "evaluate_model.py"):
         done = subprocess.run([sys.executable, ROOT / script, *arguments], stdout=subprocess.DEVNULL)
         if done.returncode:
-            sys.exit(done.returncode)  # it has said why
+            raise UserError(f"fold {fold}: {script} has failed, and said why above")
     return orjson.loads((folder / f"fold_{fold}" / "report.json").read_bytes())
 
 
@@ -68,7 +75,7 @@ def markdown(summary):
 def main():
     config = load_config(FoldsConfig)
     folder = ROOT / "runs" / "folds" / config.name
-    reports = [run_fold(config, fold, folder) for fold in range(n_folds(config))]
+    reports = run_folds(config, lambda fold: run_fold(config, fold, folder), range(n_folds(config)))
     tables = {"test": summarise(reports, lambda r: r["models"])}
     for collection in reports[0]["holdout"]:
         tables[f"holdout {collection}"] = summarise(reports, lambda r, c=collection: r["holdout"][c]["models"])

@@ -10,11 +10,12 @@ Which split a program is in depends on the program alone, so leaving others out 
 """
 
 import shutil
+from functools import partial
 
 import matplotlib
 import numpy as np
 import orjson
-from cross_validation import ROOT, n_folds, run_fold
+from cross_validation import ROOT, n_folds, run_fold, run_folds
 from pydantic import Field
 
 import data_utils
@@ -55,6 +56,13 @@ def copy_share(config, share, folder):
                 (path.parent / "program.json").write_bytes(orjson.dumps({"calls": calls}))
 
 
+def run_on_share(config, share, folder, fold):
+    """The report of a fold that learns from `share` of its programs."""
+    raw = folder / f"raw_{fold}"
+    copy_share(config.model_copy(update={"folds": n_folds(config), "fold": fold}), share, raw)
+    return run_fold(config.model_copy(update={"raw_path": str(raw)}), fold, folder / f"share_{share:g}")
+
+
 def plot(points, path):
     figure, axis = plt.subplots(figsize=(5, 3.5), layout="constrained")
     for model in MODELS:
@@ -71,11 +79,7 @@ def main():
     folder = ROOT / "runs" / "learning_curve" / config.name
     points = []
     for share in SHARES:
-        reports = []
-        for fold in range(config.first_folds or n_folds(config)):
-            raw = folder / "raw"
-            copy_share(config.model_copy(update={"folds": n_folds(config), "fold": fold}), share, raw)
-            reports.append(run_fold(config.model_copy(update={"raw_path": str(raw)}), fold, folder / f"share_{share:g}"))
+        reports = run_folds(config, partial(run_on_share, config, share, folder), range(config.first_folds or n_folds(config)))
         errors = {m: [r["models"][m]["mse_log"] for r in reports] for m in MODELS}
         programs = np.mean([r["counts"]["splits"]["train"]["programs"] + r["counts"]["splits"]["val"]["programs"] for r in reports])
         points.append({"share": share, "programs": programs, **{m: [np.mean(e), np.std(e, ddof=1)] for m, e in errors.items()}})
