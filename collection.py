@@ -239,7 +239,7 @@ class ProgramRun:
         self.undecided = []  # candidates whose proposals may be duplicates of earlier ones, in the order of their keys
         self.compiling = {}  # {hash: key} of those that were not
         self.unchecked = []  # candidates that have compiled before the reference has run
-        self.n_ready = 0
+        self.n_compiled = 0
 
     def save(self):
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -265,7 +265,7 @@ class ProgramRun:
     def gives_up(self):
         """Whether no more candidates are worth their time: no reference, or mostly such that compile for too long."""
         timeouts = sum(c["outcome"] == "timeout" for c in self.decided.values())
-        fast_enough = len(self.measured()) + self.n_ready
+        fast_enough = len(self.measured()) + self.n_compiled
         return self.failed or timeouts >= MANY_TIMEOUTS or (timeouts >= FEW_TIMEOUTS and timeouts > fast_enough)
 
     def next_keys(self):
@@ -393,11 +393,12 @@ def compile_candidates(keys, folder):
     """
     queue, active, ready = [], {}, []
     for run in keys:
-        run.n_ready, run.compiling = 0, {}
+        run.n_compiled, run.compiling = 0, {}
         queue += [(run, key) for key in ([] if run.reference_ready or not keys[run] else ["reference"]) + keys[run]]
     queue.reverse()
     while queue or active:
-        while queue and len(active) < os.cpu_count():
+        # Those that wait for an earlier proposal or for the reference need no core.
+        while queue and sum(candidate.deadline < math.inf for _, candidate in active.values()) < os.cpu_count():
             run, key = queue.pop()
             if run.failed or (key.isdecimal() and run.gives_up()):
                 continue
@@ -422,6 +423,7 @@ def compile_candidates(keys, folder):
                     candidate.compile()
             elif kind == "compiled" and candidate.key != "reference":
                 candidate.compile_seconds, candidate.deadline = content[0], math.inf
+                run.n_compiled += 1
                 run.unchecked.append(candidate)
             else:
                 del active[connection]
@@ -431,7 +433,6 @@ def compile_candidates(keys, folder):
                     run.reference_ready = True
                     candidate.end()
                 else:
-                    run.n_ready += 1
                     ready.append((run, candidate))
             for dropped in [*run.decide_proposals(), *run.check_compiled()]:
                 active.pop(dropped.connection, None)
