@@ -284,6 +284,7 @@ def test_a_dask_cluster_measures_and_reads_the_same(tmp_path, blur):
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
         cluster_flags = ["--backend=dask", f"--scheduler_address={cluster.scheduler_address}"]
         run("collect_schedules.py", f"--pipeline={folder}", "--schedules=1", f"--output={output}", "--compile_seconds=60", *cluster_flags)
-        assert len(collected(output)[1]) >= 9
+        samples = [name for part in tmp_path.glob("out*") for name in collected(part)[1]]  # out-2, too, where the machine became slower meanwhile
+        assert {name.split("/")[0] for name in samples} == {f"program_{i}" for i in range(9)}
         data_utils.parse_dump(next(data_utils.iter_dumps(str(output))), 1e5)
     expect_user_error(run("collect_schedules.py", "--backend=dask", f"--output={output}", check=False), "scheduler_address")
