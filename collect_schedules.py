@@ -10,8 +10,8 @@ include), and `program.json` with stage names, edges, and how every schedule was
 machine, versions, protocol and the times of the calibration programs. Stopped at any moment and started again it goes on where it
 was. On another processor, or on one whose calibration has drifted, it goes on in a collection of its own: OUTPUT-2, OUTPUT-3, ...
 
-Schedules of a few programs are compiled at a time on all cores, each in a process of its own that then waits; after that each is
-measured alone on the idle machine. A process that crashes, hangs or eats memory costs its one schedule.
+Schedules of a few programs are compiled at a time on all cores, each in a process of its own that then waits; after that they take
+turns on the idle machine, each measured alone in several short passes. A process that crashes, hangs or eats memory costs its one schedule.
 """
 
 import datetime

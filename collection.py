@@ -378,7 +378,7 @@ def measure_programs(specs, plan):
                     measured += ready
                     for run, candidate in ready:
                         measure(run, candidate)
-            measure_again(measured)
+            further_passes(measured)
         for run in runs:
             run.record["complete"] = True
             run.save()
@@ -467,7 +467,7 @@ def measure(run, candidate):
     run.decide(candidate, "measured", hash=candidate.hash, **fastest, noisy=is_noisy(fastest), passes_ms=passes, **seconds)
 
 
-def measure_again(measured):
+def further_passes(measured):
     """The further passes through [(ProgramRun, Candidate)] that `measure` has seen once; ends the candidates."""
     while measured := [(run, candidate) for run, candidate in measured if not candidate.has_ended]:
         for run, candidate in measured:

@@ -77,7 +77,7 @@ class TuningRun(ProgramRun):
         compiled = collection.compile_candidates({self: [key for key in keys if key not in self.decided]}, self.workspace.name)
         for _, candidate in compiled:
             collection.measure(self, candidate)
-        collection.measure_again(compiled)
+        collection.further_passes(compiled)
 
     def runtime_ms(self, key):
         """Measured milliseconds of a candidate; infinite where it gave none."""

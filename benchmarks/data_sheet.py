@@ -104,7 +104,11 @@ def main():
     print("|---" * 11 + "|")
     for name, part in rows.groupby("collection"):
         print(describe(name, part))
-    print(describe("**random programs**", rows[~rows.collection.str.startswith("app")]))
+    is_random = ~rows.collection.str.startswith("app")
+    print(describe("**random programs**", rows[is_random]))
+    in_passes = rows.collection.isin(rows.collection[rows.first_pass_ms.notna()])
+    if in_passes.any():
+        print(describe("those measured in several passes", rows[is_random & in_passes]))
     if config.plot:
         plot(config.plot, rows)
 

@@ -223,7 +223,7 @@ def test_the_fastest_of_several_passes_counts(tmp_path):
     for _, candidate in candidates:
         collection.measure(run_, candidate)
         assert collection.ProgramRun(run_.spec, Plan(str(tmp_path), 4, 5.0)).decided[candidate.key]["outcome"] == "measured"  # whatever happens next
-    collection.measure_again(candidates)
+    collection.further_passes(candidates)
     assert order[:8] == ["0", "1", "2", "3"] * 2  # minutes apart in a real collection
     found = {key: (c["runtime_ms"], len(c["passes_ms"])) for key, c in run_.decided.items()}
     assert found == {"0": (1.0, 4), "1": (1.0, 5), "2": (3.0, 6), "3": (2.0, 1)}
