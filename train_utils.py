@@ -34,6 +34,7 @@ RANKING_MARGIN = math.log(1.05)  # pairs closer than this are not ranked
 FLOOR_MS = 1e-5  # no stage is taken to cost less
 MIN_EXPLAINED = 0.5  # of the variance of log-runtime, for the linear cost model to be of use
 REWEIGHTINGS = 6  # of the least squares behind the linear cost model
+SERIAL_PENALTY = 0.01  # on what an event costs more in serial stages, against the error of taking it for that much in all
 SCORING_BATCH = 128  # schedules scored at a time; what lies in between for more does not fit a core's caches
 MODEL_KEYS = ("members", "embed_size", "hidden_size", "lstm_layers", "dropout")
 
@@ -159,15 +160,26 @@ def fit_linear_costs(sequences, shown):
 
 
 def _fit(events, log_runtime):
-    """Least squares without negative weights (Lawson & Hanson), reweighted so that a factor too slow counts like one too fast: (2 K,)."""
-    scale = events.mean(0) + 1e-9
+    """Least squares without negative weights (Lawson & Hanson), reweighted so that a factor too slow counts like one too fast: (2 K,).
+
+    An event costs the same in every stage, and more in a serial one as far as the data say so: few stages are serial, and weights
+    fitted to those alone come out as 0 or absurd. What more it costs there is drawn to 0 by a ridge penalty.
+    """
+    serial, parallel = np.split(events, 2, axis=1)
+    terms = np.concatenate([serial, serial + parallel], 1)
+    k = serial.shape[1]
     runtime = np.exp(log_runtime)
     weight = 1 / runtime
+    penalty = math.sqrt(SERIAL_PENALTY) * np.eye(k, 2 * k)
+    target = np.r_[runtime, np.zeros(k)]
     for _ in range(REWEIGHTINGS):
-        event_ms = nnls(events / scale * weight[:, None], runtime * weight)[0] / scale
-        predicted = events @ event_ms + FLOOR_MS
+        weighted = terms * weight[:, None]
+        scale = np.tile(np.linalg.norm(weighted[:, k:], axis=0) + 1e-9, 2)
+        target[: len(runtime)] = runtime * weight
+        more_ms, event_ms = np.split(nnls(np.concatenate([weighted / scale, penalty]), target)[0] / scale, 2)
+        predicted = serial @ more_ms + (serial + parallel) @ event_ms + FLOOR_MS
         weight = 1 / np.sqrt(predicted * runtime)
-    return event_ms * np.exp(np.mean(log_runtime - np.log(predicted)))
+    return np.concatenate([event_ms + more_ms, event_ms]) * np.exp(np.mean(log_runtime - np.log(predicted)))
 
 
 def fingerprint(*splits):

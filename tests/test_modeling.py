@@ -168,6 +168,23 @@ def test_the_linear_model_is_told_only_where_it_holds(tmp_path):
     assert unrelated.event_ms.abs().sum() == 0 and unrelated.floor_ms == unrelated.stage_ms
 
 
+def test_events_that_are_rare_in_serial_stages_get_no_absurd_cost():
+    rng = np.random.default_rng(0)
+    cost_ms = np.array([1e-3, 5e-3])
+    parallel = rng.uniform(10, 1000, (200, 2))
+    serial = np.zeros((200, 2))
+    serial[:5, 1] = 1  # in five schedules, which are slow for another reason
+    runtime_ms = (parallel + serial) @ cost_ms
+    runtime_ms[:5] *= 4
+    serial_ms, parallel_ms = train_utils._fit(np.hstack([serial, parallel]), np.log(runtime_ms)).reshape(2, 2)
+    assert np.allclose(parallel_ms, cost_ms, rtol=0.2)
+    assert serial_ms[1] < 2 * parallel_ms[1], "one such event would cost more than a thousand in parallel stages"
+    serial = rng.uniform(10, 1000, (200, 2))  # where the data say that serial ones cost three times as much, that is believed
+    runtime_ms = (parallel + 3 * serial) @ cost_ms
+    serial_ms, parallel_ms = train_utils._fit(np.hstack([serial, parallel]), np.log(runtime_ms)).reshape(2, 2)
+    assert np.allclose(serial_ms, 3 * parallel_ms, rtol=0.3)
+
+
 def test_grouped_batches_cover_an_epoch_once(sequences):
     _, data = sequences
     batches = data.grouped_batches(4, 2, np.random.default_rng(0))
