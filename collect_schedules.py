@@ -26,10 +26,11 @@ from tqdm import tqdm
 
 import collection
 import halide_utils
-from collection import Plan, replace_file
-from config import Config, UserError, load_config, make_folder, run_script
+from collection import Plan
+from config import Config, UserError, load_config, make_folder, replace_file, run_script
 from fan_out import fan_out
 from halide_utils import ProgramSpec
+from machine import describe_machine
 
 PROGRAMS_A_ROUND = 8
 
@@ -70,7 +71,7 @@ def parts(output):
 
 def open_part(output, config, n_drifted):
     """The folder to go on in: the newest part if this is its machine, else a new one. Raises UserError for other programs' part."""
-    machine = collection.describe_machine()
+    machine = describe_machine()
     source = {"pipeline": Path(config.pipeline).name} if config.pipeline else {"random_programs": {"max_stages": config.max_stages}}
     found = parts(output)
     if found:

@@ -5,47 +5,28 @@ schedule, and `program.json`, the record of every candidate and how it ended. Wh
 collection that was stopped at any moment goes on where it was.
 """
 
-import contextlib
-import ctypes
-import datetime
-import functools
 import hashlib
-import importlib.metadata
 import itertools
 import math
-import multiprocessing
 import os
-import platform
-import resource
-import signal
 import struct
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
 
-import halide as hl
-import numpy as np
 import orjson
-import psutil
 from filelock import FileLock
 
 import halide_utils
+from candidate import RUN_SECONDS, Candidate, prepare_processes
+from config import replace_file
 from halide_utils import Proposal
+from machine import MAX_DRIFT, REPEATED_SHARE, TRIES, is_noisy, note_calibration, wait_for_calm
 
 PROPOSALS_A_SCHEDULE = 3  # give up on a program after this many proposals for each schedule wanted
 FEW_TIMEOUTS, MANY_TIMEOUTS = 2, 4  # or after this many that took too long to compile: few if fewer were fast enough, or many
-RUN_SECONDS = 60
-TRIES = 3  # measurements of one schedule on a busy machine before it is kept and flagged noisy
-# Every schedule is measured in short passes through all that are compiled, so that those of one are half a minute apart: others on the
-# host slow a machine by up to a fifth for seconds at a time, which it can't see. The fastest pass counts; there are more of them until
-# the two fastest agree.
-MIN_PASSES, MAX_PASSES, PASS_AGREEMENT = 4, 6, 0.02
-REPEATED_SHARE = 0.05  # of the schedules are measured again in a fresh process, which tells the noise
-MEMORY_LIMIT = 12 * 2**30
-MAX_DRIFT = 0.05  # of the calibration programs' times, beyond which measurements no longer belong to one collection
 
 
 @dataclass(frozen=True)
@@ -55,165 +36,6 @@ class Plan:
     folder: str
     schedules: int
     compile_seconds: float
-
-
-# In the candidate's process
-
-
-def run_candidate(connection, spec, proposal, reference_path, log_path):
-    """Schedule, compile, check and (whenever told to) measure one candidate; `proposal` None makes the program's reference.
-
-    Sends ("proposed", featurization, source, seconds, description of the stages), then, each after a word from the parent, ("compiled", seconds),
-    ("checked",) where its output is the reference's, and ("measured", dict) as often as asked; or ("failed", reason, detail).
-    """
-    _die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(log, 1), os.dup2(log, 2)
-    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-    limit = MEMORY_LIMIT if hard == resource.RLIM_INFINITY else min(MEMORY_LIMIT, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
-    halide_utils.keep_memory()
-    try:
-        start = time.monotonic()
-        pipeline = spec.build()
-        if proposal is None:
-            halide_utils.schedule_everything_at_root(pipeline)
-            connection.send(("proposed", b"", "", 0.0, halide_utils.describe_stages(pipeline)))
-        else:
-            featurization, source = proposal.apply(pipeline)
-            connection.send(("proposed", featurization, source, time.monotonic() - start, {}))
-        connection.recv()
-        start = time.monotonic()
-        program = halide_utils.Program(pipeline)
-        if proposal is None:
-            program.allocate(spec.seed)
-            program()
-            np.savez(reference_path, *program.results())
-        connection.send(("compiled", time.monotonic() - start))
-        connection.recv()
-        program.allocate(spec.seed)
-        program()
-        with np.load(reference_path) as reference:
-            wrong = halide_utils.mismatch(program.results(), reference.values())
-        if wrong:
-            connection.send(("failed", "wrong_result", wrong))
-            return
-        program.release()
-        connection.send(("checked",))
-        while True:
-            connection.recv()
-            measurement = halide_utils.benchmark(program, spec.seed).as_dict()
-            program.release()  # before the next one's turn: a hundred candidates wait side by side
-            connection.send(("measured", measurement))
-    except EOFError:
-        pass
-    except (hl.HalideError, ValueError, RuntimeError, MemoryError) as error:
-        connection.send(("failed", "halide_error", " ".join(str(error).split())[:300]))
-
-
-def propose(spec, proposal):
-    """(featurization, source) of a proposal, neither compiled nor run, or None where Halide can't schedule it so."""
-    try:
-        return proposal.apply(spec.build())
-    except (hl.HalideError, RuntimeError):
-        return None
-
-
-def build_library(spec, proposal, prefix, name):
-    """Write PREFIX.a and PREFIX.h: the program as a function `name`, scheduled by `proposal`."""
-    pipeline, arguments = spec.build_with_arguments()
-    proposal.apply(pipeline)
-    pipeline.compile_to_static_library(prefix, arguments, name, hl.get_host_target())
-
-
-def silence():
-    """Send what Halide prints in this process nowhere."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1), os.dup2(nowhere, 2)
-
-
-def _die_with_parent():
-    """So that no compiler goes on when the collection is killed (Linux; elsewhere the process ends at its next message)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
-# In the collecting process
-
-
-class Candidate:
-    """A candidate's process seen from outside, and how far it has come.
-
-    key: "reference", the number of a proposal, or that with an "r" behind it for each time its measurement is repeated.
-    """
-
-    context = multiprocessing.get_context("forkserver")
-
-    def __init__(self, key, run, folder):
-        self.key, self.seconds = key, run.seconds_for(key)
-        self.proposal = None if key == "reference" else run.proposal(key.rstrip("r"))
-        self.log = Path(folder, f"{run.spec.name}.{key}.log")
-        self.connection, theirs = self.context.Pipe()
-        arguments = (theirs, run.spec, self.proposal, str(Path(folder, f"{run.spec.name}.npz")), str(self.log))
-        self.process = self.context.Process(target=run_candidate, args=arguments, daemon=True)
-        self.process.start()
-        theirs.close()
-        self.deadline, self.late = time.monotonic() + self.seconds, ("timeout", f"not compiled within {self.seconds:g} s")
-        self.featurization, self.source, self.hash = b"", "", ""
-        self.schedule_seconds = self.compile_seconds = 0.0
-        self.passes = []  # what each pass measured
-        self.has_proposed = self.has_ended = False
-
-    def receive(self, seconds):
-        """The next message, or a failure in its place: `late` (reason, detail) where none comes in time, or that the process has died."""
-        try:
-            if self.connection.poll(max(seconds, 0)):
-                return self.connection.recv()
-            return ("failed", *self.late)
-        except (EOFError, OSError):
-            self.process.join(5)
-            text = self.log.read_text(errors="replace") if self.log.exists() else ""
-            words = [line for line in text.splitlines() if line.strip()]
-            return ("failed", "crashed", f"exit code {self.process.exitcode}: {words[-1][:200] if words else 'nothing printed'}")
-
-    def send(self, word):
-        """Tell the process to go on; if it is dead, the next `receive` says so."""
-        with contextlib.suppress(OSError):
-            self.connection.send(word)
-
-    def keep_proposal(self, featurization, source, seconds):
-        """Its schedule; it waits, without a time limit, to be told to compile it."""
-        self.featurization, self.source, self.schedule_seconds = featurization, source, seconds
-        self.hash = hashlib.sha256(featurization or source.encode()).hexdigest()[:16]
-        self.deadline = math.inf
-        self.has_proposed = True
-
-    def compile(self):
-        self.deadline = time.monotonic() + self.seconds
-        self.send("compile")
-
-    def check(self):
-        """Have it run once, and its output compared with the reference's."""
-        self.deadline, self.late = time.monotonic() + RUN_SECONDS, ("too_slow", f"not run and measured within {RUN_SECONDS} s")
-        self.send("check")
-
-    def fastest(self):
-        """The measurement that counts: the fastest pass, of those on a quiet machine if there is one."""
-        return min(self.passes, key=lambda m: (is_noisy(m), m["runtime_ms"]))
-
-    def is_settled(self):
-        """Whether there were passes enough."""
-        times = sorted(m["runtime_ms"] for m in self.passes)
-        agree = len(times) >= MIN_PASSES and times[1] <= (1 + PASS_AGREEMENT) * times[0]
-        return agree or len(times) >= MAX_PASSES
-
-    def end(self):
-        self.has_ended = True
-        self.process.kill()
-        self.process.join()
-        self.connection.close()
-        self.log.unlink(missing_ok=True)
 
 
 class ProgramRun:
@@ -337,24 +159,9 @@ class ProgramRun:
             replace_file(stem.with_suffix(".sample"), candidate.featurization + footer)
 
 
-def replace_file(path, data):
-    """Write to another name and move into place: whoever kills us, the file is whole."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    temporary.replace(path)
-
-
 def stable_share(text):
     """A number in [0, 1) that depends on `text` alone."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7]) / 2**56
-
-
-def prepare_processes():
-    """Have candidates' processes start from one that has imported Halide, and without the script: it is of no use to them, and slow."""
-    Candidate.context.set_forkserver_preload(["warm_halide", "collection"])
-    main = sys.modules["__main__"]
-    if main.__spec__ is None:
-        main.__file__ = struct.__file__  # multiprocessing has each process import what this names: something that costs nothing
 
 
 def measure_programs(specs, plan):
@@ -474,77 +281,3 @@ def further_passes(measured):
             measure(run, candidate)
             if candidate.is_settled():
                 candidate.end()
-
-
-def is_noisy(measurement):
-    return measurement["foreign_share"] > halide_utils.FOREIGN_SHARE_LIMIT
-
-
-def wait_for_calm(seconds=3):
-    """Until nobody else uses the machine, but not for ever: the measurement itself tells whether it was disturbed."""
-    deadline = time.monotonic() + seconds
-    while halide_utils.foreign_share() > halide_utils.FOREIGN_SHARE_LIMIT and time.monotonic() < deadline:
-        pass
-
-
-# What a collection says about its machine
-
-
-def describe_machine():
-    """What a measurement depends on: processor, cores, versions, protocol."""
-    model = platform.processor()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), model)
-    u = halide_utils
-    return {
-        "processor": model, "cores": os.cpu_count(), "memory_gib": round(psutil.virtual_memory().total / 2**30),
-        "system": platform.platform(), "python": platform.python_version(), "halide": importlib.metadata.version("halide"),
-        "target": str(hl.get_host_target()),
-        "protocol": {
-            "threads": "all cores", "freed_memory": "kept by the process", "batch_seconds": u.BATCH_SECONDS,
-            "min_seconds": u.MIN_BENCHMARK_SECONDS, "max_seconds": u.MAX_BENCHMARK_SECONDS, "agreement": u.AGREEMENT,
-            "foreign_share_limit": u.FOREIGN_SHARE_LIMIT, "tries": TRIES, "passes": [MIN_PASSES, MAX_PASSES], "pass_agreement": PASS_AGREEMENT,
-            "repeated_share": REPEATED_SHARE, "runtime": "fastest batch of calls of all passes, its time a call, in milliseconds",
-        },
-    }  # fmt: skip
-
-
-@functools.cache
-def calibration_programs():
-    """{name: compiled program} of a few fixed ones that need the memory, the arithmetic units, or the library of mathematics."""
-    programs = {}
-    for name, pipeline in halide_utils.calibration_pipelines().items():
-        programs[name] = halide_utils.Program(pipeline)
-    return programs
-
-
-def calibrate():
-    """{calibration program: milliseconds}, measured now by the protocol of the schedules."""
-    passes = [{name: round(halide_utils.benchmark(program, 0).runtime_ms, 6) for name, program in calibration_programs().items()} for _ in range(MIN_PASSES)]
-    return {name: min(times[name] for times in passes) for name in passes[0]}
-
-
-def note_calibration(folder):
-    """Measure the calibration programs and add their times to the collection's note.
-
-    Returns by how much they have drifted: the median over the programs of their time over that of the collection's first
-    measurement, less 1. On a machine that looks drifted it is measured again, up to three times; the nearest counts.
-    """
-    path = folder / "collection.json"
-    first = orjson.loads(path.read_bytes())["calibration"][:1]
-    best = None
-    for _ in range(TRIES):
-        times = calibrate()
-        drift = float(np.median([times[name] / ms for name, ms in first[0]["ms"].items()])) - 1 if first else 0.0
-        if best is None or abs(drift) < abs(best[0]):
-            best = (drift, times)
-        if abs(drift) <= MAX_DRIFT:
-            break
-        wait_for_calm()
-    with FileLock(str(path) + ".lock"):
-        note = orjson.loads(path.read_bytes())
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        note["calibration"].append({"when": now, "ms": best[1], "drift": round(best[0], 4)})
-        replace_file(path, orjson.dumps(note, option=orjson.OPT_INDENT_2))
-    return best[0]

@@ -192,6 +192,13 @@ def make_folder(path, key):
     return Path(path)
 
 
+def replace_file(path, data):
+    """Write to another name and move into place: whoever kills us, the file is whole."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(data)
+    temporary.replace(path)
+
+
 def run_script(main):
     """Run a script's `main()`; a user's mistake becomes one line on standard error and exit code 2."""
     try:

@@ -28,11 +28,11 @@ from torch import nn
 from tqdm import tqdm
 
 import adams2019
-import collection
 import data_utils
 import halide_utils
 import search
 import train_utils
+from candidate import prepare_processes
 from config import Config, UserError, load_config, make_folder, run_script
 from features import FEATURES, featurize
 from halide_utils import ProgramSpec, Proposal
@@ -93,7 +93,7 @@ def measured_examples(train):
 
 def predicted_examples(config, model, device):
     """The same of schedules that were never run, with the LSTM's predictions for their runtimes."""
-    collection.prepare_processes()
+    prepare_processes()
     examples = []
     for number in tqdm(range(UNMEASURED_FROM, UNMEASURED_FROM + config.unmeasured_programs), unit="program"):
         spec = ProgramSpec(f"random_{number}", number)

@@ -26,7 +26,8 @@ import collection
 import data_utils
 import halide_utils
 import train_utils
-from collection import Candidate, Plan, ProgramRun
+from candidate import Candidate, propose, silence
+from collection import Plan, ProgramRun
 from features import featurize
 from halide_utils import OtherAutoscheduler, Proposal
 
@@ -106,8 +107,8 @@ class TuningRun(ProgramRun):
 def propose_all(spec, proposals, deadline=math.inf):
     """[(proposal, featurization bytes)] of those that Halide finds a schedule for, on all cores, until the deadline (time.monotonic())."""
     featurized = []
-    with ProcessPool(os.cpu_count(), context=Candidate.context, initializer=collection.silence) as processes:
-        results = processes.map(partial(collection.propose, spec), proposals, timeout=PROPOSAL_SECONDS)
+    with ProcessPool(os.cpu_count(), context=Candidate.context, initializer=silence) as processes:
+        results = processes.map(partial(propose, spec), proposals, timeout=PROPOSAL_SECONDS)
         iterator = results.result()
         for proposal in proposals:
             if time.monotonic() > deadline:

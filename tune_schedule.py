@@ -25,13 +25,13 @@ from pebble import ProcessPool
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
-import collection
 import halide_utils
 import search
 import train_utils
-from collection import Candidate, replace_file
-from config import Config, UserError, load_config, make_folder, run_script
+from candidate import Candidate, build_library, prepare_processes, silence
+from config import Config, UserError, load_config, make_folder, replace_file, run_script
 from halide_utils import Proposal
+from machine import describe_machine
 from search import ADAMS2019
 
 matplotlib.use("Agg")
@@ -99,7 +99,7 @@ def prepare(output, config):
     """The folder of the measurements, with the note on machine and protocol that every collection has."""
     folder = make_folder(output / "measurements", "output")
     note = folder / "collection.json"
-    machine = collection.describe_machine()
+    machine = describe_machine()
     if note.exists() and orjson.loads(note.read_bytes())["machine"] != machine:
         raise UserError(f"{note}: was measured on another machine; give another --output")
     replace_file(note, orjson.dumps({"name": folder.name, "source": {"tuned": Path(config.file).name}, "machine": machine}, option=orjson.OPT_INDENT_2))
@@ -137,8 +137,8 @@ def build_best(run, key, output):
     (output / "best.weights").unlink(missing_ok=True)
     if proposal.autoscheduler == "Adams2019":
         halide_utils.write_weights(output / "best.weights", proposal.weights())
-    with ProcessPool(1, context=Candidate.context, initializer=collection.silence) as processes:
-        processes.schedule(collection.build_library, args=(run.spec, proposal, str(output / name), name), timeout=BUILD_SECONDS).result()
+    with ProcessPool(1, context=Candidate.context, initializer=silence) as processes:
+        processes.schedule(build_library, args=(run.spec, proposal, str(output / name), name), timeout=BUILD_SECONDS).result()
     parameters = {k: str(v) for k, v in (halide_utils.parallelism() | proposal.parameters("best.weights")).items()}
     return {
         "key": key, "autoscheduler": proposal.autoscheduler, "autoscheduler_params": parameters, "proposal": vars(proposal),
@@ -172,7 +172,7 @@ def main():
     model, meta = train_utils.load_model(checkpoint, device, config.precision)
     spec = find_program(config)
     output = make_folder(config.output, "output").resolve()
-    collection.prepare_processes()
+    prepare_processes()
     run = search.TuningRun(spec, prepare(output, config), config.compile_seconds)
     run.measure([ADAMS2019])
     if run.failed:

@@ -22,8 +22,8 @@ sys.path.insert(0, str(ROOT))
 import timing  # noqa: E402
 from tuning import chosen_files  # noqa: E402
 
-import collection  # noqa: E402
 import halide_utils  # noqa: E402
+from candidate import prepare_processes  # noqa: E402
 from config import Config, UserError, load_config, run_script  # noqa: E402
 from halide_utils import WithWeights  # noqa: E402
 from search import ADAMS2019, ADAMS2019_BEAM, TuningRun  # noqa: E402
@@ -55,7 +55,7 @@ def main():
     config = load_config(WeightsConfig)
     if not Path(config.weights).is_file():
         raise UserError(f"{config.weights}: no such file; write it with export_model.py --format weights")
-    collection.prepare_processes()
+    prepare_processes()
     rows, ratios = [], []
     for spec in (spec for file in chosen_files(config.applications).values() for spec in halide_utils.programs_in(file)):
         found = compare(spec, config)

@@ -19,7 +19,7 @@ from cross_validation import ROOT, n_folds, run_fold, run_folds
 from pydantic import Field
 
 import data_utils
-from config import Config, load_config, run_script
+from config import Config, UserError, load_config, run_script
 from features import CALLS
 
 matplotlib.use("Agg")
@@ -76,6 +76,8 @@ def plot(points, path):
 
 def main():
     config = load_config(CurveConfig)
+    if config.first_folds == 1:
+        raise UserError("--first_folds 1: one fold has no spread; give 2 or more, or 0 for all")
     folder = ROOT / "runs" / "learning_curve" / config.name
     points = []
     for share in SHARES:

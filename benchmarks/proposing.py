@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 import timing  # noqa: E402
 
-import collection  # noqa: E402
+import candidate  # noqa: E402
 import data_utils  # noqa: E402
 import halide_utils  # noqa: E402
 import search  # noqa: E402
@@ -39,7 +39,7 @@ def one_at_a_time(spec, proposals, model, device):
     """Seconds that the model took."""
     predicting, calls = 0.0, data_utils.call_counts(halide_utils.describe_stages(spec.build())["calls"])
     for proposal in proposals:
-        if found := collection.propose(spec, proposal):
+        if found := candidate.propose(spec, proposal):
             schedule = search.proposed_schedule(found[0], calls)
             began = time.perf_counter()
             train_utils.predict_sequences(model, featurize([schedule]), device)
@@ -58,7 +58,7 @@ def together(spec, proposals, model, meta, device):
 def main():
     config = load_config(ProposingConfig)
     device = train_utils.pick_device(config)
-    collection.prepare_processes()
+    candidate.prepare_processes()
     model, meta = train_utils.load_model(train_utils.SHIPPED_MODEL, device)
     try:
         specs = [spec for path in config.pipelines.split(",") for spec in halide_utils.programs_in(ROOT / path.strip())]

@@ -10,7 +10,7 @@ import orjson
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import collection  # noqa: E402
+from machine import describe_machine  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -39,7 +39,7 @@ def number(value):
 
 def machine():
     """The processor's name and number of cores."""
-    found = collection.describe_machine()
+    found = describe_machine()
     return f"{found['processor']}, {found['cores']} cores"
 
 

@@ -16,6 +16,7 @@ from distributed import LocalCluster
 import collection
 import data_utils
 import halide_utils
+from candidate import Candidate
 from collection import Plan
 from features import STAGE_BYTES
 from halide_utils import ProgramSpec, Proposal
@@ -196,7 +197,7 @@ def test_mistakes_get_one_clear_line(tmp_path):
     expect_user_error(run("collect_schedules.py", "--programs=0", check=False), "programs")
 
 
-class Scripted(collection.Candidate):
+class Scripted(Candidate):
     """A candidate whose passes take these milliseconds, and that then crashes."""
 
     def __init__(self, key, runtimes, order):
@@ -228,6 +229,27 @@ def test_the_fastest_of_several_passes_counts(tmp_path):
     found = {key: (c["runtime_ms"], len(c["passes_ms"])) for key, c in run_.decided.items()}
     assert found == {"0": (1.0, 4), "1": (1.0, 5), "2": (3.0, 6), "3": (2.0, 1)}
     assert all(candidate.has_ended for _, candidate in candidates)
+
+
+def test_candidates_that_wait_hold_no_buffers():
+    """A hundred of them wait side by side between their passes."""
+    code = """
+import halide as hl
+import psutil
+import halide_utils
+halide_utils.keep_memory()
+x, y, image, f = hl.Var("x"), hl.Var("y"), hl.ImageParam(hl.Float(32), 2, "image"), hl.Func("f")
+f[x, y] = image[x, y] + 1
+image.set_estimates([(0, 4096), (0, 4096)])
+f.set_estimates([(0, 4096), (0, 4096)])
+program = halide_utils.Program(hl.Pipeline(f))
+for step in (lambda: None, lambda: halide_utils.benchmark(program, 0), program.release):
+    step()
+    print(psutil.Process().memory_info().rss / 2**20)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    before, measured, waiting = map(float, done.stdout.split())
+    assert measured > before + 120 and waiting < before + 20  # MiB; the two buffers have 64 each
 
 
 def test_repeats_are_drawn_by_a_hash(tmp_path):

@@ -1,0 +1,193 @@
+"""One candidate: a schedule of a program, proposed, compiled, checked and measured in a process of its own, which it may crash.
+
+`run_candidate` is what that process does; `Candidate` is the process as whoever started it sees it.
+"""
+
+import contextlib
+import ctypes
+import hashlib
+import math
+import multiprocessing
+import os
+import resource
+import signal
+import struct
+import sys
+import time
+from pathlib import Path
+
+import halide as hl
+import numpy as np
+
+import halide_utils
+from machine import MAX_PASSES, MIN_PASSES, PASS_AGREEMENT, is_noisy
+
+RUN_SECONDS = 60
+MEMORY_LIMIT = 12 * 2**30
+
+
+# In its own process
+
+
+def run_candidate(connection, spec, proposal, reference_path, log_path):
+    """Schedule, compile, check and (whenever told to) measure one candidate; `proposal` None makes the program's reference.
+
+    Sends ("proposed", featurization, source, seconds, description of the stages), then, each after a word from the parent, ("compiled", seconds),
+    ("checked",) where its output is the reference's, and ("measured", dict) as often as asked; or ("failed", reason, detail).
+    """
+    _die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1), os.dup2(log, 2)
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    limit = MEMORY_LIMIT if hard == resource.RLIM_INFINITY else min(MEMORY_LIMIT, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    halide_utils.keep_memory()
+    try:
+        start = time.monotonic()
+        pipeline = spec.build()
+        if proposal is None:
+            halide_utils.schedule_everything_at_root(pipeline)
+            connection.send(("proposed", b"", "", 0.0, halide_utils.describe_stages(pipeline)))
+        else:
+            featurization, source = proposal.apply(pipeline)
+            connection.send(("proposed", featurization, source, time.monotonic() - start, {}))
+        connection.recv()
+        start = time.monotonic()
+        program = halide_utils.Program(pipeline)
+        if proposal is None:
+            program.allocate(spec.seed)
+            program()
+            np.savez(reference_path, *program.results())
+        connection.send(("compiled", time.monotonic() - start))
+        connection.recv()
+        program.allocate(spec.seed)
+        program()
+        with np.load(reference_path) as reference:
+            wrong = halide_utils.mismatch(program.results(), reference.values())
+        if wrong:
+            connection.send(("failed", "wrong_result", wrong))
+            return
+        program.release()
+        connection.send(("checked",))
+        while True:
+            connection.recv()
+            measurement = halide_utils.benchmark(program, spec.seed).as_dict()
+            program.release()  # before the next one's turn: a hundred candidates wait side by side
+            connection.send(("measured", measurement))
+    except EOFError:
+        pass
+    except (hl.HalideError, ValueError, RuntimeError, MemoryError) as error:
+        connection.send(("failed", "halide_error", " ".join(str(error).split())[:300]))
+
+
+def propose(spec, proposal):
+    """(featurization, source) of a proposal, neither compiled nor run, or None where Halide can't schedule it so."""
+    try:
+        return proposal.apply(spec.build())
+    except (hl.HalideError, RuntimeError):
+        return None
+
+
+def build_library(spec, proposal, prefix, name):
+    """Write PREFIX.a and PREFIX.h: the program as a function `name`, scheduled by `proposal`."""
+    pipeline, arguments = spec.build_with_arguments()
+    proposal.apply(pipeline)
+    pipeline.compile_to_static_library(prefix, arguments, name, hl.get_host_target())
+
+
+def silence():
+    """Send what Halide prints in this process nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1), os.dup2(nowhere, 2)
+
+
+def _die_with_parent():
+    """So that no compiler goes on when the collection is killed (Linux; elsewhere the process ends at its next message)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+# Seen from outside
+
+
+def prepare_processes():
+    """Have candidates' processes start from one that has imported Halide, and without the script: it is of no use to them, and slow."""
+    Candidate.context.set_forkserver_preload(["warm_halide", "candidate"])
+    main = sys.modules["__main__"]
+    if main.__spec__ is None:
+        main.__file__ = struct.__file__  # multiprocessing has each process import what this names: something that costs nothing
+
+
+class Candidate:
+    """A candidate's process seen from outside, and how far it has come.
+
+    key: "reference", the number of a proposal, or that with an "r" behind it for each time its measurement is repeated.
+    """
+
+    context = multiprocessing.get_context("forkserver")
+
+    def __init__(self, key, run, folder):
+        self.key, self.seconds = key, run.seconds_for(key)
+        self.proposal = None if key == "reference" else run.proposal(key.rstrip("r"))
+        self.log = Path(folder, f"{run.spec.name}.{key}.log")
+        self.connection, theirs = self.context.Pipe()
+        arguments = (theirs, run.spec, self.proposal, str(Path(folder, f"{run.spec.name}.npz")), str(self.log))
+        self.process = self.context.Process(target=run_candidate, args=arguments, daemon=True)
+        self.process.start()
+        theirs.close()
+        self.deadline, self.late = time.monotonic() + self.seconds, ("timeout", f"not compiled within {self.seconds:g} s")
+        self.featurization, self.source, self.hash = b"", "", ""
+        self.schedule_seconds = self.compile_seconds = 0.0
+        self.passes = []  # what each pass measured
+        self.has_proposed = self.has_ended = False
+
+    def receive(self, seconds):
+        """The next message, or a failure in its place: `late` (reason, detail) where none comes in time, or that the process has died."""
+        try:
+            if self.connection.poll(max(seconds, 0)):
+                return self.connection.recv()
+            return ("failed", *self.late)
+        except (EOFError, OSError):
+            self.process.join(5)
+            text = self.log.read_text(errors="replace") if self.log.exists() else ""
+            words = [line for line in text.splitlines() if line.strip()]
+            return ("failed", "crashed", f"exit code {self.process.exitcode}: {words[-1][:200] if words else 'nothing printed'}")
+
+    def send(self, word):
+        """Tell the process to go on; if it is dead, the next `receive` says so."""
+        with contextlib.suppress(OSError):
+            self.connection.send(word)
+
+    def keep_proposal(self, featurization, source, seconds):
+        """Its schedule; it waits, without a time limit, to be told to compile it."""
+        self.featurization, self.source, self.schedule_seconds = featurization, source, seconds
+        self.hash = hashlib.sha256(featurization or source.encode()).hexdigest()[:16]
+        self.deadline = math.inf
+        self.has_proposed = True
+
+    def compile(self):
+        self.deadline = time.monotonic() + self.seconds
+        self.send("compile")
+
+    def check(self):
+        """Have it run once, and its output compared with the reference's."""
+        self.deadline, self.late = time.monotonic() + RUN_SECONDS, ("too_slow", f"not run and measured within {RUN_SECONDS} s")
+        self.send("check")
+
+    def fastest(self):
+        """The measurement that counts: the fastest pass, of those on a quiet machine if there is one."""
+        return min(self.passes, key=lambda m: (is_noisy(m), m["runtime_ms"]))
+
+    def is_settled(self):
+        """Whether there were passes enough."""
+        times = sorted(m["runtime_ms"] for m in self.passes)
+        agree = len(times) >= MIN_PASSES and times[1] <= (1 + PASS_AGREEMENT) * times[0]
+        return agree or len(times) >= MAX_PASSES
+
+    def end(self):
+        self.has_ended = True
+        self.process.kill()
+        self.process.join()
+        self.connection.close()
+        self.log.unlink(missing_ok=True)
