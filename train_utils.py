@@ -27,7 +27,7 @@ from features import COST_COLUMNS, FEATURES, N_SCHEDULE, PARALLEL_COLUMN
 from modeling import CostModel
 
 SHIPPED_MODEL = Path(__file__).resolve().parent / "models" / "default.safetensors"
-CHECKPOINT_FORMAT = "cost_model_LSTM 3"
+CHECKPOINT_FORMAT = "cost_model_LSTM 4"
 REGRESSION_DELTA, CENTRED_DELTA = 1.0, 0.5  # where the Huber losses turn linear, in log-runtime
 RANKING_TEMPERATURE = 0.2  # difference in predicted log-runtime that the ranking loss takes for a clear order
 RANKING_MARGIN = math.log(1.05)  # pairs closer than this are not ranked
