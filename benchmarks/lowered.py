@@ -176,7 +176,7 @@ class Counter:
             n = 1
         for index, weight in [((n - 1) // 2, n - 1), (n - 1, 1)] if n > 1 else [(0, 1)] if n == 1 else []:
             self.v[name], self.weight = first + index, outer * weight
-            yield first + index
+            yield
         self.weight = outer
 
     def task(self, name, loop_name):
