@@ -176,9 +176,10 @@ def _fit(events, log_runtime):
         weighted = terms * weight[:, None]
         scale = np.tile(np.linalg.norm(weighted[:, k:], axis=0) + 1e-9, 2)
         target[: len(runtime)] = runtime * weight
-        more_ms, event_ms = np.split(nnls(np.concatenate([weighted / scale, penalty]), target)[0] / scale, 2)
-        predicted = serial @ more_ms + (serial + parallel) @ event_ms + FLOOR_MS
+        found = nnls(np.concatenate([weighted / scale, penalty]), target)[0] / scale
+        predicted = terms @ found + FLOOR_MS
         weight = 1 / np.sqrt(predicted * runtime)
+    more_ms, event_ms = np.split(found, 2)
     return np.concatenate([event_ms + more_ms, event_ms]) * np.exp(np.mean(log_runtime - np.log(predicted)))
 
 

@@ -57,7 +57,7 @@ class LoweredConfig(Config):
 NAME = re.compile(r"(?<![\w.$\"])[A-Za-z_][\w.$]*")
 CAST = re.compile(r"\((?:u?int|float|bfloat)\d+(?:x\d+)?\)|\b(?:u?int|float|bfloat)\d+(?=\()")
 ELSEWHERE = re.compile("load_typed_struct_member|_halide_buffer_get|make_struct")  # a task's copies, and what is known of buffers
-KNOWN = {"min": "min", "max": "max", "select": "select", "and": "and", "or": "or", "not": "not", "lambda": "lambda", "let": "let"}
+KEPT = {"min", "max", "select", "and", "or", "not", "lambda", "let"}  # names that Python, or the scope of stored_points, knows
 
 
 def arguments(text, start):
@@ -99,7 +99,7 @@ def python(expression):
     """A scalar expression of the lowered code in Python: "None" where it can't be one."""
     text = CAST.sub("", without_lets(expression))
     text = re.sub(r"!(?!=)", " not ", text.replace("&&", " and ").replace("||", " or ").replace("/", "//"))
-    text = NAME.sub(lambda name: KNOWN.get(name[0]) or f"v[{name[0]!r}]", text)
+    text = NAME.sub(lambda name: name[0] if name[0] in KEPT else f"v[{name[0]!r}]", text)
     try:
         compile(text.strip(), "lowered", "eval")
     except SyntaxError:
@@ -155,7 +155,7 @@ class Counter:
     def value(self, function):
         try:
             return function()
-        except (KeyError, TypeError, NameError, ZeroDivisionError, AttributeError):
+        except (KeyError, TypeError, ZeroDivisionError):
             return None
 
     def assign(self, name, function):
@@ -230,6 +230,8 @@ def lower_program(archive, folder, keys):
     with tarfile.open(archive) as tar:
         record = orjson.loads(tar.extractfile(f"{folder}/program.json").read())
         source = orjson.loads(tar.extractfile(f"{folder.split('/')[0]}/collection.json").read())["source"]
+        if "random_programs" not in source:
+            return {}
         samples = {key: tar.extractfile(f"{folder}/{key.zfill(3)}.sample").read() for key in keys}
     spec, found = ProgramSpec(record["name"], record["seed"], max_stages=source["random_programs"]["max_stages"]), {}
     funcs = pd.Series(without_number(stage.split(".update(")[0]) for stage in record["stages"])
@@ -266,20 +268,26 @@ def stage_shares(model, sequences, device):
 def main():
     config = load_config(LoweredConfig)
     device = train_utils.pick_device(config)
-    model, _ = train_utils.load_model(Path(config.run_path) / "best.safetensors", device)
-    sequences = train_utils.Sequences(config.data_path, data_utils.read_meta(config.data_path), "val")
+    checkpoint, meta = Path(config.run_path) / "best.safetensors", data_utils.read_meta(config.data_path)
+    model, trained = train_utils.load_model(checkpoint, device)
+    train, sequences = (train_utils.Sequences(config.data_path, meta, split) for split in ("train", "val"))
+    if trained["data"] != train_utils.fingerprint(train, sequences):
+        raise UserError(f"{checkpoint}: was trained on other schedules than those of {config.data_path}; run train_model.py again")
     rows = pd.read_csv(Path(config.data_path) / "schedules.csv").query("split == 'val'").reset_index(drop=True)
     rows["residual"] = train_utils.predict(model, sequences, device) - sequences.log_runtime
     rows["share"] = stage_shares(model, sequences, device)
     rows[["archive", "folder", "key"]] = rows.file.str.extract(r"^([^/]+)/(.+)/0*(\d+)\.sample$").to_numpy()
-    groups = list(rows.groupby(["archive", "folder"]))[: config.programs or None]
+    groups = [group for group in rows.groupby(["archive", "folder"]) if Path(config.raw_path, group[0][0]).is_file()][: config.programs or None]
+    if len(groups) < FOLDS:
+        raise UserError(f"{config.data_path}: fewer than {FOLDS} programs with validation schedules lie in archives under {config.raw_path}")
     tasks = (delayed(lower_program)(Path(config.raw_path) / archive, folder, list(group.key)) for (archive, folder), group in groups)
     results = Parallel(n_jobs=os.cpu_count(), return_as="generator")(tasks)
     found = {place: result for (place, _), result in zip(groups, tqdm(results, total=len(groups), desc="lowered", unit="program"))}
     rows["found"] = [found.get((archive, folder), {}).get(key) for archive, folder, key in zip(rows.archive, rows.folder, rows.key)]
-    n_rows, rows = len(rows), rows[rows.found.notna()].reset_index(drop=True)
+    n_rows = sum(len(group) for _, group in groups)
+    rows = rows[rows.found.notna()].reset_index(drop=True)
     if rows.program.nunique() < FOLDS:
-        raise UserError(f"{config.data_path}: fewer than {FOLDS} validation programs are random ones in archives under {config.raw_path}")
+        raise UserError(f"{config.raw_path}: fewer than {FOLDS} of the validation programs are random ones that could be lowered")
     rows["all"] = [np.log(total) for _, total in rows.found]
     rows["greatest"] = [np.log(ratios.max()) for ratios, _ in rows.found]
     rows["weighted"] = [np.log(share @ ratios) for share, (ratios, _) in zip(rows.share, rows.found)]

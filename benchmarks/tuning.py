@@ -7,6 +7,7 @@ Runs tune_schedule.py with --compare for each application in pipelines/ and prin
 runs/tuning/NAME. Speed-ups are over Adams2019 with its beam of 32, in the same run. Started again it goes on.
 """
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -81,6 +82,20 @@ def table(reports):
     return "\n".join(lines)
 
 
+def comparison(reports):
+    """How the tuned schedules compare with what each other way to choose found: a line each."""
+    lines = []
+    for name in ("lstm", "random", "adams2019_retrained"):
+        needed = [report["within_5_percent"][name] or math.inf for report in reports]
+        median = f"{np.median(needed):g} measurements" if np.isfinite(np.median(needed)) else "more than were made"
+        line = f"{name}: within 5 % of the fastest known on {np.isfinite(needed).sum()} of {len(reports)}, after {median} in the median"
+        if name != "lstm":
+            ratios = [report["rivals"][name]["best_ms"] / report["search"][-1] for report in reports if report["rivals"][name]["best_ms"]]
+            line += f"; tuned is {np.exp(np.mean(np.log(ratios))):.2f} x as fast"
+        lines.append(line)
+    return "\n".join(lines)
+
+
 def plot(path, reports):
     """Speed-up over Adams2019 against measurements, the geometric mean over applications."""
     figure, axis = plt.subplots(figsize=(5, 3.5), layout="constrained")
@@ -103,7 +118,7 @@ def main():
     if not reports:
         raise UserError("none of the applications could be tuned")
     text = table(reports)
-    print(text)
+    print(f"{text}\n\n{comparison(reports)}")
     (folder / "table.md").write_text(text + "\n")
     (folder / "table.json").write_bytes(orjson.dumps(reports, option=orjson.OPT_INDENT_2))
     plot(folder / "tuning.png", reports)
