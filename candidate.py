@@ -20,6 +20,7 @@ import halide as hl
 import numpy as np
 
 import halide_utils
+import lowering
 from machine import MAX_PASSES, MIN_PASSES, PASS_AGREEMENT, is_noisy
 
 RUN_SECONDS = 60
@@ -32,8 +33,8 @@ MEMORY_LIMIT = 12 * 2**30
 def run_candidate(connection, spec, proposal, reference_path, log_path):
     """Schedule, compile, check and (whenever told to) measure one candidate; `proposal` None makes the program's reference.
 
-    Sends ("proposed", featurization, source, seconds, description of the stages), then, each after a word from the parent, ("compiled", seconds),
-    ("checked",) where its output is the reference's, and ("measured", dict) as often as asked; or ("failed", reason, detail).
+    Sends ("proposed", featurization, source, seconds, description of the stages), then, each after a word from the parent, ("compiled", seconds,
+    counts in the lowered code or None), ("checked",) where its output is the reference's, and ("measured", dict) as often as asked; or ("failed", reason, detail).
     """
     _die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -59,7 +60,8 @@ def run_candidate(connection, spec, proposal, reference_path, log_path):
             program.allocate(spec.seed)
             program()
             np.savez(reference_path, *program.results())
-        connection.send(("compiled", time.monotonic() - start))
+        seconds = time.monotonic() - start
+        connection.send(("compiled", seconds, None if proposal is None else lowering.count_lowered(pipeline)))
         connection.recv()
         program.allocate(spec.seed)
         program()
@@ -82,9 +84,10 @@ def run_candidate(connection, spec, proposal, reference_path, log_path):
 
 
 def propose(spec, proposal):
-    """(featurization, source) of a proposal, neither compiled nor run, or None where Halide can't schedule it so."""
+    """(featurization, source, counts in the lowered code or None) of a proposal, neither compiled nor run; None where Halide can't schedule it so."""
     try:
-        return proposal.apply(spec.build())
+        pipeline = spec.build()
+        return *proposal.apply(pipeline), lowering.count_lowered(pipeline)
     except (hl.HalideError, RuntimeError):
         return None
 
@@ -138,6 +141,7 @@ class Candidate:
         theirs.close()
         self.deadline, self.late = time.monotonic() + self.seconds, ("timeout", f"not compiled within {self.seconds:g} s")
         self.featurization, self.source, self.hash = b"", "", ""
+        self.lowered = None  # as of lowering.count_lowered
         self.schedule_seconds = self.compile_seconds = 0.0
         self.passes = []  # what each pass measured
         self.has_proposed = self.has_ended = False

@@ -20,8 +20,10 @@ import orjson
 from filelock import FileLock
 
 import halide_utils
+import lowering
 from candidate import RUN_SECONDS, Candidate, prepare_processes
 from config import replace_file
+from data_utils import LOWERED_SUFFIX
 from halide_utils import Proposal
 from machine import MAX_DRIFT, REPEATED_SHARE, TRIES, is_noisy, note_calibration, wait_for_calm
 
@@ -156,6 +158,8 @@ class ProgramRun:
         footer = struct.pack("<fii", runtime_ms, self.spec.seed % 2**31, int(candidate.key.rstrip("r")))
         replace_file(stem.with_suffix(".schedule.h"), candidate.source.encode())
         if candidate.featurization:  # autoschedulers other than Adams2019 give none
+            if candidate.lowered is not None and candidate.key.isdecimal():
+                replace_file(stem.with_suffix(LOWERED_SUFFIX), orjson.dumps(lowering.as_dict(candidate.lowered)))
             replace_file(stem.with_suffix(".sample"), candidate.featurization + footer)
 
 
@@ -229,7 +233,8 @@ def compile_candidates(keys, folder):
                 if not candidate.key.isdecimal():
                     candidate.compile()
             elif kind == "compiled" and candidate.key != "reference":
-                candidate.compile_seconds, candidate.deadline = content[0], math.inf
+                candidate.compile_seconds, candidate.lowered = content
+                candidate.deadline = math.inf
                 run.n_compiled += 1
                 run.unchecked.append(candidate)
             else:

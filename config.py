@@ -52,6 +52,7 @@ class Config(BaseSettings):
     centred_loss_weight: float = Field(ge=0, description="weight of the loss on residuals centred per program")
     ranking_loss_weight: float = Field(ge=0, description="weight of the pairwise ranking loss within a program")
 
+    lowered_dropout: float = Field(ge=0, lt=1, description="share of the programs whose counts in the lowered code are hidden in an epoch")
     drop_features: str = Field(description="features the model is not shown, as patterns separated by commas, say log_cost_*; empty: none")
     init_from: str = Field(description="checkpoint to start from instead of random weights; empty: none")
 

@@ -28,13 +28,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from config import UserError
-from features import CALLS, FEATURES, N_HISTOGRAMS, N_SCHEDULE, OPS, PATTERNS, SCHEDULE_FEATURES, STAGE_BYTES, TYPE_COLUMNS, TYPES
+from features import CALLS, FEATURES, LOWERED, N_HISTOGRAMS, N_SCHEDULE, OPS, PATTERNS, SCHEDULE_FEATURES, STAGE_BYTES, TYPE_COLUMNS, TYPES
 
 ANDERSON_STAGE_BYTES = 1440  # Anderson2021, for GPUs: 73 + 287 floats
 
 CALLS_FILE = "calls.json"  # of programs whose program.json does not tell: {name: {kind of call: [calls a point of each stage]}}
+LOWERED_SUFFIX = ".lowered.json"  # of what was counted in a schedule's lowered code: {kind of count: [of each stage]}
+LISTED_SUFFIX = ".lowered.json.xz"  # the same of an archive's schedules that has none of its own: {program: {schedule: ...}}
 COMPANION_NAMES = ("bench.txt", "collection.json", "program.json", CALLS_FILE)
-COMPANION_SUFFIXES = (".schedule.h", ".weights", ".log", ".lock", ".tmp")  # .tmp: a file somebody is still writing
+COMPANION_SUFFIXES = (LOWERED_SUFFIX, LISTED_SUFFIX, ".schedule.h", ".weights", ".log", ".lock", ".tmp")  # .tmp: a file somebody is still writing
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".zip")
 ARCHIVE_ERRORS = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, OSError, RuntimeError, TypeError, ValueError)
 MAX_DUMP_BYTES = 2**28
@@ -63,6 +65,7 @@ class Dump:
     data: bytes | None = None
     bench: bytes | None = None
     calls: np.ndarray | None = None
+    lowered: np.ndarray | None = None
     error: tuple = ()
 
 
@@ -75,13 +78,15 @@ class Schedule:
     program : a hash of the algorithm features, never an id from the file
     runtime_ms : float; NaN where the dump need not tell
     calls : (T, 7) float32, calls a point of each kind in features.CALLS; zeros where nobody says
+    lowered : (T, K) float32, counts in the lowered code of each kind in features.LOWERED; None where nobody counted
     """
 
     schedule_features: np.ndarray
     algorithm_features: np.ndarray
     program: int
     runtime_ms: float
-    calls: np.ndarray = None
+    calls: np.ndarray | None = None
+    lowered: np.ndarray | None = None
 
     def __post_init__(self):
         if self.calls is None:
@@ -130,6 +135,7 @@ def iter_dumps(raw_path, names=frozenset()):
         collection, topmost = _collection_of(folder, root, marked, names), within.split("/")[0] or root.resolve().name
         listed = listed_calls(root)
         calls = _calls_in(_read_or_none(folder / "program.json"), listed.get(folder.name))
+        present = set(files)
         for name in files:
             if is_companion(name):
                 continue
@@ -138,7 +144,9 @@ def iter_dumps(raw_path, names=frozenset()):
                 yield from _archive_members(file, Dump(label, printable(collection or without_suffixes(label)), number), listed)
             else:
                 bench = _read_or_none(folder / "bench.txt") if name.endswith(".featurization") else None
-                yield Dump(label, printable(collection or topmost), number, path=file, bench=bench, calls=calls)
+                counts = schedule_of(name) + LOWERED_SUFFIX
+                lowered = _lowered_in(_read_or_none(folder / counts)) if counts in present else None
+                yield Dump(label, printable(collection or topmost), number, path=file, bench=bench, calls=calls, lowered=lowered)
 
 
 def iter_folders(raw_path):
@@ -153,7 +161,8 @@ def iter_folders(raw_path):
                 subfolders.sort()
                 yield path, Path(folder), sorted(name for name in names if os.path.isfile(os.path.join(folder, name)))
         elif path.exists():
-            yield path.parent, path.parent, [name for name in (*COMPANION_NAMES, path.name) if path.with_name(name).is_file()]
+            companions = *COMPANION_NAMES, schedule_of(path.name) + LOWERED_SUFFIX, without_suffixes(path.name) + LISTED_SUFFIX
+            yield path.parent, path.parent, [name for name in (*companions, path.name) if path.with_name(name).is_file()]
         else:
             raise UserError(f"{part}: no such file or folder; give the path of measured schedules")
 
@@ -218,18 +227,27 @@ def _read_or_none(path):
         return None
 
 
-def call_counts(told):
-    """(T, 7) float32, a column for each of features.CALLS, from {kind: [calls a point of each stage]}; None from an empty one.
+def schedule_of(name):
+    """What a dump's name, say `007r.sample`, calls its schedule: `007`, as measured the first time."""
+    return re.sub(r"(?<=\d)r+$", "", os.path.splitext(name)[0])
+
+
+def stage_counts(told, kinds):
+    """(T, K) float32, a column for each of `kinds`, from {kind: [number for each stage]}, kinds that nobody tells 0; None from an empty one.
 
     Raises ValueError, TypeError or AttributeError where it is anything else.
     """
-    if unknown := sorted(told.keys() - set(CALLS)):
-        raise ValueError(f"no kind of call is named {unknown[0]!r}; there are {', '.join(CALLS)}")
+    if unknown := sorted(told.keys() - set(kinds)):
+        raise ValueError(f"no kind of count is named {unknown[0]!r}; there are {', '.join(kinds)}")
     nothing = [0] * max(map(len, told.values()), default=0)
-    counts = np.array([told.get(kind, nothing) for kind in CALLS], np.float32).T
+    counts = np.array([told.get(kind, nothing) for kind in kinds], np.float32).T
     if not (counts.ndim == 2 and np.isfinite(counts).all() and (counts >= 0).all()):
         raise ValueError("a count is negative or no number, or kinds have different numbers of stages")
     return counts if len(counts) else None
+
+
+def call_counts(told):
+    return stage_counts(told, CALLS)
 
 
 def _calls_in(program_json, otherwise):
@@ -238,6 +256,26 @@ def _calls_in(program_json, otherwise):
         return call_counts(orjson.loads(program_json)["calls"])
     except (AttributeError, KeyError, TypeError, ValueError):
         return otherwise
+
+
+def _lowered_in(text):
+    """stage_counts of what a schedule's file beside it tells; None where it makes no sense."""
+    try:
+        return stage_counts(orjson.loads(text), LOWERED)
+    except (AttributeError, TypeError, ValueError):
+        return None
+
+
+def _listed_lowered(path):
+    """{program: {schedule: {kind: [count of each stage]}}} that lies beside an archive. Raises UserError where it makes no sense."""
+    file = Path(without_suffixes(path) + LISTED_SUFFIX)
+    try:
+        found = orjson.loads(lzma.decompress(file.read_bytes()))
+        return {program: {name: stage_counts(told, LOWERED) for name, told in schedules.items()} for program, schedules in found.items()}
+    except FileNotFoundError:
+        return {}
+    except (AttributeError, OSError, TypeError, ValueError, lzma.LZMAError) as error:
+        raise UserError(f"{file}: {error}; it should hold what benchmarks/lowered.py writes; make it again, or delete it") from None
 
 
 def _listed_calls(folder):
@@ -252,9 +290,10 @@ def _listed_calls(folder):
 def _archive_members(path, archive, listed_calls):
     """The archive's dumps, and a Dump with an error for what can't be read in it; its readable members are kept.
 
-    A packed collection has the program.json of a program before its schedules.
+    A packed collection has the program.json of a program before its schedules, and what was counted of a schedule before that.
     """
-    benches, waiting, calls = {}, [], {}
+    benches, waiting, calls, lowered = {}, [], {}, {}
+    listed_lowered = _listed_lowered(path)
     try:
         with open(path, "rb") as f:
             is_zip = f.read(4) == b"PK\x03\x04" or path.lower().endswith(".zip")
@@ -264,9 +303,13 @@ def _archive_members(path, archive, listed_calls):
                 benches[folder] = data
             elif base == "program.json":
                 calls = {folder: _calls_in(data, listed_calls.get(folder.rpartition("/")[2]))}
+            elif base.endswith(LOWERED_SUFFIX):
+                lowered = {(folder, base.removesuffix(LOWERED_SUFFIX)): _lowered_in(data)}
             elif not is_companion(base):
                 dump = Dump(f"{archive.file}/{printable(name)}", archive.collection, archive.root, data=data, error=error)
-                dump.calls = calls[folder] if folder in calls else listed_calls.get(folder.rpartition("/")[2])
+                program, schedule = folder.rpartition("/")[2], schedule_of(base)
+                dump.calls = calls[folder] if folder in calls else listed_calls.get(program)
+                dump.lowered = lowered.get((folder, schedule), listed_lowered.get(program, {}).get(schedule))
                 if base.endswith(".featurization"):
                     waiting.append((folder, dump))  # its bench.txt may come later
                 else:
@@ -350,6 +393,8 @@ def parse_dump(dump, max_runtime_ms, need_runtime=True):
     _check(schedule, max_runtime_ms, need_runtime)
     if dump.calls is not None and len(dump.calls) == len(schedule.calls):
         schedule.calls = dump.calls
+    if dump.lowered is not None and len(dump.lowered) == len(schedule.calls):
+        schedule.lowered = dump.lowered
     return schedule
 
 

@@ -29,6 +29,8 @@ import matplotlib.pyplot as plt  # noqa: E402
 def predict_all(config, model, device, train, val, others):
     """({model name: [predicted log-runtime of each of `others`]}, the LSTM first; {rival left out: why})."""
     predicted = {"lstm": [train_utils.predict(model, rows, device) for rows in others]}
+    if any(rows.counted.any() for rows in others):
+        predicted["lstm_plain_dumps"] = [train_utils.predict(model, rows, device, lowered=False) for rows in others]
     predicted["constant"] = baselines.constant(train, val, others)
     if config["split_by"] == "schedule":
         predicted["program_mean"] = baselines.program_mean(train, val, others)
@@ -197,9 +199,9 @@ def main():
         raise UserError(f"{checkpoint}: was trained on other schedules than the training split of {config.data_path}; run train_model.py again")
     run = make_folder(config.run_path, "run_path")
     predicted, left_out = predict_all(meta["split"], model, device, train, val, [test, holdout])
-    half_width = trained["interval"]["log_half_width"]
+    half_widths = {split: np.array([train_utils.errors_of(trained, c)["log_half_width"] for c in rows.counted]) for split, rows in (("test", test), ("holdout", holdout))}
 
-    def coverage(rows, log_predicted):
+    def coverage(rows, log_predicted, half_width):
         return float(np.mean(np.abs(log_predicted - rows.log_runtime) <= half_width)) if len(rows) else None
 
     log_runtime = test.log_runtime.astype(np.float64)
@@ -215,8 +217,11 @@ def main():
             for name, (p, _) in predicted.items()
         },
         "noise_ceiling": metrics.noise_ceiling(rows[rows.collection.isin(test_rows.collection)], log_runtime),
-        "interval": {**trained["interval"], "coverage": coverage(test, predicted["lstm"][0]), "coverage_holdout": coverage(holdout, predicted["lstm"][1])},
-        "few_shot": correction.few_shot_errors(test.instance, log_runtime, predicted["lstm"][0], trained["offset_variance"], config.seed),
+        "interval": {
+            "level": trained["interval"], "log_half_width": float(half_widths["test"].mean()),
+            "coverage": coverage(test, predicted["lstm"][0], half_widths["test"]), "coverage_holdout": coverage(holdout, predicted["lstm"][1], half_widths["holdout"]),
+        },
+        "few_shot": correction.few_shot_errors(test.instance, log_runtime, predicted["lstm"][0], train_utils.errors_of(trained, test.counted.all())["offset_variance"], config.seed),
         "leakage": leakage(test, train, val),
         "worst_misses": worst_misses(test, test_rows, predicted["lstm"][0]),
         "programs": program_lines(test, _names(test_rows), predicted["lstm"][0]),
@@ -232,8 +237,8 @@ def main():
 
     (run / "report.json").write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY))
     write_markdown(run / "report.md", report)
-    write_predictions(run / "predictions.csv", test, predicted["lstm"][0], half_width)
-    write_predictions(run / "predictions_holdout.csv", holdout, predicted["lstm"][1], half_width)
+    write_predictions(run / "predictions.csv", test, predicted["lstm"][0], half_widths["test"])
+    write_predictions(run / "predictions_holdout.csv", holdout, predicted["lstm"][1], half_widths["holdout"])
     parts = [("test", test, predicted["lstm"][0])] + ([("holdout", holdout, predicted["lstm"][1])] if len(holdout) else [])
     plot_predicted_measured(run / "predicted_measured.png", parts)
     plot_error_by_program(run / "error_by_program.png", test, predicted["lstm"][0])

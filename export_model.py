@@ -34,7 +34,7 @@ import search
 import train_utils
 from candidate import prepare_processes
 from config import Config, UserError, load_config, make_folder, run_script
-from features import FEATURES, featurize
+from features import COUNTED_COLUMN, FEATURES, featurize
 from halide_utils import ProgramSpec, Proposal
 
 OPSET = 17
@@ -55,13 +55,15 @@ class ExportConfig(Config):
 class Milliseconds(nn.Module):
     """The model with what a user wants to know for an output: milliseconds and their interval."""
 
-    def __init__(self, model, log_half_width):
+    def __init__(self, model, meta):
         super().__init__()
-        self.model, self.log_half_width = model, log_half_width
+        self.model, self.log_half_widths = model, [train_utils.errors_of(meta, counted)["log_half_width"] for counted in (False, True)]
 
     def forward(self, features, lengths):
         log_runtime = self.model(features, lengths).mean(0)  # (B,)
-        return torch.exp(log_runtime), torch.exp(log_runtime - self.log_half_width), torch.exp(log_runtime + self.log_half_width)
+        counted = features[:, 0, COUNTED_COLUMN] > 0
+        half_width = torch.where(counted, self.log_half_widths[1], self.log_half_widths[0])
+        return torch.exp(log_runtime), torch.exp(log_runtime - half_width), torch.exp(log_runtime + half_width)
 
 
 def export_onnx(model, meta, path):
@@ -73,11 +75,11 @@ def export_onnx(model, meta, path):
         # The exporter that follows a trace is the one that maps packed sequences to ONNX's LSTM; what it warns of is checked by a test.
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            Milliseconds(model, meta["interval"]["log_half_width"]), example, str(path), dynamo=False, opset_version=OPSET,
+            Milliseconds(model, meta), example, str(path), dynamo=False, opset_version=OPSET,
             input_names=["features", "lengths"], output_names=outputs, dynamic_axes=axes,
         )  # fmt: skip
     written = onnx.load(path)
-    onnx.helper.set_model_props(written, {"features": json.dumps(FEATURES), "interval": str(meta["interval"]["level"])})
+    onnx.helper.set_model_props(written, {"features": json.dumps(FEATURES), "interval": str(meta["interval"])})
     onnx.save(written, path)
 
 
@@ -97,9 +99,9 @@ def predicted_examples(config, model, device):
     examples = []
     for number in tqdm(range(UNMEASURED_FROM, UNMEASURED_FROM + config.unmeasured_programs), unit="program"):
         spec = ProgramSpec(f"random_{number}", number)
-        found = {data for _, data in search.propose_all(spec, [Proposal.draw(number, k) for k in range(config.unmeasured_schedules)])}
+        found = {data: lowered for _, data, lowered in search.propose_all(spec, [Proposal.draw(number, k) for k in range(config.unmeasured_schedules)])}
         calls = data_utils.call_counts(halide_utils.describe_stages(spec.build())["calls"])
-        schedules = [search.proposed_schedule(data, calls) for data in sorted(found)]
+        schedules = [search.proposed_schedule(data, calls, found[data]) for data in sorted(found)]
         predictions = train_utils.predict_sequences(model, featurize(schedules), device)
         examples += [(s.schedule_features, s.algorithm_features, p, number) for s, (p, _, _) in zip(schedules, predictions)]
     return examples
@@ -128,7 +130,7 @@ def main():
         raise UserError(f"{path}: is a folder; give --output a file")
     if config.format == "onnx":
         export_onnx(model, meta, path)
-        print(f"{path}: {len(FEATURES)} raw features a stage in, milliseconds and their {meta['interval']['level']:.0%} interval out")
+        print(f"{path}: {len(FEATURES)} raw features a stage in, milliseconds and their {meta['interval']:.0%} interval out")
     else:
         measured, predicted = export_weights(config, model, device, path)
         print(f"{path}: trained on {measured} measured and {predicted} predicted schedules; give it to Adams2019 as weights_path")

@@ -1,6 +1,7 @@
 """What the model is told of a stage: Halide's features of it, and what is computed from them.
 
-`featurize` turns the features of a dump into the inputs of the model, whose names and units are FEATURES and FEATURE_UNITS.
+`featurize` turns the features of a dump, and what is known of its lowered code, into the inputs of the model, whose names and units are
+FEATURES and FEATURE_UNITS.
 
 Axes: T stages of a schedule, S stages of several schedules end to end, F features.
 """
@@ -36,14 +37,22 @@ STAGE_COUNTS = N_HISTOGRAMS * len(TYPE_COLUMNS)  # algorithm features of a stage
 # calls of the C library, a lane at a time; functions computed in vectors; and integer division that is no shift. All but the last are
 # extern_call there, the last is div or mod. benchmarks/call_costs.py measures them.
 CALLS = ["sin_cos", "library", "exp", "log", "pow", "sqrt", "int_division"]
+# What a stage really does, as counted in the lowered code (lowering.py), a run of the program.
+LOWERED = [
+    "iterations", "statements", "stores", "points_stored", "points_scattered", "vector_loads", "points_loaded", "strided_loads", "points_strided",
+    "points_gathered", "scalar_loads", "vector_operations", "points_operated_on", "scalar_operations", "address_operations", "points_divided",
+    "points_cast", "points_shuffled", "points_sin_cos", "points_library", "points_exp", "points_log", "points_pow", "points_sqrt", "bytes_loaded",
+    "bytes_loaded_beyond_l1", "bytes_loaded_beyond_l2", "bytes_stored", "bytes_stored_beyond_l1", "bytes_stored_beyond_l2", "allocations", "bytes_allocated", "stack_allocations", "stack_bytes",
+]  # fmt: skip
 
 
 def featurize(schedules):
     """Per-stage inputs of the model for each Schedule, not normalised: a list of (T, F) float32, the columns FEATURES names.
 
     Logarithms of Halide's schedule features; ratios and flags; the terms that Adams2019's cost model multiplies its coefficients
-    with (cost_model_generator.cpp in Halide); calls, which Halide's features do not tell apart; and operation and access histograms, summed over types and by type. The stages of
-    all schedules are computed at once, end to end: a column is (S,), S stages in all.
+    with (cost_model_generator.cpp in Halide); calls, which Halide's features do not tell apart; counts from the lowered code, 0 where nobody
+    counted; and operation and access histograms, summed over types and by type. The stages of all schedules are computed at once, end
+    to end: a column is (S,), S stages in all.
     """
     if not schedules:
         return []
@@ -51,6 +60,10 @@ def featurize(schedules):
     schedule_features = np.concatenate([schedule.schedule_features for schedule in schedules])  # (S, 39)
     s = dict(zip(SCHEDULE_FEATURES, schedule_features.T.astype(np.float64)))
     calls = dict(zip(CALLS, np.concatenate([schedule.calls for schedule in schedules]).T.astype(np.float64)))  # {kind: (S,)}
+    is_counted = [schedule.lowered is not None for schedule in schedules]
+    nothing = np.zeros((lengths.max(), len(LOWERED)))
+    lowered = np.concatenate([schedule.lowered if counted else nothing[:n] for schedule, counted, n in zip(schedules, is_counted, lengths)])
+    lowered = dict(zip(LOWERED, lowered.T.astype(np.float64)))  # {kind: (S,)}
     owner, size = np.repeat([range(len(schedules)), lengths], lengths, axis=1)  # (S,) each
     position = np.arange(len(owner)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     # What a program computes is worked out once for all of its schedules; `at` (S,) is where a stage stands in that.
@@ -63,7 +76,8 @@ def featurize(schedules):
     columns = [
         np.log1p(schedule_features),
         np.stack(list(_ratios(s, loops, owner).values()), 1),
-        np.log1p(np.stack(list(_cost_terms(s, loops, by_op[at, OPS.index("extern_call")], calls).values()), 1)),
+        np.log1p(np.stack(list(_cost_terms(s, loops, by_op[at, OPS.index("extern_call")], calls, lowered).values()), 1)),
+        _lowered_columns(s, lowered, np.array(is_counted)[owner]),
         np.log1p(np.stack([work, *calls.values(), position, size - 1 - position], 1)),
         algorithm_columns[at],
     ]
@@ -162,7 +176,15 @@ def _outer_padding(s, padding, owner):
     return outer
 
 
-def _cost_terms(s, loops, math_calls, calls):
+def _lowered_columns(s, lowered, is_counted):
+    """Whether the lowered code was counted, and how many points it stores for each that Halide's features tell of, (S, 2)."""
+    said = np.maximum(s["points_computed_total"], s["num_productions"] * s["points_computed_per_production"])
+    stored = lowered["points_stored"] + lowered["points_scattered"]
+    known = (stored > 0) & (said > 0) & (s["inlined_calls"] <= 0)
+    return np.stack([is_counted, np.log(np.where(known, stored, 1) / np.where(known, said, 1))], 1)
+
+
+def _cost_terms(s, loops, math_calls, calls, lowered):
     """Counts of events that take time, (S,) each: what Adams2019's cost model weighs, and the mathematical functions computed."""
     inlined, parallel = s["inlined_calls"] > 0, s["inner_parallelism"] > 1
     innermost_task = np.maximum(s["innermost_bytes_at_task"], 1)
@@ -195,7 +217,7 @@ def _cost_terms(s, loops, math_calls, calls):
         "parallel_tasks": parallel * s["num_productions"] * s["inner_parallelism"],
         "working_set_traffic": s["num_productions"] * s["working_set_at_production"],
         "math_lanes": vectors * s["vector_size"] * math_calls,
-    } | {f"{kind}_calls": points * count for kind, count in calls.items()}
+    } | {f"{kind}_calls": points * count for kind, count in calls.items()} | {f"lowered_{kind}": count for kind, count in lowered.items()}
 
 
 def _feature_units():
@@ -204,7 +226,8 @@ def _feature_units():
     owner = np.zeros(1, int)
     loops = _loop_bodies(nothing, owner, owner)
     units |= {name: "ratio, log ratio or flag" for name in _ratios(nothing, loops, owner)}
-    units |= {f"log_cost_{name}": "log1p of events a run" for name in _cost_terms(nothing, loops, 0, dict.fromkeys(CALLS, 0))}
+    units |= {f"log_cost_{name}": "log1p of events a run" for name in _cost_terms(nothing, loops, 0, dict.fromkeys(CALLS, 0), dict.fromkeys(LOWERED, 0))}
+    units |= {"lowered_is_counted": "flag", "lowered_stored_over_said": "log ratio"}
     units |= {"log_work": "log1p of operations a run"} | {f"log_{kind}_calls": "log1p of calls a point" for kind in CALLS}
     units |= {"log_stages_before": "log1p of stages", "log_stages_after": "log1p of stages"}
     units |= {f"uses_{type}": "flag" for type in TYPE_COLUMNS}
@@ -218,3 +241,5 @@ FEATURE_UNITS = _feature_units()
 FEATURES = list(FEATURE_UNITS)
 COST_COLUMNS = [i for i, name in enumerate(FEATURES) if name.startswith("log_cost_")]
 PARALLEL_COLUMN = FEATURES.index("is_parallel")
+COUNTED_COLUMN = FEATURES.index("lowered_is_counted")
+LOWERED_COLUMNS = [i for i, name in enumerate(FEATURES) if "lowered_" in name]  # all are 0 where nobody counted

@@ -344,9 +344,10 @@ def calibration_pipelines():
 def make_buffers(pipeline, seed):
     """Input arguments with reproducible random contents and empty outputs, as large as the estimates say: (inputs, outputs).
 
+    With seed None the contents are left as they come.
     Raises ValueError, in one line, for a missing estimate.
     """
-    rng = np.random.default_rng(seed)
+    rng = None if seed is None else np.random.default_rng(seed)
     inputs = [_input_value(argument, rng) for argument in pipeline.infer_arguments()]
     outputs = []
     for func in pipeline.outputs():
@@ -366,6 +367,8 @@ def _input_value(argument, rng):
         return hl.evaluate(value)
     region = _constants([(r.min, r.extent) for r in estimates.buffer_estimates], f"input {argument.name}")
     buffer = _allocate(argument.type, region)
+    if rng is None:
+        return buffer
     array = np.array(buffer, copy=False)
     if array.dtype.kind == "f":
         array[...] = rng.random(array.shape, dtype=np.float32)

@@ -3,7 +3,7 @@
 Axes: M members, B batch, T stages (padded), F features, E embedding, H hidden, K kinds of event. The time of a program is the sum
 of its stages' times, so every stage gets a log cost and the prediction is their logsumexp: it says which stage costs what. A
 stage's cost starts from a linear model, milliseconds an event for K kinds of event; what the LSTM learns is how far that is off,
-given the stage and those around it. A few members, trained side by side from different starts, are averaged: with few programs to
+given the stage and those around it. Where the lowered code was not counted, other weights are for the events that Halide's features tell. A few members, trained side by side from different starts, are averaged: with few programs to
 learn from, what one start makes of a new program is partly luck.
 """
 
@@ -63,21 +63,21 @@ class CostModel(nn.Module):
     ----------
     n_features : F
     cost_columns : which K features are log1p of events that take time
-    parallel_column : which feature tells whether a stage runs in parallel
+    parallel_column, counted_column : which feature tells whether a stage runs in parallel, and whether its lowered code was counted
     members, embed_size, hidden_size, lstm_layers, dropout : as in config.yaml
 
     `precision`, float32 unless set, is what the members compute in; what goes in and comes out is float32 in any case.
     """
 
-    def __init__(self, n_features, cost_columns, parallel_column, members, embed_size, hidden_size, lstm_layers, dropout):
+    def __init__(self, n_features, cost_columns, parallel_column, counted_column, members, embed_size, hidden_size, lstm_layers, dropout):
         super().__init__()
         # Statistics of the training split; they travel with the weights.
         self.register_buffer("feature_mean", torch.zeros(n_features))
         self.register_buffer("feature_std", torch.ones(n_features))
-        self.register_buffer("event_ms", torch.ones(2, len(cost_columns)))
-        self.register_buffer("floor_ms", torch.ones(()))
+        self.register_buffer("event_ms", torch.ones(2, 2, len(cost_columns)))
+        self.register_buffer("floor_ms", torch.ones(2))
         self.register_buffer("stage_ms", torch.ones(()))
-        self.cost_columns, self.parallel_column = cost_columns, parallel_column
+        self.cost_columns, self.parallel_column, self.counted_column = cost_columns, parallel_column, counted_column
         self.precision = "float32"
         self.members = nn.ModuleList(StageCosts(n_features + 2, embed_size, hidden_size, lstm_layers, dropout) for _ in range(members))
 
@@ -89,7 +89,7 @@ class CostModel(nn.Module):
         self.feature_mean.copy_(mean)
         self.feature_std.copy_(std)
         self.event_ms.copy_(linear.event_ms)
-        self.floor_ms.fill_(linear.floor_ms)
+        self.floor_ms.copy_(linear.floor_ms)
         self.stage_ms.fill_(linear.stage_ms)
 
     def scale(self, factor):
@@ -108,10 +108,11 @@ class CostModel(nn.Module):
         return far | (never_varied & ((features - self.feature_mean).abs() > 1e-3))
 
     def linear_log_costs(self, features):
-        """Log milliseconds of each stage by the linear model, (B, T): row 0 of event_ms in serial stages, row 1 in parallel ones."""
+        """Log milliseconds of each stage by the linear model, (B, T)."""
         events = torch.exp(features[:, :, self.cost_columns].clamp(0, 80)) - 1  # (B, T, K); ONNX knows no expm1, and these are counts
-        parallel = features[:, :, self.parallel_column] > 0
-        return torch.log(torch.where(parallel, events @ self.event_ms[1], events @ self.event_ms[0]) + self.floor_ms)
+        counted, parallel = (features[:, :, column] > 0 for column in (self.counted_column, self.parallel_column))
+        uncounted_ms, counted_ms = (torch.where(parallel, events @ weights[1], events @ weights[0]) for weights in self.event_ms)
+        return torch.log(torch.where(counted, counted_ms + self.floor_ms[1], uncounted_ms + self.floor_ms[0]))
 
     def stage_costs(self, features, lengths):
         """Log milliseconds of each stage by each member, (M, B, T); -inf where a sequence is padded.

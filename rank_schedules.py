@@ -51,11 +51,11 @@ def read_schedules(paths, max_runtime_ms, need_runtime):
 
 def corrections(measured, model, meta, device):
     """{instance: (offset in log-runtime, what is left of the error)} from the Schedules that were measured."""
-    residuals = {}
+    residuals, components = {}, {}
     for schedule, (predicted, _, _) in zip(measured, train_utils.predict_sequences(model, featurize(measured), device)):
         residuals.setdefault(schedule.instance, []).append(np.log(schedule.runtime_ms) - predicted)
-    components = meta["offset_variance"]
-    return {i: (correction.offset(r, components), correction.remaining_error(len(r), components)) for i, r in residuals.items()}
+        components[schedule.instance] = train_utils.errors_of(meta, schedule.lowered is not None)["offset_variance"]
+    return {i: (correction.offset(r, components[i]), correction.remaining_error(len(r), components[i])) for i, r in residuals.items()}
 
 
 def main():
@@ -75,7 +75,7 @@ def main():
         print(line, file=sys.stderr)
     offsets, left = np.array([corrected.get(s.instance, (0.0, 1.0)) for s in schedules]).T
     log_predicted = np.array([p for p, _, _ in predictions]) + offsets
-    half_width = meta["interval"]["log_half_width"] * left
+    half_width = np.array([train_utils.errors_of(meta, s.lowered is not None)["log_half_width"] for s in schedules]) * left
     table = pd.DataFrame({
         "program": [data_utils.hex_id(s.program) for s in schedules], "instance": [data_utils.hex_id(s.instance) for s in schedules],
         "predicted_ms": np.exp(log_predicted), "lower_ms": np.exp(log_predicted - half_width), "upper_ms": np.exp(log_predicted + half_width),
@@ -85,7 +85,7 @@ def main():
     table.insert(2, "rank", table.groupby("instance").cumcount() + 1)
 
     for (program, _), rows in table.groupby(["program", "instance"], sort=False):
-        print(f"program {program}: {len(rows)} schedules; {meta['interval']['level']:.0%} interval")
+        print(f"program {program}: {len(rows)} schedules; {meta['interval']:.0%} interval")
         for row in rows.itertuples():
             print(f"{row.rank:6d}  {row.predicted_ms:12.4f} ms  {row.lower_ms:12.4f} to {row.upper_ms:12.4f}  {row.file}")
             if config.stages:

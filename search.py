@@ -105,7 +105,8 @@ class TuningRun(ProgramRun):
 
 
 def propose_all(spec, proposals, deadline=math.inf):
-    """[(proposal, featurization bytes)] of those that Halide finds a schedule for, on all cores, until the deadline (time.monotonic())."""
+    """[(proposal, featurization bytes, counts in the lowered code or None)] of those that Halide finds a schedule for, on all cores, until
+    the deadline (time.monotonic())."""
     featurized = []
     with ProcessPool(os.cpu_count(), context=Candidate.context, initializer=silence) as processes:
         results = processes.map(partial(propose, spec), proposals, timeout=PROPOSAL_SECONDS)
@@ -119,13 +120,14 @@ def propose_all(spec, proposals, deadline=math.inf):
             except (TimeoutError, ProcessExpired):
                 continue
             if result is not None:
-                featurized.append((proposal, result[0]))
+                featurization, _, lowered = result
+                featurized.append((proposal, featurization, lowered))
     return featurized
 
 
-def proposed_schedule(featurization, calls):
-    """The data_utils.Schedule in featurization bytes, its runtime not known; `calls` as data_utils.call_counts gives them."""
-    dump = data_utils.Dump("proposed.featurization", "", data=featurization, calls=calls)
+def proposed_schedule(featurization, calls, lowered):
+    """The data_utils.Schedule in featurization bytes, its runtime not known; `calls` and `lowered` as data_utils.stage_counts gives them, or None."""
+    dump = data_utils.Dump("proposed.featurization", "", data=featurization, calls=calls, lowered=lowered)
     return data_utils.parse_dump(dump, math.inf, need_runtime=False)
 
 
@@ -151,12 +153,12 @@ class Pool:
         self.add(featurized)
 
     def add(self, featurized):
-        """Take in [(proposal, featurization bytes)], those that are new."""
+        """Take in [(proposal, featurization bytes, counts in the lowered code or None)], those that are new."""
         new = []
-        for proposal, featurization in featurized:
+        for proposal, featurization, lowered in featurized:
             if not featurization:
                 continue
-            schedule = proposed_schedule(featurization, self.calls)
+            schedule = proposed_schedule(featurization, self.calls, lowered)
             if schedule.schedule not in self.hashes:
                 self.hashes.add(schedule.schedule)
                 self.keys.append(self.run.key(proposal))
@@ -201,7 +203,7 @@ def choose_by_model(pool, measured, still_open, n):
     x, row = pool.descriptors(), {key: i for i, key in enumerate(pool.keys)}
     rows = [row[key] for key in measured if key in row]
     residuals = [math.log(pool.run.runtime_ms(pool.keys[i])) - pool.log_predicted[i] for i in rows]
-    between, within = (max(pool.meta["offset_variance"][part], 1e-3) for part in ("between", "within"))
+    between, within = (max(train_utils.errors_of(pool.meta, True)["offset_variance"][part], 1e-3) for part in ("between", "within"))
     kernel = ConstantKernel(between, "fixed") + ConstantKernel(within, (within / 10, within * 10)) * RBF(1.0, (0.2, 5.0))
     optimizer = "fmin_l_bfgs_b" if len(rows) >= MIN_RESIDUALS else None
     candidates, chosen = [row[key] for key in still_open if key in row], []
@@ -279,7 +281,8 @@ def best_so_far(run, keys):
     return list(itertools.accumulate((run.runtime_ms(key) for key in keys), min))
 
 
-def read_featurization(run, key):
-    """The featurization of a measured schedule, from its `.sample`; b"" where there is none."""
+def read_measured(run, key):
+    """What the pool takes in of a measured schedule: (proposal, featurization bytes, b"" where there is none, counts in the lowered code or None)."""
     path = Path(run.folder, f"{key.zfill(3)}.sample")
-    return path.read_bytes()[:-12] if path.exists() else b""
+    dump = next(data_utils.iter_dumps(str(path)), None) if path.exists() else None
+    return run.proposals[key], path.read_bytes()[:-12] if dump else b"", dump.lowered if dump else None

@@ -46,6 +46,7 @@ def train_epoch(network, optimizer, train, epoch, config, device, processes):
     network.train()
     # Batches and dropout depend on the seed and the epoch alone, so that a resumed run sees the same ones.
     rng = np.random.default_rng([config.seed, epoch])
+    hidden = train.some_programs(config.lowered_dropout, np.random.default_rng([config.seed, epoch, 1]))
     batches = train.grouped_batches(config.batch_size, min(config.schedules_per_group, config.batch_size), rng)
     torch.manual_seed(int(rng.integers(2**62)) + processes.rank)
     weights = torch.tensor([1.0, config.centred_loss_weight, config.ranking_loss_weight], device=device)
@@ -53,7 +54,8 @@ def train_epoch(network, optimizer, train, epoch, config, device, processes):
 
     def load(rows):
         part = processes.part_of(rows, train.instance)
-        return len(part) > 0, train.batch(part if len(part) else rows[:1])  # without a part of its own a process computes, but counts nothing
+        part, counted = (part, True) if len(part) else (rows[:1], False)  # without a part of its own a process computes, but counts nothing
+        return counted, train.batch(part).without_lowered(hidden[part])
 
     progress = tqdm(train_utils.ahead(load, batches), f"epoch {epoch}", len(batches), leave=False, disable=True if processes.rank else None)
     for i, (counted, batch) in enumerate(progress):
@@ -91,7 +93,7 @@ def start(config, train, val, device):
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=config.weight_decay)
     meta = {
         "format": train_utils.CHECKPOINT_FORMAT, "config": settings, "features": FEATURES, "epoch": 0,
-        "data": train_utils.fingerprint(train, val), "best_val_mse_log": None, "interval": None, "offset_variance": None,
+        "data": train_utils.fingerprint(train, val), "best_val_mse_log": None, "interval": config.interval,
     }  # fmt: skip
     if config.resume:
         path = Path(config.run_path) / "last.safetensors"
@@ -181,10 +183,11 @@ class Recorder:
         best = meta["best_val_mse_log"] is None or epoch <= self.config.epochs * CHOOSE_FROM or scores["mse_log"] < meta["best_val_mse_log"]
         if best:
             meta["best_val_mse_log"] = scores["mse_log"]
-            residuals = self.val.log_runtime - log_predicted
-            half_width = train_utils.conformal_half_width(residuals, self.val.program, self.config.interval)
-            meta["interval"] = {"level": self.config.interval, "log_half_width": half_width}
-            meta["offset_variance"] = correction.variance_components(residuals, self.val.instance)
+            uncounted = train_utils.predict(model, self.val, self.device, lowered=False)
+            for name, predicted in (("errors", log_predicted), ("errors_uncounted", uncounted)):
+                residuals = self.val.log_runtime - predicted
+                half_width = train_utils.conformal_half_width(residuals, self.val.program, self.config.interval)
+                meta[name] = {"log_half_width": half_width, "offset_variance": correction.variance_components(residuals, self.val.instance)}
             train_utils.write_checkpoint(self.run / "best.safetensors", tensors, meta)
         train_utils.write_checkpoint(self.run / "last.safetensors", tensors | train_utils.optimizer_tensors(optimizer), meta)
         print(

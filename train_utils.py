@@ -4,6 +4,7 @@ Axes: N rows of a split, B batch, T stages (padded), F features.
 """
 
 import collections
+import functools
 import json
 import math
 import os
@@ -23,11 +24,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 import data_utils
 from config import UserError
-from features import COST_COLUMNS, FEATURES, N_SCHEDULE, PARALLEL_COLUMN
+from features import COST_COLUMNS, COUNTED_COLUMN, FEATURES, LOWERED_COLUMNS, N_SCHEDULE, PARALLEL_COLUMN
 from modeling import CostModel
 
 SHIPPED_MODEL = Path(__file__).resolve().parent / "models" / "default.safetensors"
-CHECKPOINT_FORMAT = "cost_model_LSTM 4"
+CHECKPOINT_FORMAT = "cost_model_LSTM 5"
 REGRESSION_DELTA, CENTRED_DELTA = 1.0, 0.5  # where the Huber losses turn linear, in log-runtime
 RANKING_TEMPERATURE = 0.2  # difference in predicted log-runtime that the ranking loss takes for a clear order
 RANKING_MARGIN = math.log(1.05)  # pairs closer than this are not ranked
@@ -54,6 +55,12 @@ class Batch:
     def to(self, device):
         return Batch(*(tensor.to(device) for tensor in vars(self).values()))
 
+    def without_lowered(self, rows):
+        """The same with some rows, bool (B,) array, as if nobody had counted in their lowered code."""
+        features, rows = self.features.clone(), torch.from_numpy(rows)
+        features[rows] = features[rows].index_fill(2, torch.tensor(LOWERED_COLUMNS), 0.0)
+        return Batch(features, self.lengths, self.log_runtime, self.instance)
+
 
 class Sequences:
     """The rows of one split, mapped from its shards; `self.column` arrays have shape (N,)."""
@@ -70,6 +77,17 @@ class Sequences:
 
     def __len__(self):
         return len(self.lengths)
+
+    @functools.cached_property
+    def counted(self):
+        """Which rows' lowered code was counted, bool (N,)."""
+        parts = [(shard["features"][:, 0, COUNTED_COLUMN] > 0).numpy() for shard in self.shards]
+        return np.concatenate(parts) if parts else np.zeros(0, bool)
+
+    def some_programs(self, share, rng):
+        """Which rows, bool (N,), belong to a random share of the instances."""
+        instances, place = np.unique(self.instance, return_inverse=True)
+        return (rng.random(len(instances)) < share)[place]
 
     def subset(self, rows):
         """The columns (not the features) of some rows."""
@@ -123,18 +141,22 @@ class Sequences:
             n, total, squares = n + len(stages), total + stages.sum(0), squares + (stages**2).sum(0)
         mean = total / n
         std = (squares / n - mean**2).clamp(min=0).sqrt()
-        return mean.float(), torch.where(std > 1e-4, std, torch.inf).float()
+        std = torch.where(std > 1e-4, std, torch.inf)
+        std[COUNTED_COLUMN] = 1.0  # it varies in training, which hides the counts now and then
+        return mean.float(), std.float()
 
 
 @dataclass
 class LinearCosts:
     """A stage's milliseconds as a weighted sum of its events, and no less than `floor_ms`.
 
-    event_ms : (2, K) float32, in serial and in parallel stages; stage_ms : what a stage takes on average, whatever it is
+    event_ms : (2, 2, K) float32: where the lowered code was not counted and where it was, in serial and in parallel stages
+    floor_ms : (2,) float32, likewise
+    stage_ms : what a stage takes on average, whatever it is
     """
 
     event_ms: torch.Tensor
-    floor_ms: float
+    floor_ms: torch.Tensor
     stage_ms: float
 
 
@@ -153,10 +175,19 @@ def fit_linear_costs(sequences, shown):
     log_runtime = sequences.log_runtime.astype(np.float64)
     stage_ms = math.exp(np.mean(log_runtime - np.log(sequences.lengths)))
     half = sequences.program % 2 == 0
-    errors = [np.log(events[~part] @ _fit(events[part], log_runtime[part]) + FLOOR_MS) - log_runtime[~part] for part in (half, ~half) if 0 < part.sum() < len(part)]
-    if not errors or np.mean(np.concatenate(errors) ** 2) > (1 - MIN_EXPLAINED) * log_runtime.var():
-        return LinearCosts(torch.zeros(2, len(COST_COLUMNS)), stage_ms, stage_ms)
-    return LinearCosts(torch.tensor(_fit(events, log_runtime).reshape(2, -1), dtype=torch.float32), FLOOR_MS, stage_ms)
+
+    def fit(events, log_runtime, half):
+        """(milliseconds of each event, floor)."""
+        errors = [np.log(events[~part] @ _fit(events[part], log_runtime[part]) + FLOOR_MS) - log_runtime[~part] for part in (half, ~half) if 0 < part.sum() < len(part)]
+        if not errors or np.mean(np.concatenate(errors) ** 2) > (1 - MIN_EXPLAINED) * log_runtime.var():
+            return np.zeros(events.shape[1]), stage_ms
+        return _fit(events, log_runtime), FLOOR_MS
+
+    uncounted = events * ~np.tile(np.isin(COST_COLUMNS, LOWERED_COLUMNS), 2)
+    counted = sequences.counted
+    fits = [fit(uncounted, log_runtime, half), fit(events[counted], log_runtime[counted], half[counted])]
+    event_ms, floor_ms = (torch.tensor(np.stack(values), dtype=torch.float32) for values in zip(*fits))
+    return LinearCosts(event_ms.reshape(2, 2, -1), floor_ms, stage_ms)
 
 
 def _fit(events, log_runtime):
@@ -288,10 +319,13 @@ def one_cycle(step, n_steps, config):
 
 
 @torch.no_grad()
-def predict(model, sequences, device):
-    """Predicted log-runtime of every row, (N,) float64, in the rows' order."""
+def predict(model, sequences, device, lowered=True):
+    """Predicted log-runtime of every row, (N,) float64, in the rows' order; without `lowered` as if nobody had counted in the lowered code."""
     model.eval()
-    parts = [model(*_inputs(sequences.batch(rows), device)).mean(0).cpu() for rows in _in_order(sequences)]
+    parts = []
+    for rows in _in_order(sequences):
+        batch = sequences.batch(rows)
+        parts.append(model(*_inputs(batch if lowered else batch.without_lowered(np.ones(len(rows), bool)), device)).mean(0).cpu())
     return torch.cat(parts).double().numpy() if parts else np.zeros(0)
 
 
@@ -332,6 +366,12 @@ def conformal_half_width(residuals, programs, level):
     reached = np.cumsum(1 / count[program[order]]) / (len(count) + 1)
     at = np.searchsorted(reached, level)
     return float(np.abs(residuals)[order[min(at, len(order) - 1)]])
+
+
+def errors_of(meta, counted):
+    """What a checkpoint knows of its errors on programs not seen, where the lowered code was counted and where it was not: {"log_half_width",
+    "offset_variance"}."""
+    return meta["errors" if counted else "errors_uncounted"]
 
 
 # Checkpoints: tensors and plain data in one safetensors file
@@ -377,7 +417,7 @@ def model_tensors(tensors):
 
 def build_model(settings):
     """A CostModel from settings, a dict with MODEL_KEYS."""
-    columns = (COST_COLUMNS, PARALLEL_COLUMN)
+    columns = (COST_COLUMNS, PARALLEL_COLUMN, COUNTED_COLUMN)
     return CostModel(len(FEATURES), *columns, **{key: settings[key] for key in MODEL_KEYS})
 
 

@@ -180,7 +180,7 @@ def main():
     print(f"{spec.name}: {len(run.record['stages'])} stages; Adams2019 with beam {search.ADAMS2019_BEAM}: {run.describe(ADAMS2019)}")
 
     pool = search.Pool(run, model, meta, device)
-    pool.add([(run.proposals[ADAMS2019], search.read_featurization(run, ADAMS2019))])
+    pool.add([search.read_measured(run, ADAMS2019)])
     pool.propose([Proposal.draw(spec.seed, k) for k in range(config.proposals)], deadline)
     initial = list(pool.keys)
     print(f"{len(initial)} distinct schedules proposed in {pool.seconds['propose']:.1f} s, predicted in {pool.seconds['predict']:.1f} s")

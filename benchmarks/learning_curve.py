@@ -20,7 +20,7 @@ from pydantic import Field
 
 import data_utils
 from config import Config, UserError, load_config, run_script
-from features import CALLS
+from features import CALLS, LOWERED
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -54,6 +54,9 @@ def copy_share(config, share, folder):
             if dump.calls is not None:
                 calls = dict(zip(CALLS, dump.calls.T.tolist()))
                 (path.parent / "program.json").write_bytes(orjson.dumps({"calls": calls}))
+            if dump.lowered is not None:
+                counts = dict(zip(LOWERED, dump.lowered.T.tolist()))
+                (path.parent / (data_utils.schedule_of(path.name) + data_utils.LOWERED_SUFFIX)).write_bytes(orjson.dumps(counts))
 
 
 def run_on_share(config, share, folder, fold):

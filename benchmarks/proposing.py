@@ -40,7 +40,7 @@ def one_at_a_time(spec, proposals, model, device):
     predicting, calls = 0.0, data_utils.call_counts(halide_utils.describe_stages(spec.build())["calls"])
     for proposal in proposals:
         if found := candidate.propose(spec, proposal):
-            schedule = search.proposed_schedule(found[0], calls)
+            schedule = search.proposed_schedule(found[0], calls, found[2])
             began = time.perf_counter()
             train_utils.predict_sequences(model, featurize([schedule]), device)
             predicting += time.perf_counter() - began

@@ -25,6 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 import data_utils  # noqa: E402
 import halide_utils  # noqa: E402
+import lowering  # noqa: E402
 import train_utils  # noqa: E402
 from config import Config, UserError, load_config, run_script  # noqa: E402
 from features import SCHEDULE_FEATURES, featurize  # noqa: E402
@@ -76,6 +77,7 @@ def predicted_ms(model, spec, proposal):
     featurization, _ = proposal.apply(pipeline)
     schedule = data_utils.parse_binary(featurization, ".featurization")
     schedule.calls = data_utils.call_counts(description["calls"])
+    schedule.lowered = lowering.count_lowered(pipeline)
     features = torch.from_numpy(featurize([schedule])[0])[None]
     with torch.no_grad():
         costs = model.stage_costs(features, torch.tensor([len(stages)])).mean(0).exp()[0].tolist()

@@ -167,12 +167,14 @@ def test_a_killed_collection_goes_on_and_packs(tmp_path, blur):
 
     schedules = [data_utils.parse_dump(d, 1e5) for d in data_utils.iter_dumps(str(whole))]
     assert len({s.schedule for s in schedules}) == 3 and all(len(s.schedule_features) == 2 for s in schedules)
+    assert all(len(s.lowered) == 2 and s.lowered[0].any() for s in schedules), "what was counted in the lowered code lies beside each"
     record = orjson.loads((whole / "blur" / "program.json").read_bytes())
     assert record["complete"] and [e[0] for e in record["edges"]] == ["blur"]
 
     run("collect_schedules.py", *arguments, f"--output={killed}", "--pack=true")
     packed = [data_utils.parse_dump(d, 1e5) for d in data_utils.iter_dumps(f"{newest}.tar.xz")]
     assert len({s.schedule for s in packed}) == 3 and not killed.exists()
+    assert sorted(s.lowered.tolist() for s in packed) == sorted(s.lowered.tolist() for s in schedules)
     expect_user_error(run("collect_schedules.py", *arguments, f"--output={killed}", check=False), "never rewritten")
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import lzma
 import math
 import tarfile
 import zipfile
@@ -14,7 +15,7 @@ from conftest import json_tree, make_stages, sample_bytes
 import data_utils
 from config import UserError, load_config
 from data_utils import Dump, Unusable, parse_dump
-from features import CALLS, FEATURES, OPS, SCHEDULE_FEATURES, featurize
+from features import CALLS, FEATURES, LOWERED, OPS, SCHEDULE_FEATURES, featurize
 
 
 def parse(data, name="x.sample", **options):
@@ -226,6 +227,38 @@ def test_calls_are_read_from_beside_the_dumps(tmp_path):
     (tmp_path / "raw" / "a" / "program.json").write_text('{"calls": {"exp": [0, 2, 1]}}')
     features = pd.DataFrame(featurize([parse_dump(next(data_utils.iter_dumps(str(tmp_path / "raw"))), 1e5)])[0], columns=FEATURES)
     assert features.log_exp_calls.tolist() == pytest.approx([0, math.log(3), math.log(2)])
+
+
+def test_counts_in_the_lowered_code_are_read_from_beside_the_dumps(tmp_path):
+    def told(raw_path):
+        dumps = data_utils.iter_dumps(str(raw_path))
+        found = {d.file.rsplit("/", 1)[-1]: parse_dump(d, 1e5).lowered for d in dumps}
+        return {name: None if counts is None else counts[:, LOWERED.index("stores")].tolist() for name, counts in found.items()}
+
+    folder = tmp_path / "raw" / "p"
+    folder.mkdir(parents=True)
+    for name in ("000", "000r", "001", "002", "003"):
+        (folder / f"{name}.sample").write_bytes(sample_bytes(make_stages(), 1))
+    for name, stores in (("000", [1, 2, 3]), ("001", [4, 5]), ("002", [-1, 0, 0])):  # 001: of other stages; 002: nonsense
+        (folder / f"{name}.lowered.json").write_text(json.dumps({"stores": stores}))
+    expected = {"000.sample": [1, 2, 3], "000r.sample": [1, 2, 3], "001.sample": None, "002.sample": None, "003.sample": None}
+    assert told(tmp_path / "raw") == expected
+    assert told(folder / "000r.sample") == {"000r.sample": [1, 2, 3]}
+    archive = tmp_path / "packed" / "mine.tar.xz"
+    archive.parent.mkdir()
+    with tarfile.open(archive, "w:xz") as tar:
+        for file in sorted(folder.iterdir()):
+            tar.add(file, f"mine/p/{file.name}")
+    assert told(archive) == expected
+    listed = archive.with_name("mine.lowered.json.xz")  # for what the archive itself does not tell
+    listed.write_bytes(lzma.compress(json.dumps({"p": {"000": {"stores": [7, 7, 7]}, "003": {"stores": [0, 8, 0]}}}).encode()))
+    assert told(archive) == told(archive.parent) == expected | {"003.sample": [0, 8, 0]}
+    features = pd.DataFrame(featurize([parse_dump(d, 1e5) for d in data_utils.iter_dumps(str(folder / "000.sample"))])[0], columns=FEATURES)
+    assert features.log_cost_lowered_stores.tolist() == pytest.approx(np.log([2, 3, 4]).tolist()) and (features.lowered_is_counted == 1).all()
+    for wrong in (b"nonsense", lzma.compress(b'{"p": {"000": {"bogus": [1]}}}'), lzma.compress(b"[]")):
+        listed.write_bytes(wrong)
+        with pytest.raises(UserError, match="mine.lowered.json.xz"):
+            told(archive)
 
 
 def split_of(programs, *flags):

@@ -32,7 +32,7 @@ def test_onnx_gives_the_predictions_of_pytorch(tmp_path):
         expected = model(features, lengths).mean(0).exp().detach().numpy()
         got = session.run(["predicted_ms", "lower_ms", "upper_ms"], {"features": features.numpy(), "lengths": lengths.numpy()})
         assert np.allclose(got[0], expected, rtol=1e-4, atol=0)
-        factor = np.exp(meta["interval"]["log_half_width"])
+        factor = np.exp(train_utils.errors_of(meta, counted=True)["log_half_width"])
         assert np.allclose(got[1], expected / factor, rtol=1e-4, atol=0) and np.allclose(got[2], expected * factor, rtol=1e-4, atol=0)
 
 

@@ -8,7 +8,7 @@ import torch
 import data_utils
 import train_utils
 from config import UserError, load_config
-from features import COST_COLUMNS, FEATURES, PARALLEL_COLUMN
+from features import COST_COLUMNS, COUNTED_COLUMN, FEATURES, LOWERED_COLUMNS, PARALLEL_COLUMN
 from modeling import CostModel
 from train_utils import Batch, LinearCosts, Sequences
 
@@ -17,7 +17,7 @@ F = len(FEATURES)
 
 def make_model(lstm_layers=1):
     torch.manual_seed(0)
-    columns = (COST_COLUMNS, PARALLEL_COLUMN)
+    columns = (COST_COLUMNS, PARALLEL_COLUMN, COUNTED_COLUMN)
     return CostModel(F, *columns, members=2, embed_size=16, hidden_size=8, lstm_layers=lstm_layers, dropout=0.0)
 
 
@@ -135,14 +135,15 @@ def test_statistics_are_of_stages_not_of_padding(sequences):
     arrays, data = sequences
     mean, std = data.feature_statistics()
     stages = np.concatenate(arrays)
-    assert np.allclose(mean, stages.mean(0), atol=1e-5) and np.allclose(std, stages.std(0), atol=1e-4)
+    varies = np.arange(F) != COUNTED_COLUMN
+    assert np.allclose(mean, stages.mean(0), atol=1e-5) and np.allclose(std[varies], stages.std(0)[varies], atol=1e-4)
 
 
 def test_a_feature_that_never_varied_changes_nothing(model):
     batch = random_batch()
     std = torch.ones(F)
     std[7] = torch.inf
-    model.set_statistics(torch.zeros(F), std, LinearCosts(torch.ones(2, len(COST_COLUMNS)), 1e-5, 1.0))
+    model.set_statistics(torch.zeros(F), std, LinearCosts(torch.ones(2, 2, len(COST_COLUMNS)), torch.full((2,), 1e-5), 1.0))
     before = model(batch.features, batch.lengths)
     batch.features[:, :, 7] = 1e6
     assert torch.equal(model(batch.features, batch.lengths), before)
@@ -163,9 +164,31 @@ def test_the_linear_model_is_told_only_where_it_holds(tmp_path):
         data = Sequences(tmp_path, {"shards": {"train": ["a"]}}, "train")
         return train_utils.fit_linear_costs(data, torch.ones(F, dtype=torch.bool))
 
-    assert np.allclose(fit(events @ [1e-3, 5e-3]).event_ms[0, :2], [1e-3, 5e-3], rtol=1e-2)
+    assert np.allclose(fit(events @ [1e-3, 5e-3]).event_ms[0, 0, :2], [1e-3, 5e-3], rtol=1e-2)
     unrelated = fit(np.exp(rng.normal(0, 2, 60)))
-    assert unrelated.event_ms.abs().sum() == 0 and unrelated.floor_ms == unrelated.stage_ms
+    assert unrelated.event_ms.abs().sum() == 0 and np.allclose(unrelated.floor_ms, unrelated.stage_ms)
+
+
+def test_each_kind_of_dump_has_a_linear_model_of_its_own(tmp_path, model):
+    """Where the lowered code was counted its events weigh; where it was not, others stand for them."""
+    rng = np.random.default_rng(0)
+    said, counted = COST_COLUMNS[0], LOWERED_COLUMNS[0]
+    arrays = [np.zeros((1, F), np.float32) for _ in range(80)]
+    for array in arrays:
+        events = 10 ** rng.uniform(1, 5)
+        array[:, [said, counted]] = np.log1p([events * rng.uniform(0.5, 1.5), events])
+        array[:, COUNTED_COLUMN] = 1
+    runtime_ms = np.array([np.expm1(array[0, counted]) * 1e-3 for array in arrays])
+    rows = pd.DataFrame({"runtime_ms": runtime_ms, "program": range(80), "instance": range(80), "schedule": range(80)})
+    data_utils.write_shard(tmp_path / "a", arrays, rows)
+    data = Sequences(tmp_path, {"shards": {"train": ["a"]}}, "train")
+    assert data.counted.all()
+    model.set_statistics(*data.feature_statistics(), train_utils.fit_linear_costs(data, torch.ones(F, dtype=torch.bool)))
+    batch = data.batch(np.arange(80))
+    hidden = batch.without_lowered(np.arange(80) < 40)
+    assert torch.equal(hidden.features[40:], batch.features[40:]) and not hidden.features[:40, :, LOWERED_COLUMNS].any()
+    exact, estimated = (model.linear_log_costs(b.features)[:40, 0] - b.log_runtime[:40] for b in (batch, hidden))
+    assert exact.abs().max() < 0.01 and 0.1 < estimated.abs().mean() < 0.5
 
 
 def test_events_that_are_rare_in_serial_stages_get_no_absurd_cost():
@@ -196,7 +219,7 @@ def test_grouped_batches_cover_an_epoch_once(sequences):
 def test_a_checkpoint_gives_the_same_predictions_back(tmp_path, model):
     settings = {"members": 2, "embed_size": 16, "hidden_size": 8, "lstm_layers": 1, "dropout": 0.0}
     meta = {"format": train_utils.CHECKPOINT_FORMAT, "features": FEATURES, "config": settings}
-    model.set_statistics(torch.randn(F), torch.rand(F) + 0.5, LinearCosts(torch.rand(2, len(COST_COLUMNS)), 1e-5, 2.0))
+    model.set_statistics(torch.randn(F), torch.rand(F) + 0.5, LinearCosts(torch.rand(2, 2, len(COST_COLUMNS)), torch.full((2,), 1e-5), 2.0))
     path = tmp_path / "model.safetensors"
     train_utils.write_checkpoint(path, {f"model.{k}": v for k, v in model.state_dict().items()}, meta)
     again, _ = train_utils.load_model(path, "cpu")

@@ -98,6 +98,7 @@ def test_tuning_finds_measures_and_builds_a_schedule(tuned):
     dumps = list(data_utils.iter_dumps(str(out)))
     schedules = [data_utils.parse_dump(dump, 1e5) for dump in dumps if dump.file.endswith(".sample")]
     assert len(schedules) >= report["measured"] and len({s.program for s in schedules}) == 1
+    assert all(s.lowered is not None for s in schedules)
     assert {dump.collection for dump in dumps if dump.file.endswith(".sample")} == {"measurements"}
 
     again = run("tune_schedule.py", *flags)  # everything is measured already, but for the comparison at the end
@@ -155,7 +156,7 @@ def fake_pool(log_predicted, runtimes, x):
     keys = [str(i) for i in range(len(log_predicted))]
     measured = dict(zip(keys, runtimes))
     fake_run = SimpleNamespace(runtime_ms=lambda key: measured[key])
-    return SimpleNamespace(keys=keys, log_predicted=np.array(log_predicted), descriptors=lambda: np.array(x), run=fake_run, meta={"offset_variance": {"between": 0.2, "within": 0.3}})
+    return SimpleNamespace(keys=keys, log_predicted=np.array(log_predicted), descriptors=lambda: np.array(x), run=fake_run, meta={"errors": {"offset_variance": {"between": 0.2, "within": 0.3}}})
 
 
 def test_a_measurement_corrects_the_predictions_of_schedules_like_it():
