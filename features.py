@@ -37,12 +37,15 @@ STAGE_COUNTS = N_HISTOGRAMS * len(TYPE_COLUMNS)  # algorithm features of a stage
 # calls of the C library, a lane at a time; functions computed in vectors; and integer division that is no shift. All but the last are
 # extern_call there, the last is div or mod. benchmarks/call_costs.py measures them.
 CALLS = ["sin_cos", "library", "exp", "log", "pow", "sqrt", "int_division"]
-# What a stage really does, as counted in the lowered code (lowering.py), a run of the program.
+# What a stage really does in a run of the program, counted in the lowered code (lowering.py). `vector_loads` are of points that lie side by
+# side, `strided_loads` of points a stride apart, what is gathered is loaded point by point; bytes "beyond" a cache come from, or go to, a
+# buffer larger than it. `statements` are those in the code, however often they run.
 LOWERED = [
-    "iterations", "statements", "stores", "points_stored", "points_scattered", "vector_loads", "points_loaded", "strided_loads", "points_strided",
-    "points_gathered", "scalar_loads", "vector_operations", "points_operated_on", "scalar_operations", "address_operations", "points_divided",
-    "points_cast", "points_shuffled", "points_sin_cos", "points_library", "points_exp", "points_log", "points_pow", "points_sqrt", "bytes_loaded",
-    "bytes_loaded_beyond_l1", "bytes_loaded_beyond_l2", "bytes_stored", "bytes_stored_beyond_l1", "bytes_stored_beyond_l2", "allocations", "bytes_allocated", "stack_allocations", "stack_bytes",
+    "iterations", "statements", "stores", "points_stored", "points_scattered", "vector_loads", "points_loaded", "strided_loads",
+    "points_strided", "points_gathered", "scalar_loads", "vector_operations", "points_operated_on", "scalar_operations",
+    "address_operations", "points_divided", "points_cast", "points_shuffled", "points_sin_cos", "points_library", "points_exp",
+    "points_log", "points_pow", "points_sqrt", "bytes_loaded", "bytes_loaded_beyond_l1", "bytes_loaded_beyond_l2", "bytes_stored",
+    "bytes_stored_beyond_l1", "bytes_stored_beyond_l2", "allocations", "bytes_allocated", "stack_allocations", "stack_bytes",
 ]  # fmt: skip
 
 

@@ -2,8 +2,9 @@
 
 Adams2019 works its features out for one representative tile. Bounds inference then asks for boxes that may be larger, for whole vectors,
 for what is recomputed where tiles overlap; loops are unrolled and split where boundaries allow simpler bodies. All that stands in the
-lowered code. `count_lowered` translates its text to a Python program that runs two iterations of each loop, weighs them by how often
-they would run, and counts what every stage loads, computes, stores and allocates.
+lowered code, and with it what the features do not tell: which loads are of whole vectors, and which gather point by point.
+`count_lowered` translates its text to a Python program that runs two iterations of each loop, weighs them by how often they would run,
+and counts what every stage loads, computes, stores and allocates.
 """
 
 import math
@@ -31,8 +32,9 @@ CAST_TO = re.compile(r"\b(?:u?int|float)\d+(?:x\d+)?\(|saturating_cast\(")
 SLICE = re.compile(r"\bslice_vectors\([^()]*, (\d+)\)")
 SHUFFLE = re.compile(r"\b(?:slice_vectors|interleave_vectors|concat_vectors|extract_element|mux)\(")
 LOADED = re.compile(r"\bloaded(\d+)\b")  # what a load has been replaced by, with its lanes
-PATTERNS = {"points_divided": DIVISION, "points_cast": CAST_TO, "points_shuffled": SHUFFLE} | {f"points_{kind}": re.compile(halide_utils.CALL_PATTERNS[kind]) for kind in ("sin_cos", "library", "exp", "log", "pow", "sqrt")}
-L1_BYTES, L2_BYTES = 2**15, 2**20
+PATTERNS = {"points_divided": DIVISION, "points_cast": CAST_TO, "points_shuffled": SHUFFLE}
+PATTERNS |= {f"points_{kind}": re.compile(halide_utils.CALL_PATTERNS[kind]) for kind in ("sin_cos", "library", "exp", "log", "pow", "sqrt")}
+L1_BYTES, L2_BYTES = 2**15, 2**20  # a buffer that is larger is taken to lie beyond that cache
 
 
 class Real(float):
@@ -115,9 +117,9 @@ def python(expression):
 
 
 def count_value(text, vectors, is_address):
-    """What it takes to compute an expression once, {kind in LOWERED: number}, and its lanes.
+    """({kind in LOWERED, or ("loaded", buffer): number} of what it takes to compute an expression once, its lanes).
 
-    A vector with a stride takes as many loads, one gathered point by point as many as it has points: so Halide's features count, too.
+    vectors : {name: lanes} of those named in it. is_address : whether it is one of the scalars that the code names, addresses mostly.
     """
     counts = Counter()
     while loads := list(LOAD.finditer(text)):
@@ -286,55 +288,65 @@ def count_lowered(pipeline):
     """Counts of a scheduled pipeline, (T, K) float64: a row a stage, in the order of its featurization, a column for each of features.LOWERED.
 
     An inlined stage has none: what it does is done by the stage that calls it. None where they can't be told: a loop's extent or an
-    allocation's size depends on what is in a buffer. The pipeline needs estimates for all inputs and outputs. Raises hl.HalideError as compiling does.
+    allocation's size depends on what is in a buffer. The pipeline needs estimates for all inputs and outputs. Raises hl.HalideError as
+    compiling does.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "lowered.stmt")
         pipeline.compile_to_lowered_stmt(str(path), pipeline.infer_arguments(), hl.StmtOutputFormat.Text, hl.get_host_target())
         lowered = path.read_text()
     name, names = re.search(r"^external\S* func (\S+) \((.*)\) \{", lowered, re.M).groups()
-    values, sizes = {}, {}
-    inputs, outputs = halide_utils.make_buffers(pipeline, None)
-    for argument, given in zip(names.split(", "), [*inputs, *outputs]):
-        if isinstance(given, hl.Buffer):
-            sizes[argument] = given.type().bytes(), given.size_in_bytes()
-            for i, dimension in enumerate(map(given.dim, range(given.dimensions()))):
-                values |= {f"{argument}.min.{i}": dimension.min(), f"{argument}.extent.{i}": dimension.extent(), f"{argument}.stride.{i}": dimension.stride()}
-        else:
-            values[argument] = Real(given) if isinstance(given, float) else given
+    values, sizes = known_values(pipeline, names.split(", "))
     program, statements = translate(lowered)
     execution = Execution(values, len(statements))
     methods = {method: getattr(execution, method) for method in ("assign", "let", "holds", "loop", "task", "run_task", "run", "allocate")}
-    scope = {"v": execution.v, **FUNCTIONS, **methods}
     try:
-        exec(compile(program, name, "exec"), scope)
+        exec(compile(program, name, "exec"), {"v": execution.v, **FUNCTIONS, **methods})
         execution.tasks[name][1]()
     except (SyntaxError, RecursionError):  # nested deeper than Python allows
         return None
-    if not execution.all_known:
-        return None
-    stages = [(func.name(), i) for func in halide_utils.functions(pipeline) for i in range(func.num_update_definitions(), -1, -1)]
-    row, column = {stage: i for i, stage in enumerate(stages)}, {kind: i for i, kind in enumerate(LOWERED)}
-    found = np.zeros((len(stages), len(LOWERED)))
-    everything = [(stage, counts, n) for (stage, counts), n in zip(statements, execution.runs) if n]
-    everything += [(stage, {"statements": 1}, 1) for (stage, counts), n in zip(statements, execution.runs) if n and "iterations" not in counts]
+    return by_stage(halide_utils.functions(pipeline), statements, execution, sizes) if execution.all_known else None
+
+
+def known_values(pipeline, names):
+    """What the lowered code's arguments, of these names, tell it: ({name in the code: number}, {name: (bytes a point, bytes in all)})."""
+    values, sizes = {}, {}
+    inputs, outputs = halide_utils.make_buffers(pipeline, None)
+    for name, given in zip(names, [*inputs, *outputs]):
+        if not isinstance(given, hl.Buffer):
+            values[name] = Real(given) if isinstance(given, float) else given
+            continue
+        sizes[name] = given.type().bytes(), given.size_in_bytes()
+        for i, dimension in enumerate(map(given.dim, range(given.dimensions()))):
+            values |= {f"{name}.min.{i}": dimension.min(), f"{name}.extent.{i}": dimension.extent(), f"{name}.stride.{i}": dimension.stride()}
+    return values, sizes
+
+
+def by_stage(funcs, statements, execution, sizes):
+    """What an Execution has counted, (T, K); `sizes` as known_values gives them, of what is not allocated here."""
+    stages = [(func.name(), i) for func in funcs for i in range(func.num_update_definitions(), -1, -1)]
+    totals, sizes = {stage: Counter() for stage in stages}, dict(sizes)
     for name, (n, n_bytes, itemsize, on_stack) in execution.allocated.items():
-        kinds = ("stack_allocations", "stack_bytes") if on_stack else ("allocations", "bytes_allocated")
-        everything.append(((name if (name, 0) in row else name.rpartition(".")[0], 0), dict(zip(kinds, (n, n_bytes))), 1))
         sizes[name] = itemsize, n_bytes / max(n, 1)
-    for stage, counts, n in everything:
-        if stage in row:
-            for kind, number in counts.items():
-                if isinstance(kind, tuple):
-                    way, name = kind
-                    itemsize, n_bytes = sizes.get(name, (4, 0))
-                    found[row[stage], column[f"bytes_{way}"]] += n * number * itemsize
-                    for level, limit in (("l1", L1_BYTES), ("l2", L2_BYTES)):
-                        if n_bytes > limit:
-                            found[row[stage], column[f"bytes_{way}_beyond_{level}"]] += n * number * itemsize
-                else:
-                    found[row[stage], column[kind]] += n * number
-    return found
+        stage = (name, 0) if (name, 0) in totals else (name.rpartition(".")[0], 0)  # `f.1` is a part of a Tuple's Func
+        if stage in totals:
+            totals[stage] += Counter(dict(zip(("stack_allocations", "stack_bytes") if on_stack else ("allocations", "bytes_allocated"), (n, n_bytes))))
+    for (stage, counts), n in zip(statements, execution.runs):
+        if stage not in totals or not n:
+            continue
+        total = totals[stage]
+        total["statements"] += "iterations" not in counts
+        for kind, number in counts.items():
+            if kind in LOWERED:
+                total[kind] += n * number
+            else:
+                way, name = kind
+                itemsize, n_bytes = sizes.get(name, (4, 0))
+                moved = n * number * itemsize
+                total[f"bytes_{way}"] += moved
+                total[f"bytes_{way}_beyond_l1"] += moved * (n_bytes > L1_BYTES)
+                total[f"bytes_{way}_beyond_l2"] += moved * (n_bytes > L2_BYTES)
+    return np.array([[total[kind] for kind in LOWERED] for total in totals.values()], np.float64)
 
 
 def as_dict(counts):
