@@ -216,6 +216,13 @@ def test_grouped_batches_cover_an_epoch_once(sequences):
         assert (data.instance[batch[0::2]] == data.instance[batch[1::2]]).all()
 
 
+def test_counts_are_hidden_for_whole_programs(sequences):
+    _, data = sequences
+    drawn = [data.some_programs(0.5, np.random.default_rng(seed)) for seed in range(20)]
+    assert all(len(set(hidden[data.instance == i])) == 1 for hidden in drawn for i in data.instance)
+    assert 0.3 < np.mean(drawn) < 0.7 and not data.some_programs(0.0, np.random.default_rng(0)).any()
+
+
 def test_a_checkpoint_gives_the_same_predictions_back(tmp_path, model):
     settings = {"members": 2, "embed_size": 16, "hidden_size": 8, "lstm_layers": 1, "dropout": 0.0}
     meta = {"format": train_utils.CHECKPOINT_FORMAT, "features": FEATURES, "config": settings}

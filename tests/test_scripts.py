@@ -39,6 +39,8 @@ def trained(tmp_path_factory):
         for schedule in range(4):
             stages = make_stages(program, schedule, n_stages=2 + program % 4)
             (collection / f"{schedule}.sample").write_bytes(sample_bytes(stages, 0.1 * (1 + program) * (1 + schedule)))
+            counts = {"stores": [1000 * (1 + program) * (1 + schedule)] * len(stages)}
+            (collection / f"{schedule}.lowered.json").write_text(json.dumps(counts))
     outputs = [run(script, *flags(folder)).stdout for script in ("generate_dataset.py", "train_model.py", "evaluate_model.py")]
     return folder, outputs
 
@@ -54,7 +56,8 @@ def test_generate_train_evaluate(trained):
     assert log.epoch.tolist() == [1, 2, 3] and log.val_mse_log.notna().all()
 
     report = orjson.loads((run_path / "report.json").read_bytes())
-    assert set(report["models"]) == {"lstm", "constant", "hist_gradient_boosting", "adams2019"}
+    assert set(report["models"]) == {"lstm", "lstm_plain_dumps", "constant", "hist_gradient_boosting", "adams2019"}
+    assert report["models"]["lstm"] != report["models"]["lstm_plain_dumps"]
     assert "8 schedules" in report["left_out"]["adams2019_retrained"]
     names = {"mse_log", "r2_log", "mse", "mape", "median_ape", "spearman", "kendall", "pairwise_accuracy", "top1_regret", "top5_regret", "correct_ordering_rate"}
     assert all(set(scores) == names for scores in report["models"].values())
