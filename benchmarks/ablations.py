@@ -36,6 +36,7 @@ VARIANTS = {
     "without access patterns": {"drop_features": "log_pointwise_*,log_transpose_*,log_broadcast_*,log_slice_*"},
     "without cost terms": {"drop_features": "log_cost_*"},
     "without calls": {"drop_features": ",".join(f"log_{kind}_calls,log_cost_{kind}_calls" for kind in CALLS)},
+    "without counts in the lowered code": {"drop_features": "*lowered_*"},
     "without padding": {"drop_features": "padding,outer_padding,partial_share"},
 }
 
