@@ -63,10 +63,6 @@ def featurize(schedules):
     schedule_features = np.concatenate([schedule.schedule_features for schedule in schedules])  # (S, 39)
     s = dict(zip(SCHEDULE_FEATURES, schedule_features.T.astype(np.float64)))
     calls = dict(zip(CALLS, np.concatenate([schedule.calls for schedule in schedules]).T.astype(np.float64)))  # {kind: (S,)}
-    is_counted = [schedule.lowered is not None for schedule in schedules]
-    nothing = np.zeros((lengths.max(), len(LOWERED)))
-    lowered = np.concatenate([schedule.lowered if counted else nothing[:n] for schedule, counted, n in zip(schedules, is_counted, lengths)])
-    lowered = dict(zip(LOWERED, lowered.T.astype(np.float64)))  # {kind: (S,)}
     owner, size = np.repeat([range(len(schedules)), lengths], lengths, axis=1)  # (S,) each
     position = np.arange(len(owner)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     # What a program computes is worked out once for all of its schedules; `at` (S,) is where a stage stands in that.
@@ -79,8 +75,8 @@ def featurize(schedules):
     columns = [
         np.log1p(schedule_features),
         np.stack(list(_ratios(s, loops, owner).values()), 1),
-        np.log1p(np.stack(list(_cost_terms(s, loops, by_op[at, OPS.index("extern_call")], calls, lowered).values()), 1)),
-        _lowered_columns(s, lowered, np.array(is_counted)[owner]),
+        np.log1p(np.stack(list(_cost_terms(s, loops, by_op[at, OPS.index("extern_call")], calls).values()), 1)),
+        _lowered_columns(schedules, s, owner),
         np.log1p(np.stack([work, *calls.values(), position, size - 1 - position], 1)),
         algorithm_columns[at],
     ]
@@ -179,15 +175,23 @@ def _outer_padding(s, padding, owner):
     return outer
 
 
-def _lowered_columns(s, lowered, is_counted):
-    """Whether the lowered code was counted, and how many points it stores for each that Halide's features tell of, (S, 2)."""
-    said = np.maximum(s["points_computed_total"], s["num_productions"] * s["points_computed_per_production"])
-    stored = lowered["points_stored"] + lowered["points_scattered"]
-    known = (stored > 0) & (said > 0) & (s["inlined_calls"] <= 0)
-    return np.stack([is_counted, np.log(np.where(known, stored, 1) / np.where(known, said, 1))], 1)
+def _lowered_columns(schedules, s, owner):
+    """What was counted in the lowered code, whether it was, and how many points it stores for each that Halide's features tell of: (S, K + 2)."""
+    is_counted = np.array([schedule.lowered is not None for schedule in schedules])[owner]
+    columns = np.zeros((len(owner), len(LOWERED) + 2))
+    if not is_counted.any():
+        return columns
+    lowered = np.concatenate([schedule.lowered for schedule in schedules if schedule.lowered is not None]).astype(np.float64)
+    columns[is_counted, : len(LOWERED)] = np.log1p(lowered)
+    columns[:, -2] = is_counted
+    said = np.maximum(s["points_computed_total"], s["num_productions"] * s["points_computed_per_production"])[is_counted]
+    stored = lowered[:, LOWERED.index("points_stored")] + lowered[:, LOWERED.index("points_scattered")]
+    known = (stored > 0) & (said > 0) & (s["inlined_calls"][is_counted] <= 0)
+    columns[is_counted, -1] = np.log(np.where(known, stored, 1) / np.where(known, said, 1))
+    return columns
 
 
-def _cost_terms(s, loops, math_calls, calls, lowered):
+def _cost_terms(s, loops, math_calls, calls):
     """Counts of events that take time, (S,) each: what Adams2019's cost model weighs, and the mathematical functions computed."""
     inlined, parallel = s["inlined_calls"] > 0, s["inner_parallelism"] > 1
     innermost_task = np.maximum(s["innermost_bytes_at_task"], 1)
@@ -220,7 +224,7 @@ def _cost_terms(s, loops, math_calls, calls, lowered):
         "parallel_tasks": parallel * s["num_productions"] * s["inner_parallelism"],
         "working_set_traffic": s["num_productions"] * s["working_set_at_production"],
         "math_lanes": vectors * s["vector_size"] * math_calls,
-    } | {f"{kind}_calls": points * count for kind, count in calls.items()} | {f"lowered_{kind}": count for kind, count in lowered.items()}
+    } | {f"{kind}_calls": points * count for kind, count in calls.items()}
 
 
 def _feature_units():
@@ -229,7 +233,8 @@ def _feature_units():
     owner = np.zeros(1, int)
     loops = _loop_bodies(nothing, owner, owner)
     units |= {name: "ratio, log ratio or flag" for name in _ratios(nothing, loops, owner)}
-    units |= {f"log_cost_{name}": "log1p of events a run" for name in _cost_terms(nothing, loops, 0, dict.fromkeys(CALLS, 0), dict.fromkeys(LOWERED, 0))}
+    units |= {f"log_cost_{name}": "log1p of events a run" for name in _cost_terms(nothing, loops, 0, dict.fromkeys(CALLS, 0))}
+    units |= {f"log_cost_lowered_{kind}": "log1p of events a run" for kind in LOWERED}
     units |= {"lowered_is_counted": "flag", "lowered_stored_over_said": "log ratio"}
     units |= {"log_work": "log1p of operations a run"} | {f"log_{kind}_calls": "log1p of calls a point" for kind in CALLS}
     units |= {"log_stages_before": "log1p of stages", "log_stages_after": "log1p of stages"}

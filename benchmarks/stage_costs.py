@@ -26,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 import data_utils  # noqa: E402
 import halide_utils  # noqa: E402
 import lowering  # noqa: E402
+import search  # noqa: E402
 import train_utils  # noqa: E402
 from config import Config, UserError, load_config, run_script  # noqa: E402
 from features import SCHEDULE_FEATURES, featurize  # noqa: E402
@@ -44,21 +45,31 @@ class StageCostsConfig(Config):
     checkpoint: str = Field(str(ROOT / "models" / "default.safetensors"), description="model to check")
 
 
-def profile(spec, proposal, path):
-    """In a process of its own: schedule, run under Halide's profiler, and leave its report at `path`."""
+def profile(spec, proposal, path, connection):
+    """In a process of its own, where Funcs have the names that the profiler prints: schedule, send what the model is told, run under Halide's
+    profiler, and leave its report at `path`."""
     out = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(out, 1), os.dup2(out, 2)
     pipeline = spec.build()
-    proposal.apply(pipeline)
+    description = halide_utils.describe_stages(pipeline)
+    featurization, _ = proposal.apply(pipeline)
+    connection.send((description, featurization, lowering.count_lowered(pipeline)))
     halide_utils.run_under_profiler(pipeline, spec.seed, PROFILE_SECONDS)
 
 
-def profiled_ms(spec, proposal):
-    """{Func: milliseconds} of the last run that the profiler reports."""
+def profiled(spec, proposal):
+    """(names of the stages, data_utils.Schedule, {Func: milliseconds} of the last run that the profiler reports)."""
+    context = multiprocessing.get_context("spawn")
+    connection, theirs = context.Pipe()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "profile.txt")
-        process = multiprocessing.get_context("spawn").Process(target=profile, args=(spec, proposal, str(path)))
+        process = context.Process(target=profile, args=(spec, proposal, str(path), theirs))
         process.start()
+        theirs.close()
+        try:
+            description, featurization, lowered = connection.recv()
+        except EOFError:
+            raise UserError(f"{spec.name}: could not be scheduled: {path.read_text(errors='replace').strip()[-200:]}") from None
         process.join()
         times = {}
         for line in path.read_text(errors="replace").splitlines():
@@ -66,18 +77,11 @@ def profiled_ms(spec, proposal):
                 times[found[1]] = float(found[2])
     if process.exitcode or not times:
         raise UserError(f"{spec.name}: its profile could not be read (exit code {process.exitcode})")
-    return times
+    return description["stages"], search.proposed_schedule(featurization, data_utils.call_counts(description["calls"]), lowered), times
 
 
-def predicted_ms(model, spec, proposal):
+def predicted_ms(model, stages, schedule):
     """({Func: predicted milliseconds}, those of them that are inlined)."""
-    pipeline = spec.build()
-    description = halide_utils.describe_stages(pipeline)
-    stages = description["stages"]
-    featurization, _ = proposal.apply(pipeline)
-    schedule = data_utils.parse_binary(featurization, ".featurization")
-    schedule.calls = data_utils.call_counts(description["calls"])
-    schedule.lowered = lowering.count_lowered(pipeline)
     features = torch.from_numpy(featurize([schedule])[0])[None]
     with torch.no_grad():
         costs = model.stage_costs(features, torch.tensor([len(stages)])).mean(0).exp()[0].tolist()
@@ -102,8 +106,8 @@ def main():
     for spec in specs:
         for k in range(config.schedules):
             proposal = Proposal.draw(spec.seed, k)
-            predicted, inlined = predicted_ms(model, spec, proposal)
-            measured = profiled_ms(spec, proposal)
+            stages, schedule, measured = profiled(spec, proposal)
+            predicted, inlined = predicted_ms(model, stages, schedule)
             # An inlined Func runs within its readers, where the profiler counts it.
             names = [name for name in predicted if name in measured and name not in inlined]
             if len(names) < 2:
