@@ -228,8 +228,10 @@ def _read_or_none(path):
 
 
 def schedule_of(name):
-    """What a dump's name, say `007r.sample`, calls its schedule: `007`, as measured the first time."""
-    return re.sub(r"(?<=\d)r+$", "", os.path.splitext(name)[0])
+    """What a dump's name, say `07r.sample`, calls its schedule: `007`, as collections call it where it is measured the first time."""
+    stem = os.path.splitext(name)[0]
+    repeated = re.fullmatch(r"(\d+)r+", stem)
+    return repeated[1].zfill(3) if repeated else stem
 
 
 def stage_counts(told, kinds):
@@ -304,12 +306,14 @@ def _archive_members(path, archive, listed_calls):
             elif base == "program.json":
                 calls = {folder: _calls_in(data, listed_calls.get(folder.rpartition("/")[2]))}
             elif base.endswith(LOWERED_SUFFIX):
-                lowered = {(folder, base.removesuffix(LOWERED_SUFFIX)): _lowered_in(data)}
+                if folder not in lowered:
+                    lowered = {folder: {}}  # of one program at a time
+                lowered[folder][base.removesuffix(LOWERED_SUFFIX)] = _lowered_in(data)
             elif not is_companion(base):
                 dump = Dump(f"{archive.file}/{printable(name)}", archive.collection, archive.root, data=data, error=error)
                 program, schedule = folder.rpartition("/")[2], schedule_of(base)
                 dump.calls = calls[folder] if folder in calls else listed_calls.get(program)
-                dump.lowered = lowered.get((folder, schedule), listed_lowered.get(program, {}).get(schedule))
+                dump.lowered = lowered.get(folder, listed_lowered.get(program, {})).get(schedule)
                 if base.endswith(".featurization"):
                     waiting.append((folder, dump))  # its bench.txt may come later
                 else:

@@ -237,22 +237,27 @@ def test_counts_in_the_lowered_code_are_read_from_beside_the_dumps(tmp_path):
 
     folder = tmp_path / "raw" / "p"
     folder.mkdir(parents=True)
-    for name in ("000", "000r", "001", "002", "003"):
+    for name in ("000", "00r", "0rr", "001", "002", "003"):
         (folder / f"{name}.sample").write_bytes(sample_bytes(make_stages(), 1))
     for name, stores in (("000", [1, 2, 3]), ("001", [4, 5]), ("002", [-1, 0, 0])):  # 001: of other stages; 002: nonsense
         (folder / f"{name}.lowered.json").write_text(json.dumps({"stores": stores}))
-    expected = {"000.sample": [1, 2, 3], "000r.sample": [1, 2, 3], "001.sample": None, "002.sample": None, "003.sample": None}
+    expected = {"000.sample": [1, 2, 3], "00r.sample": [1, 2, 3], "0rr.sample": [1, 2, 3], "001.sample": None, "002.sample": None, "003.sample": None}
     assert told(tmp_path / "raw") == expected
-    assert told(folder / "000r.sample") == {"000r.sample": [1, 2, 3]}
+    assert told(folder / "00r.sample") == {"00r.sample": [1, 2, 3]}
+    (tmp_path / "raw" / "q").mkdir()
+    (tmp_path / "raw" / "q" / "003.sample").write_bytes(sample_bytes(make_stages(), 1))
+    (folder / "003.sample").unlink()
     archive = tmp_path / "packed" / "mine.tar.xz"
     archive.parent.mkdir()
     with tarfile.open(archive, "w:xz") as tar:
         for file in sorted(folder.iterdir()):
             tar.add(file, f"mine/p/{file.name}")
+        tar.add(tmp_path / "raw" / "q" / "003.sample", "mine/q/03r.sample")
+    expected["03r.sample"] = expected.pop("003.sample")
     assert told(archive) == expected
     listed = archive.with_name("mine.lowered.json.xz")  # for what the archive itself does not tell
-    listed.write_bytes(lzma.compress(json.dumps({"p": {"000": {"stores": [7, 7, 7]}, "003": {"stores": [0, 8, 0]}}}).encode()))
-    assert told(archive) == told(archive.parent) == expected | {"003.sample": [0, 8, 0]}
+    listed.write_bytes(lzma.compress(json.dumps({"p": {"000": {"stores": [7, 7, 7]}}, "q": {"003": {"stores": [0, 8, 0]}}}).encode()))
+    assert told(archive) == told(archive.parent) == expected | {"03r.sample": [0, 8, 0]}
     features = pd.DataFrame(featurize([parse_dump(d, 1e5) for d in data_utils.iter_dumps(str(folder / "000.sample"))])[0], columns=FEATURES)
     assert features.log_cost_lowered_stores.tolist() == pytest.approx(np.log([2, 3, 4]).tolist()) and (features.lowered_is_counted == 1).all()
     for wrong in (b"nonsense", lzma.compress(b'{"p": {"000": {"bogus": [1]}}}'), lzma.compress(b"[]")):
