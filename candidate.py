@@ -33,8 +33,8 @@ MEMORY_LIMIT = 12 * 2**30
 def run_candidate(connection, spec, proposal, reference_path, log_path):
     """Schedule, compile, check and (whenever told to) measure one candidate; `proposal` None makes the program's reference.
 
-    Sends ("proposed", featurization, source, seconds, description of the stages), then, each after a word from the parent, ("compiled", seconds,
-    counts in the lowered code or None), ("checked",) where its output is the reference's, and ("measured", dict) as often as asked; or ("failed", reason, detail).
+    Sends ("proposed", featurization, source, seconds, description of the stages), then, each after a word from the parent, ("compiled", seconds),
+    ("checked", counts in the lowered code or None) where its output is the reference's, and ("measured", dict) as often as asked; or ("failed", reason, detail).
     """
     _die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -60,8 +60,7 @@ def run_candidate(connection, spec, proposal, reference_path, log_path):
             program.allocate(spec.seed)
             program()
             np.savez(reference_path, *program.results())
-        seconds = time.monotonic() - start
-        connection.send(("compiled", seconds, None if proposal is None else lowering.count_lowered(pipeline)))
+        connection.send(("compiled", time.monotonic() - start))
         connection.recv()
         program.allocate(spec.seed)
         program()
@@ -71,7 +70,7 @@ def run_candidate(connection, spec, proposal, reference_path, log_path):
             connection.send(("failed", "wrong_result", wrong))
             return
         program.release()
-        connection.send(("checked",))
+        connection.send(("checked", None if proposal is None else lowering.count_lowered(pipeline)))
         while True:
             connection.recv()
             measurement = halide_utils.benchmark(program, spec.seed).as_dict()

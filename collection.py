@@ -233,8 +233,7 @@ def compile_candidates(keys, folder):
                 if not candidate.key.isdecimal():
                     candidate.compile()
             elif kind == "compiled" and candidate.key != "reference":
-                candidate.compile_seconds, candidate.lowered = content
-                candidate.deadline = math.inf
+                candidate.compile_seconds, candidate.deadline = content[0], math.inf
                 run.n_compiled += 1
                 run.unchecked.append(candidate)
             else:
@@ -245,6 +244,7 @@ def compile_candidates(keys, folder):
                     run.reference_ready = True
                     candidate.end()
                 else:
+                    candidate.lowered = content[0]
                     ready.append((run, candidate))
             for dropped in [*run.decide_proposals(), *run.check_compiled()]:
                 active.pop(dropped.connection, None)

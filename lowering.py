@@ -34,6 +34,7 @@ SHUFFLE = re.compile(r"\b(?:slice_vectors|interleave_vectors|concat_vectors|extr
 LOADED = re.compile(r"\bloaded(\d+)\b")  # what a load has been replaced by, with its lanes
 PATTERNS = {"points_divided": DIVISION, "points_cast": CAST_TO, "points_shuffled": SHUFFLE}
 PATTERNS |= {f"points_{kind}": re.compile(halide_utils.CALL_PATTERNS[kind]) for kind in ("sin_cos", "library", "exp", "log", "pow", "sqrt")}
+MAX_ITERATIONS = 300_000  # run, of all loops together: two of each, so 2^n in n loops inside each other; the largest application takes 34,000
 L1_BYTES, L2_BYTES = 2**15, 2**20  # a buffer that is larger is taken to lie beyond that cache
 
 
@@ -230,11 +231,15 @@ def translate(lowered):
     return "\n".join(lines), statements
 
 
+class TooLong(Exception):
+    """More iterations to run than anybody would wait for."""
+
+
 class Execution:
     """Runs a translation. A loop runs its middle iteration, which stands for all but the last, and the last."""
 
     def __init__(self, values, n_statements):
-        self.v, self.weight, self.tasks = dict(values), 1, {}
+        self.v, self.weight, self.tasks, self.iterations = dict(values), 1, {}, 0
         self.runs, self.allocated, self.all_known = np.zeros(n_statements), {}, True
 
     def value(self, function):
@@ -260,6 +265,9 @@ class Execution:
         if n is None:
             self.all_known, n = False, 1
         for index, weight in [((n - 1) // 2, n - 1), (n - 1, 1)] if n > 1 else [(0, 1)] if n == 1 else []:
+            self.iterations += 1
+            if self.iterations > MAX_ITERATIONS:
+                raise TooLong
             self.v[name], self.weight = first + index, outer * weight
             yield
         self.weight = outer
@@ -288,7 +296,7 @@ def count_lowered(pipeline):
     """Counts of a scheduled pipeline, (T, K) float64: a row a stage, in the order of its featurization, a column for each of features.LOWERED.
 
     An inlined stage has none: what it does is done by the stage that calls it. None where they can't be told: a loop's extent or an
-    allocation's size depends on what is in a buffer. The pipeline needs estimates for all inputs and outputs. Raises hl.HalideError as
+    allocation's size depends on what is in a buffer, or loops lie too deep inside each other. The pipeline needs estimates for all inputs and outputs. Raises hl.HalideError as
     compiling does.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -303,7 +311,7 @@ def count_lowered(pipeline):
     try:
         exec(compile(program, name, "exec"), {"v": execution.v, **FUNCTIONS, **methods})
         execution.tasks[name][1]()
-    except (SyntaxError, RecursionError):  # nested deeper than Python allows
+    except (SyntaxError, RecursionError, TooLong):  # the first two: nested deeper than Python allows
         return None
     return by_stage(halide_utils.functions(pipeline), statements, execution, sizes) if execution.all_known else None
 

@@ -78,6 +78,16 @@ def test_what_depends_on_a_buffer_is_not_guessed():
         assert stored == {("f", 0): 5, ("f", 1): 3 if known else 1}
 
 
+def test_counting_gives_up_where_it_would_take_too_long(monkeypatch):
+    x, y = hl.vars("x y")
+    f = hl.Func("long_f")
+    f[x, y] = x + y
+    f.set_estimates([(0, 64), (0, 64)])
+    assert lowering.count_lowered(hl.Pipeline(f))[0, LOWERED.index("stores")] == 64 * 64
+    monkeypatch.setattr(lowering, "MAX_ITERATIONS", 5)  # two rows, and two points in each: six
+    assert lowering.count_lowered(hl.Pipeline(f)) is None
+
+
 def test_expressions_of_lowered_code():
     scope = {"v": {"a.b$1": 7, "t": 3, "r": lowering.Real(0.2)}, "let": lambda name, value, rest: (scope["v"].__setitem__(name, value), rest())[1], **lowering.FUNCTIONS}
 
