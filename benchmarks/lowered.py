@@ -68,11 +68,14 @@ def main():
         raise UserError(f"{config.raw_path}: no packed collection (.tar.xz) in it")
     for archive in archives:
         path = Path(data_utils.without_suffixes(str(archive)) + data_utils.LISTED_SUFFIX)
-        with tarfile.open(archive) as tar:
-            names = tar.getnames()
-        if path.exists() or any(name.endswith(data_utils.LOWERED_SUFFIX) for name in names):
-            continue
+        try:
+            with tarfile.open(archive) as tar:
+                names = tar.getnames()
+        except data_utils.ARCHIVE_ERRORS as error:
+            raise UserError(f"{archive}: can't be read ({error}); mend it, or move it away") from None
         folders = sorted(name.rpartition("/")[0] for name in names if name.endswith("/program.json"))
+        if path.exists() or not folders or any(name.endswith(data_utils.LOWERED_SUFFIX) for name in names):
+            continue
         results = Parallel(os.cpu_count(), return_as="generator")(delayed(count_program)(archive, folder) for folder in folders)
         found, left_out = {}, 0
         for folder, (counts, n) in zip(folders, tqdm(results, archive.name, len(folders), unit="program")):
