@@ -246,7 +246,7 @@ class Execution:
         """None where it depends on what is in a buffer."""
         try:
             return function()
-        except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        except (KeyError, TypeError, ValueError, ArithmeticError):
             return None
 
     def assign(self, name, function):
@@ -296,23 +296,23 @@ def count_lowered(pipeline):
     """Counts of a scheduled pipeline, (T, K) float64: a row a stage, in the order of its featurization, a column for each of features.LOWERED.
 
     An inlined stage has none: what it does is done by the stage that calls it. None where they can't be told: a loop's extent or an
-    allocation's size depends on what is in a buffer, or loops lie too deep inside each other. The pipeline needs estimates for all inputs and outputs. Raises hl.HalideError as
-    compiling does.
+    allocation's size depends on what is in a buffer, loops lie too deep inside each other, or the code is not understood. The pipeline
+    needs estimates for all inputs and outputs. Raises hl.HalideError as compiling does.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "lowered.stmt")
         pipeline.compile_to_lowered_stmt(str(path), pipeline.infer_arguments(), hl.StmtOutputFormat.Text, hl.get_host_target())
         lowered = path.read_text()
-    name, names = re.search(r"^external\S* func (\S+) \((.*)\) \{", lowered, re.M).groups()
-    values, sizes = known_values(pipeline, names.split(", "))
-    program, statements = translate(lowered)
-    execution = Execution(values, len(statements))
-    methods = {method: getattr(execution, method) for method in ("assign", "let", "holds", "loop", "task", "run_task", "run", "allocate")}
     try:
+        name, names = re.search(r"^external\S* func (\S+) \((.*)\) \{", lowered, re.M).groups()
+        values, sizes = known_values(pipeline, names.split(", "))
+        program, statements = translate(lowered)
+        execution = Execution(values, len(statements))
+        methods = {method: getattr(execution, method) for method in ("assign", "let", "holds", "loop", "task", "run_task", "run", "allocate")}
         exec(compile(program, name, "exec"), {"v": execution.v, **FUNCTIONS, **methods})
         execution.tasks[name][1]()
-    except (SyntaxError, RecursionError, TooLong):  # the first two: nested deeper than Python allows
-        return None
+    except (SyntaxError, RecursionError, TooLong, AttributeError, LookupError, NameError, ValueError):
+        return None  # nested deeper than Python allows, or written as no code seen so far: the schedule is worth keeping all the same
     return by_stage(halide_utils.functions(pipeline), statements, execution, sizes) if execution.all_known else None
 
 
@@ -345,7 +345,7 @@ def by_stage(funcs, statements, execution, sizes):
         total = totals[stage]
         total["statements"] += "iterations" not in counts
         for kind, number in counts.items():
-            if kind in LOWERED:
+            if isinstance(kind, str):
                 total[kind] += n * number
             else:
                 way, name = kind

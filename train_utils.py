@@ -57,6 +57,8 @@ class Batch:
 
     def without_lowered(self, rows):
         """The same with some rows, bool (B,) array, as if nobody had counted in their lowered code."""
+        if not rows.any():
+            return self
         features, rows = self.features.clone(), torch.from_numpy(rows)
         features[rows] = features[rows].index_fill(2, torch.tensor(LOWERED_COLUMNS), 0.0)
         return Batch(features, self.lengths, self.log_runtime, self.instance)

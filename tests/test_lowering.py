@@ -88,6 +88,15 @@ def test_counting_gives_up_where_it_would_take_too_long(monkeypatch):
     assert lowering.count_lowered(hl.Pipeline(f)) is None
 
 
+def test_code_that_is_not_understood_costs_the_counts_alone(monkeypatch):
+    x = hl.Var("x")
+    f = hl.Func("strange_f")
+    f[x] = x
+    f.set_estimates([(0, 64)])
+    monkeypatch.setattr(lowering, "translate", lambda lowered: ("unheard_of()", []))
+    assert lowering.count_lowered(hl.Pipeline(f)) is None
+
+
 def test_expressions_of_lowered_code():
     scope = {"v": {"a.b$1": 7, "t": 3, "r": lowering.Real(0.2)}, "let": lambda name, value, rest: (scope["v"].__setitem__(name, value), rest())[1], **lowering.FUNCTIONS}
 
