@@ -21,7 +21,6 @@ import numpy as np
 
 import halide_utils
 import lowering
-from machine import MAX_PASSES, MIN_PASSES, PASS_AGREEMENT, is_noisy
 
 RUN_SECONDS = 60
 MEMORY_LIMIT = 12 * 2**30
@@ -34,7 +33,7 @@ def run_candidate(connection, spec, proposal, reference_path, log_path):
     """Schedule, compile, check and (whenever told to) measure one candidate; `proposal` None makes the program's reference.
 
     Sends ("proposed", featurization, source, seconds, description of the stages), then, each after a word from the parent, ("compiled", seconds),
-    ("checked", counts in the lowered code or None) where its output is the reference's, and ("measured", dict) as often as asked; or ("failed", reason, detail).
+    ("checked", counts in the lowered code or None) where its output is the reference's, and ("measured", halide_utils.Pass) as often as asked; or ("failed", reason, detail).
     """
     _die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -73,7 +72,7 @@ def run_candidate(connection, spec, proposal, reference_path, log_path):
         connection.send(("checked", None if proposal is None else lowering.count_lowered(pipeline)))
         while True:
             connection.recv()
-            measurement = halide_utils.benchmark(program, spec.seed).as_dict()
+            measurement = halide_utils.benchmark(program, spec.seed)
             program.release()  # before the next one's turn: a hundred candidates wait side by side
             connection.send(("measured", measurement))
     except EOFError:
@@ -142,7 +141,7 @@ class Candidate:
         self.featurization, self.source, self.hash = b"", "", ""
         self.lowered = None  # as of lowering.count_lowered
         self.schedule_seconds = self.compile_seconds = 0.0
-        self.passes = []  # what each pass measured
+        self.passes = []  # halide_utils.Pass each
         self.has_proposed = self.has_ended = False
 
     def receive(self, seconds):
@@ -177,16 +176,6 @@ class Candidate:
         """Have it run once, and its output compared with the reference's."""
         self.deadline, self.late = time.monotonic() + RUN_SECONDS, ("too_slow", f"not run and measured within {RUN_SECONDS} s")
         self.send("check")
-
-    def fastest(self):
-        """The measurement that counts: the fastest pass, of those on a quiet machine if there is one."""
-        return min(self.passes, key=lambda m: (is_noisy(m), m["runtime_ms"]))
-
-    def is_settled(self):
-        """Whether there were passes enough."""
-        times = sorted(m["runtime_ms"] for m in self.passes)
-        agree = len(times) >= MIN_PASSES and times[1] <= (1 + PASS_AGREEMENT) * times[0]
-        return agree or len(times) >= MAX_PASSES
 
     def end(self):
         self.has_ended = True

@@ -32,7 +32,7 @@ from fan_out import fan_out
 from halide_utils import ProgramSpec
 from machine import describe_machine
 
-PROGRAMS_A_ROUND = 8
+PROGRAMS_A_ROUND = 16
 
 
 class CollectConfig(Config):

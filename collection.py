@@ -25,7 +25,7 @@ from candidate import RUN_SECONDS, Candidate, prepare_processes
 from config import replace_file
 from data_utils import LOWERED_SUFFIX
 from halide_utils import Proposal
-from machine import MAX_DRIFT, REPEATED_SHARE, TRIES, is_noisy, note_calibration, wait_for_calm
+from machine import MAX_DRIFT, PASSES, REPEATED_SHARE, TRIES, is_noisy, note_calibration, summary, wait_for_calm
 
 PROPOSALS_A_SCHEDULE = 3  # give up on a program after this many proposals for each schedule wanted
 FEW_TIMEOUTS, MANY_TIMEOUTS = 2, 4  # or after this many that took too long to compile: few if fewer were fast enough, or many
@@ -271,18 +271,18 @@ def measure(run, candidate):
         tries.append(message[1])
         if not is_noisy(message[1]):
             break
-    candidate.passes.append(min(tries, key=lambda m: m["foreign_share"]) | {"tries": len(tries)})
-    fastest = candidate.fastest()
-    run.write_sample(candidate, fastest["runtime_ms"])
+    candidate.passes.append(min(tries, key=lambda p: p.foreign_share))
+    found = summary(candidate.passes)
+    run.write_sample(candidate, found["runtime_ms"])
     seconds = {"schedule_seconds": round(candidate.schedule_seconds, 2), "compile_seconds": round(candidate.compile_seconds, 2)}
-    passes = [m["runtime_ms"] for m in candidate.passes]
-    run.decide(candidate, "measured", hash=candidate.hash, **fastest, noisy=is_noisy(fastest), passes_ms=passes, **seconds)
+    run.decide(candidate, "measured", hash=candidate.hash, **found, **seconds)
 
 
 def further_passes(measured):
     """The further passes through [(ProgramRun, Candidate)] that `measure` has seen once; ends the candidates."""
-    while measured := [(run, candidate) for run, candidate in measured if not candidate.has_ended]:
+    for _ in range(PASSES - 1):
         for run, candidate in measured:
-            measure(run, candidate)
-            if candidate.is_settled():
-                candidate.end()
+            if not candidate.has_ended:
+                measure(run, candidate)
+    for _, candidate in measured:
+        candidate.end()

@@ -14,7 +14,7 @@ import struct
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -42,11 +42,8 @@ CALL_PATTERNS = {
 WEIGHTS_HEADER = struct.pack("<4I", 0x68776631, 3, 3, 6)
 WEIGHT_SHAPES = [(8, 40, 7), (8,), (24, 39), (24,), (32, 32), (32,)]
 
-# The benchmark protocol, after Halide's tools/halide_benchmark.h: batches of calls, of which the fastest counts, until the best
-# and the third best agree.
-WARM_UP_CALLS = 1
-MIN_BENCHMARK_SECONDS, MAX_BENCHMARK_SECONDS, BATCH_SECONDS = 0.1, 0.2, 0.002
-AGREEMENT = 0.03
+# One pass of a measurement: batches of calls for so long, two at least.
+PASS_SECONDS, BATCH_SECONDS = 0.08, 0.002
 # More of the machine than this used by others while a schedule runs spoils its measurement.
 FOREIGN_SHARE_LIMIT = 0.05
 TICK = 0.01  # seconds in which the system counts the time that processors are busy
@@ -441,19 +438,17 @@ def mismatch(outputs, reference):
 
 
 @dataclass
-class Measurement:
-    """How one runtime was obtained. cpu_share is CPU time over wall time of the process: near the number of cores where all of
-    a schedule runs in parallel. foreign_share is the part of the machine that others used meanwhile, less what rounding could make of none."""
+class Pass:
+    """Batches of calls, one after the other: milliseconds a call in each, and calls a batch.
 
-    runtime_ms: float
-    samples: int
-    calls: int
-    spread: float
+    cpu_share is CPU time over wall time of the process: near the number of cores where all of a schedule runs in parallel. foreign_share is
+    the part of the machine that others used meanwhile, less what rounding could make of none.
+    """
+
+    batch_ms: list
+    batch: int
     cpu_share: float
     foreign_share: float
-
-    def as_dict(self):
-        return {k: round(v, 6) if isinstance(v, float) else v for k, v in asdict(self).items()}
 
 
 def _cpu_seconds():
@@ -474,31 +469,22 @@ def keep_memory():
 
 
 def benchmark(program, seed):
-    """Measure a Program once, on buffers allocated afresh: the fastest batch, its time a call. Returns a Measurement."""
+    """Run a Program for PASS_SECONDS, on buffers allocated afresh. Returns a Pass."""
     program.allocate(seed)
-    for _ in range(WARM_UP_CALLS):
-        program()
+    program()  # the first call may start threads and touch memory for the first time
     start = time.perf_counter()
     program()
-    batch = max(1, int(BATCH_SECONDS / max(time.perf_counter() - start, 1e-7)))
-    times = []
+    first = time.perf_counter() - start
+    batch, times = max(1, int(BATCH_SECONDS / max(first, 1e-7))), []
     before = _cpu_seconds()
-    start = time.perf_counter()
-    while True:
-        began = time.perf_counter()
+    start = now = time.perf_counter()
+    while len(times) < 2 or now - start < PASS_SECONDS:
         for _ in range(batch):
             program()
-        now = time.perf_counter()
-        times.append((now - began) / batch)
-        if len(times) >= 3 and now - start >= MIN_BENCHMARK_SECONDS:
-            best, third = np.partition(times, 2)[[0, 2]]
-            if third <= best * (1 + AGREEMENT) or now - start >= MAX_BENCHMARK_SECONDS:
-                break
+        began, now = now, time.perf_counter()
+        times.append(round((now - began) / batch * 1e3, 6))
     busy, own = (b - a for a, b in zip(before, _cpu_seconds()))
-    return Measurement(
-        runtime_ms=float(best) * 1e3, samples=len(times), calls=batch * len(times), spread=float(third / best) - 1, cpu_share=own / (now - start),
-        foreign_share=max(0.0, busy - own - TICK) / ((now - start) * os.cpu_count()),
-    )  # fmt: skip
+    return Pass(times, batch, round(own / (now - start), 4), round(max(0.0, busy - own - TICK) / ((now - start) * os.cpu_count()), 4))
 
 
 def run_under_profiler(pipeline, seed, seconds):

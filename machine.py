@@ -22,16 +22,37 @@ import halide_utils
 from config import replace_file
 
 TRIES = 3  # measurements of one schedule on a busy machine before it is kept and flagged noisy
-# Every schedule is measured in short passes through all that are compiled, so that those of one are half a minute apart: others on the
-# host slow a machine by up to a fifth for seconds at a time, which it can't see. The fastest pass counts; there are more of them until
-# the two fastest agree.
-MIN_PASSES, MAX_PASSES, PASS_AGREEMENT = 4, 6, 0.02
+# Every schedule is measured in short passes through all that are compiled, so that those of one are about half a minute apart: others on
+# the host slow a machine by up to a fifth for seconds at a time, which it can't see. What counts is what the batches of all passes
+# reach in their fastest moments, but not in the very fastest alone, which may be one that does not come again.
+PASSES, FAST_SHARE = 6, 0.05
 REPEATED_SHARE = 0.05  # of the schedules are measured again in a fresh process, which tells the noise
 MAX_DRIFT = 0.05  # of the calibration programs' times, beyond which measurements no longer belong to one collection
 
 
-def is_noisy(measurement):
-    return measurement["foreign_share"] > halide_utils.FOREIGN_SHARE_LIMIT
+def is_noisy(one_pass):
+    return one_pass.foreign_share > halide_utils.FOREIGN_SHARE_LIMIT
+
+
+def runtime_ms(passes):
+    """Milliseconds that a call takes, of the batches of several halide_utils.Pass."""
+    return float(np.quantile(np.concatenate([p.batch_ms for p in passes]), FAST_SHARE))
+
+
+def summary(passes):
+    """What is noted of a measurement in several halide_utils.Pass, of which those on a quiet machine count, if there are any.
+
+    {"runtime_ms", "samples": batches, "calls", "spread": by how much the median batch is slower, "cpu_share", "foreign_share", "noisy",
+    "passes_ms": runtime_ms of each pass}
+    """
+    calm = [p for p in passes if not is_noisy(p)]
+    counted = calm or [min(passes, key=lambda p: p.foreign_share)]
+    ms, times = runtime_ms(counted), np.concatenate([p.batch_ms for p in counted])
+    return {
+        "runtime_ms": round(ms, 6), "samples": len(times), "calls": sum(p.batch * len(p.batch_ms) for p in counted),
+        "spread": round(float(np.median(times)) / ms - 1, 4), "cpu_share": round(float(np.mean([p.cpu_share for p in counted])), 4),
+        "foreign_share": max(p.foreign_share for p in counted), "noisy": not calm, "passes_ms": [round(runtime_ms([p]), 6) for p in passes],
+    }  # fmt: skip
 
 
 def wait_for_calm(seconds=3):
@@ -53,10 +74,9 @@ def describe_machine():
         "system": platform.platform(), "python": platform.python_version(), "halide": importlib.metadata.version("halide"),
         "target": str(hl.get_host_target()),
         "protocol": {
-            "threads": "all cores", "freed_memory": "kept by the process", "batch_seconds": u.BATCH_SECONDS,
-            "min_seconds": u.MIN_BENCHMARK_SECONDS, "max_seconds": u.MAX_BENCHMARK_SECONDS, "agreement": u.AGREEMENT,
-            "foreign_share_limit": u.FOREIGN_SHARE_LIMIT, "tries": TRIES, "passes": [MIN_PASSES, MAX_PASSES], "pass_agreement": PASS_AGREEMENT,
-            "repeated_share": REPEATED_SHARE, "runtime": "fastest batch of calls of all passes, its time a call, in milliseconds",
+            "threads": "all cores", "freed_memory": "kept by the process", "batch_seconds": u.BATCH_SECONDS, "pass_seconds": u.PASS_SECONDS,
+            "foreign_share_limit": u.FOREIGN_SHARE_LIMIT, "tries": TRIES, "passes": PASSES,
+            "repeated_share": REPEATED_SHARE, "runtime": f"milliseconds a call that a share of {FAST_SHARE} of the batches of all passes is faster than",
         },
     }  # fmt: skip
 
@@ -72,8 +92,9 @@ def calibration_programs():
 
 def calibrate():
     """{calibration program: milliseconds}, measured now by the protocol of the schedules."""
-    passes = [{name: round(halide_utils.benchmark(program, 0).runtime_ms, 6) for name, program in calibration_programs().items()} for _ in range(MIN_PASSES)]
-    return {name: min(times[name] for times in passes) for name in passes[0]}
+    programs = calibration_programs()
+    passes = [[halide_utils.benchmark(program, 0) for program in programs.values()] for _ in range(PASSES)]
+    return {name: round(runtime_ms(own), 6) for name, own in zip(programs, zip(*passes))}
 
 
 def note_calibration(folder):
