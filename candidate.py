@@ -82,10 +82,19 @@ def run_candidate(connection, spec, proposal, reference_path, log_path):
 
 
 def propose(spec, proposal):
-    """(featurization, source, counts in the lowered code or None) of a proposal, neither compiled nor run; None where Halide can't schedule it so."""
+    """(featurization, source) of a proposal, neither compiled nor run; None where Halide can't schedule it so."""
+    try:
+        return proposal.apply(spec.build())
+    except (hl.HalideError, RuntimeError):
+        return None
+
+
+def count(spec, proposal):
+    """What lowering.count_lowered finds in the code of a proposal, neither compiled nor run; None where Halide can't lower it, too."""
     try:
         pipeline = spec.build()
-        return *proposal.apply(pipeline), lowering.count_lowered(pipeline)
+        proposal.apply(pipeline)
+        return lowering.count_lowered(pipeline)
     except (hl.HalideError, RuntimeError):
         return None
 

@@ -32,7 +32,7 @@ import data_utils
 import halide_utils
 import search
 import train_utils
-from candidate import prepare_processes
+from candidate import count, prepare_processes, propose
 from config import Config, UserError, load_config, make_folder, run_script
 from features import COUNTED_COLUMN, FEATURES, featurize
 from halide_utils import ProgramSpec, Proposal
@@ -99,9 +99,11 @@ def predicted_examples(config, model, device):
     examples = []
     for number in tqdm(range(UNMEASURED_FROM, UNMEASURED_FROM + config.unmeasured_programs), unit="program"):
         spec = ProgramSpec(f"random_{number}", number)
-        found = {data: lowered for _, data, lowered in search.propose_all(spec, [Proposal.draw(number, k) for k in range(config.unmeasured_schedules)])}
+        proposals = [Proposal.draw(number, k) for k in range(config.unmeasured_schedules)]
+        proposed, counted = (search.on_all_cores(function, spec, proposals) for function in (propose, count))
+        found = {featurization: counted.get(proposal) for proposal, (featurization, _) in proposed.items()}
         calls = data_utils.call_counts(halide_utils.describe_stages(spec.build())["calls"])
-        schedules = [search.proposed_schedule(data, calls, found[data]) for data in sorted(found)]
+        schedules = [search.proposed_schedule(featurization, calls, found[featurization]) for featurization in sorted(found)]
         predictions = train_utils.predict_sequences(model, featurize(schedules), device)
         examples += [(s.schedule_features, s.algorithm_features, p, number) for s, (p, _, _) in zip(schedules, predictions)]
     return examples

@@ -141,8 +141,8 @@ def read_dumps(config, features_spool, programs_spool, labels_spool):
 def merge_duplicates(rows):
     """Keep the fastest of several measurements of one schedule of one instance in one collection.
 
-    Returns the kept rows with how many `measurements` each stands for, and how far apart those are: the variance and the range of
-    their log-runtimes (NaN and 0 for a single one).
+    Returns the kept rows, taken out of `rows`, with how many `measurements` each stands for, and how far apart those are: the variance
+    and the range of their log-runtimes (NaN and 0 for a single one).
     """
     key = ["collection", "instance", "schedule"]
     order = sorted_by(rows, [*key, "runtime_ms", "label"])
@@ -154,7 +154,14 @@ def merge_duplicates(rows):
     log_runtime = np.log(rows.runtime_ms.to_numpy()[order])
     squares = (log_runtime - np.repeat(np.add.reduceat(log_runtime, first) / n, n)) ** 2
     variance = np.add.reduceat(squares, first) / np.where(n > 1, n - 1, np.nan)
-    return rows.iloc[order[first]].assign(measurements=n, log_variance=variance, log_range=log_runtime[first + n - 1] - log_runtime[first])
+    kept = take(rows, order[first])
+    kept["measurements"], kept["log_variance"], kept["log_range"] = n, variance, log_runtime[first + n - 1] - log_runtime[first]
+    return kept
+
+
+def take(rows, order):
+    """The rows of a DataFrame in this order. A column at a time and out of `rows`, which has none left, so that only one is held twice."""
+    return pd.DataFrame({name: rows.pop(name).array.take(order) for name in list(rows)}, copy=False)
 
 
 def sorted_by(rows, names):
@@ -250,10 +257,9 @@ def main():
         why = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common()) or "no dumps in it"
         raise UserError(f"{config.raw_path}: nothing usable ({why}); README.md lists the formats that are read")
     n_usable, kept = len(rows), merge_duplicates(rows)
-    del rows
     collections = list(sources)
     kept["split"] = data_utils.split_rows(kept, collections, config)
-    kept = kept.iloc[sorted_by(kept, ["split", "n_stages", "program", "instance", "schedule", "collection"])]
+    kept = take(kept, sorted_by(kept, ["split", "n_stages", "program", "instance", "schedule", "collection"]))
     shards = write_shards(kept, features_spool, folder, config.shard_size)
     program_files = write_programs(programs, programs_spool, folder, config.shard_size)
     write_rows(kept, collections, labels_spool, folder / "schedules.csv")

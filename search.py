@@ -1,7 +1,7 @@
 """The search for the fastest schedule of one program: many proposals, a prediction for each, measurements of a few.
 
 Adams2019 with noise on its weights proposes schedules by the hundred and featurizes them without compiling. The LSTM predicts them
-all. What has been measured corrects it, through a Gaussian process over the schedules' features that also says how sure the
+all; those that look fast are lowered, too, so that it knows what their code does and predicts them better. What has been measured corrects it, through a Gaussian process over the schedules' features that also says how sure the
 corrected prediction is; the next to be measured are those that may be fastest. Then the best so far are varied, and so on.
 """
 
@@ -26,12 +26,13 @@ import collection
 import data_utils
 import halide_utils
 import train_utils
-from candidate import Candidate, propose, silence
+from candidate import Candidate, count, propose, silence
 from collection import Plan, ProgramRun
 from features import featurize
 from halide_utils import OtherAutoscheduler, Proposal
 
-PROPOSAL_SECONDS = 60  # for Adams2019 to come up with one; it is left out if it takes longer
+PROPOSAL_SECONDS = 60  # for Adams2019 to come up with one, or for counting in its code; it is left out if it takes longer
+COUNTED_SHARE = 1 / 3  # of new proposals, those predicted fastest, are lowered and counted, which takes four times as long as to propose them
 ADAMS2019, ADAMS2019_SECONDS = "0", 3600  # key of its own choice, and the longest that may take
 ADAMS2019_BEAM = 32  # what Halide uses unless told otherwise
 OTHERS = ("Mullapudi2016", "Li2018")  # Halide's other autoschedulers, with one choice each: each is worth an eighth of a budget
@@ -104,12 +105,11 @@ class TuningRun(ProgramRun):
         return found
 
 
-def propose_all(spec, proposals, deadline=math.inf):
-    """[(proposal, featurization bytes, counts in the lowered code or None)] of those that Halide finds a schedule for, on all cores, until
-    the deadline (time.monotonic())."""
-    featurized = []
+def on_all_cores(function, spec, proposals, deadline=math.inf):
+    """{proposal: function(spec, proposal)}, where that is not None, worked out on all cores until the deadline (time.monotonic())."""
+    found = {}
     with ProcessPool(os.cpu_count(), context=Candidate.context, initializer=silence) as processes:
-        results = processes.map(partial(propose, spec), proposals, timeout=PROPOSAL_SECONDS)
+        results = processes.map(partial(function, spec), proposals, timeout=PROPOSAL_SECONDS)
         iterator = results.result()
         for proposal in proposals:
             if time.monotonic() > deadline:
@@ -120,9 +120,8 @@ def propose_all(spec, proposals, deadline=math.inf):
             except (TimeoutError, ProcessExpired):
                 continue
             if result is not None:
-                featurization, _, lowered = result
-                featurized.append((proposal, featurization, lowered))
-    return featurized
+                found[proposal] = result
+    return found
 
 
 def proposed_schedule(featurization, calls, lowered):
@@ -146,15 +145,25 @@ class Pool:
         self.seconds = {"propose": 0.0, "predict": 0.0}
 
     def propose(self, proposals, deadline=math.inf):
-        """Schedule the program as each of `proposals` says, on all cores, until the deadline (time.monotonic()); keep what is new."""
+        """Schedule the program as each of `proposals` says, on all cores, until the deadline (time.monotonic()).
+
+        What is new is kept and predicted; the COUNTED_SHARE of it that looks fastest is lowered, counted and predicted again.
+        """
         began = time.monotonic()
-        featurized = propose_all(self.run.spec, proposals, deadline)
+        proposed = on_all_cores(propose, self.run.spec, proposals, deadline)
         self.seconds["propose"] += time.monotonic() - began
-        self.add(featurized)
+        rows = self.add([(proposal, featurization, None) for proposal, (featurization, _) in proposed.items()])
+        fastest = sorted(rows, key=lambda i: self.log_predicted[i])[: math.ceil(len(rows) * COUNTED_SHARE)]
+        began = time.monotonic()
+        counted = on_all_cores(count, self.run.spec, [self.run.proposals[self.keys[i]] for i in fastest], deadline)
+        self.seconds["propose"] += time.monotonic() - began
+        for i in fastest:
+            self.schedules[i].lowered = counted.get(self.run.proposals[self.keys[i]])
+        self.predict(fastest)
 
     def add(self, featurized):
-        """Take in [(proposal, featurization bytes, counts in the lowered code or None)], those that are new."""
-        new = []
+        """Take in and predict [(proposal, featurization bytes, counts in the lowered code or None)], those that are new. Returns their rows."""
+        first = len(self.keys)
         for proposal, featurization, lowered in featurized:
             if not featurization:
                 continue
@@ -162,15 +171,22 @@ class Pool:
             if schedule.schedule not in self.hashes:
                 self.hashes.add(schedule.schedule)
                 self.keys.append(self.run.key(proposal))
-                new.append(schedule)
+                self.schedules.append(schedule)
+        rows = range(first, len(self.keys))
+        self.features += [None] * len(rows)
+        self.shares += [None] * len(rows)
+        self.log_predicted = np.r_[self.log_predicted, np.zeros(len(rows))]
+        self.predict(rows)
+        return rows
+
+    def predict(self, rows):
+        """Featurize and predict the schedules of these rows, anew where they were before."""
         began = time.monotonic()
-        features = featurize(new)
+        features = featurize([self.schedules[i] for i in rows])
         predictions = train_utils.predict_sequences(self.model, features, self.device)
         self.seconds["predict"] += time.monotonic() - began
-        self.schedules += new
-        self.features += features
-        self.log_predicted = np.r_[self.log_predicted, [p for p, _, _ in predictions]]
-        self.shares += [share for _, share, _ in predictions]
+        for i, own, (log_predicted, share, _) in zip(rows, features, predictions):
+            self.features[i], self.log_predicted[i], self.shares[i] = own, log_predicted, share
 
     def descriptors(self):
         """What tells these schedules apart, (N, T F): normalised features, each stage's weighed by its share of the predicted time.
@@ -201,12 +217,16 @@ def choose_by_model(pool, measured, still_open, n):
     predicted, so that it is not of one kind (the "kriging believer" of Ginsbourger et al. 2010).
     """
     x, row = pool.descriptors(), {key: i for i, key in enumerate(pool.keys)}
+    candidates = [row[key] for key in still_open if key in row]
+    counted = [i for i in candidates if pool.schedules[i].lowered is not None]
+    if len(counted) >= n:  # the others looked slow at a first glance
+        candidates = counted
     rows = [row[key] for key in measured if key in row]
     residuals = [math.log(pool.run.runtime_ms(pool.keys[i])) - pool.log_predicted[i] for i in rows]
     between, within = (max(train_utils.errors_of(pool.meta, True)["offset_variance"][part], 1e-3) for part in ("between", "within"))
     kernel = ConstantKernel(between, "fixed") + ConstantKernel(within, (within / 10, within * 10)) * RBF(1.0, (0.2, 5.0))
     optimizer = "fmin_l_bfgs_b" if len(rows) >= MIN_RESIDUALS else None
-    candidates, chosen = [row[key] for key in still_open if key in row], []
+    chosen = []
     while candidates and len(chosen) < n:
         process = GaussianProcessRegressor(kernel, alpha=NOISE**2, optimizer=optimizer)
         if rows:

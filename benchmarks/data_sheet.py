@@ -25,6 +25,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 import data_utils  # noqa: E402
+import machine  # noqa: E402
 from config import Config, UserError, load_config, run_script  # noqa: E402
 
 
@@ -33,11 +34,14 @@ class SheetConfig(Config):
 
 
 def read_candidates(path):
-    """A row for each candidate of a packed collection: collection, program, key, outcome, runtime_ms, noisy, stages, first_pass_ms."""
-    rows = []
+    """A row for each candidate of a packed collection: collection, program, key, outcome, runtime_ms, noisy, stages, first_pass_ms, as_now:
+    whether it was measured by the protocol of today."""
+    rows, protocol = [], machine.describe_machine()["protocol"]
     with tarfile.open(path) as archive:
         for member in archive:
-            if Path(member.name).name == "program.json":
+            if Path(member.name).name == "collection.json":
+                as_now = orjson.loads(archive.extractfile(member).read())["machine"]["protocol"] == protocol
+            elif Path(member.name).name == "program.json":
                 record = orjson.loads(archive.extractfile(member).read())
                 for key, c in record["candidates"].items():
                     rows.append({
@@ -45,7 +49,7 @@ def read_candidates(path):
                         "runtime_ms": c.get("runtime_ms", np.nan), "noisy": c.get("noisy", False), "stages": len(record["stages"]),
                         "first_pass_ms": c.get("passes_ms", [np.nan])[0],
                     })  # fmt: skip
-    return rows
+    return [row | {"as_now": as_now} for row in rows]
 
 
 def repeat_differences(rows):
@@ -106,9 +110,8 @@ def main():
         print(describe(name, part))
     is_random = ~rows.collection.str.startswith("app")
     print(describe("**random programs**", rows[is_random]))
-    in_passes = rows.collection.isin(rows.collection[rows.first_pass_ms.notna()])
-    if in_passes.any():
-        print(describe("those measured in several passes", rows[is_random & in_passes]))
+    if (is_random & rows.as_now).any():
+        print(describe("those measured by the protocol of today", rows[is_random & rows.as_now]))
     if config.plot:
         plot(config.plot, rows)
 

@@ -1,5 +1,6 @@
 """Tuning with the real Halide: a small Generator, few measurements, the shipped model."""
 
+import dataclasses
 import math
 import re
 import shutil
@@ -11,12 +12,15 @@ import halide as hl
 import numpy as np
 import orjson
 import pytest
+import torch
 from conftest import expect_user_error, run
 
 import data_utils
 import halide_utils
 import search
+import train_utils
 import tune_schedule
+from features import featurize
 
 GENERATORS = '''
 import halide as hl
@@ -156,7 +160,10 @@ def fake_pool(log_predicted, runtimes, x):
     keys = [str(i) for i in range(len(log_predicted))]
     measured = dict(zip(keys, runtimes))
     fake_run = SimpleNamespace(runtime_ms=lambda key: measured[key])
-    return SimpleNamespace(keys=keys, log_predicted=np.array(log_predicted), descriptors=lambda: np.array(x), run=fake_run, meta={"errors": {"offset_variance": {"between": 0.2, "within": 0.3}}})
+    return SimpleNamespace(
+        keys=keys, log_predicted=np.array(log_predicted), descriptors=lambda: np.array(x), run=fake_run,
+        meta={"errors": {"offset_variance": {"between": 0.2, "within": 0.3}}}, schedules=[SimpleNamespace(lowered=None) for _ in keys],
+    )  # fmt: skip
 
 
 def test_a_measurement_corrects_the_predictions_of_schedules_like_it():
@@ -166,6 +173,26 @@ def test_a_measurement_corrects_the_predictions_of_schedules_like_it():
     # Nothing measured is like any of these: the predictions alone decide, but a batch is not of one kind.
     pool = fake_pool([0.0, 0.0, 0.01, 5.0], [1.0, 1.0, 1.0, 1.0], [[0.0, 0.0], [0.0, 0.01], [3.0, 0.0], [0.0, 3.0]])
     assert set(search.choose_by_model(pool, [], ["0", "1", "2", "3"], 2)) in ({"0", "2"}, {"1", "2"})
+
+
+def test_only_what_was_counted_is_measured_as_long_as_there_is_enough_of_it():
+    pool = fake_pool([0.0, 0.1, 0.2, 5.0], [1.0] * 4, [[0.0, 0.0], [3.0, 0.0], [0.0, 3.0], [3.0, 3.0]])
+    pool.schedules[1].lowered = pool.schedules[3].lowered = np.ones((1, 1))
+    assert search.choose_by_model(pool, [], ["0", "1", "2", "3"], 2) == ["1", "3"]
+    assert search.choose_by_model(pool, [], ["0", "1", "2", "3"], 3) == ["0", "1", "2"]
+
+
+def test_proposals_that_look_fast_are_lowered_and_predicted_again(tuned, tmp_path):
+    spec = next(spec for spec in halide_utils.programs_in(tuned[0] / "generators.py") if spec.name == "narrow_blur")
+    device = torch.device("cpu")
+    pool = search.Pool(search.TuningRun(spec, tmp_path / "measurements", 60), *train_utils.load_model(train_utils.SHIPPED_MODEL, device), device)
+    pool.propose([halide_utils.Proposal.draw(1, k) for k in range(12)])
+    at_first = train_utils.predict_sequences(pool.model, featurize([dataclasses.replace(s, lowered=None) for s in pool.schedules]), device)
+    at_first = np.array([log_predicted for log_predicted, _, _ in at_first])
+    counted = [i for i, schedule in enumerate(pool.schedules) if schedule.lowered is not None]
+    assert sorted(np.argsort(at_first)[: math.ceil(len(pool.keys) / 3)]) == counted and len(pool.keys) > 4
+    changed = ~np.isclose(pool.log_predicted, at_first, atol=1e-4)
+    assert changed[counted].all() and changed.sum() == len(counted)
 
 
 def test_variations_are_reproducible_and_near():
