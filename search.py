@@ -32,7 +32,7 @@ from features import featurize
 from halide_utils import OtherAutoscheduler, Proposal
 
 PROPOSAL_SECONDS = 60  # for Adams2019 to come up with one, or for counting in its code; it is left out if it takes longer
-COUNTED_SHARE = 1 / 3  # of new proposals, those predicted fastest, are lowered and counted, which takes four times as long as to propose them
+COUNTED_SHARE = 0.5  # of new proposals, those predicted fastest, are lowered and counted, which takes several times as long as to propose them
 ADAMS2019, ADAMS2019_SECONDS = "0", 3600  # key of its own choice, and the longest that may take
 ADAMS2019_BEAM = 32  # what Halide uses unless told otherwise
 OTHERS = ("Mullapudi2016", "Li2018")  # Halide's other autoschedulers, with one choice each: each is worth an eighth of a budget

@@ -190,7 +190,7 @@ def test_proposals_that_look_fast_are_lowered_and_predicted_again(tuned, tmp_pat
     at_first = train_utils.predict_sequences(pool.model, featurize([dataclasses.replace(s, lowered=None) for s in pool.schedules]), device)
     at_first = np.array([log_predicted for log_predicted, _, _ in at_first])
     counted = [i for i, schedule in enumerate(pool.schedules) if schedule.lowered is not None]
-    assert sorted(np.argsort(at_first)[: math.ceil(len(pool.keys) / 3)]) == counted and len(pool.keys) > 4
+    assert sorted(np.argsort(at_first)[: math.ceil(len(pool.keys) * search.COUNTED_SHARE)]) == counted and len(pool.keys) > 4
     changed = ~np.isclose(pool.log_predicted, at_first, atol=1e-4)
     assert changed[counted].all() and changed.sum() == len(counted)
 

@@ -1,6 +1,6 @@
-"""What it costs to lower and count only the schedules that look fast without: the regret of choosing so.
+"""How many of the proposals tune_schedule.py should lower and count: the regret of choosing when only those that look fast without are.
 
-    python benchmarks/glances.py
+    python benchmarks/counted_share.py
 
 tune_schedule.py predicts every proposal from what Halide's Adams2019 tells, lowers the search.COUNTED_SHARE that looks fastest, and
 predicts those again. Here the shipped model does the same with schedules that were all measured and counted: those of the validation
@@ -17,8 +17,6 @@ from pydantic import Field
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import timing  # noqa: E402
-
 import data_utils  # noqa: E402
 import train_utils  # noqa: E402
 from config import Config, UserError, load_config, run_script  # noqa: E402
@@ -27,7 +25,7 @@ SHARES = (0, 1 / 8, 1 / 4, 1 / 3, 1 / 2, 1)
 MIN_SCHEDULES = 4
 
 
-class GlancesConfig(Config):
+class ShareConfig(Config):
     checkpoint: str = Field(str(train_utils.SHIPPED_MODEL), description="model to choose with")
     budget: float = Field(0.1, gt=0, le=1, description="share of a program's schedules that is measured, one at least")
 
@@ -42,15 +40,16 @@ def regret(glance, second, log_runtime, share, budget):
 
 
 def main():
-    config = load_config(GlancesConfig)
+    config = load_config(ShareConfig)
     device = train_utils.pick_device(config)
     model, _ = train_utils.load_model(config.checkpoint, device, config.precision)
     meta = data_utils.read_meta(config.data_path)
-    table = []
+    print("| regret on | " + " | ".join(f"{share:.0%} counted" for share in SHARES) + " |")
+    print("|---" * (1 + len(SHARES)) + "|")
     for split, name in (("val", "validation programs"), ("holdout", "applications")):
         rows = train_utils.Sequences(config.data_path, meta, split)
         if not len(rows) or not rows.counted.all():
-            continue
+            raise UserError(f"{config.data_path}: its {split} split is empty, or holds schedules whose lowered code was not counted; run generate_dataset.py on the shipped data")
         glance, second = (train_utils.predict(model, rows, device, lowered) for lowered in (False, True))
         programs = [np.flatnonzero(rows.instance == instance) for instance in np.unique(rows.instance)]
         programs = [own for own in programs if len(own) >= MIN_SCHEDULES]
@@ -58,10 +57,7 @@ def main():
         for share in SHARES:
             logs = [regret(glance[own], second[own], rows.log_runtime[own], share, config.budget) for own in programs]
             cells.append(f"{np.exp(np.mean(logs)):.3f}")
-        table.append([f"{len(programs)} {name}", *cells])
-    if not table:
-        raise UserError(f"{config.data_path}: neither validation nor holdout schedules whose lowered code was counted; run generate_dataset.py on the shipped data")
-    timing.write("glances", ["regret on", *(f"{share:.0%} counted" for share in SHARES)], table)
+        print(f"| {len(programs)} {name} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":
