@@ -1,8 +1,9 @@
 """The search for the fastest schedule of one program: many proposals, a prediction for each, measurements of a few.
 
 Adams2019 with noise on its weights proposes schedules by the hundred and featurizes them without compiling. The LSTM predicts them
-all; those that look fast are lowered, too, so that it knows what their code does and predicts them better. What has been measured corrects it, through a Gaussian process over the schedules' features that also says how sure the
-corrected prediction is; the next to be measured are those that may be fastest. Then the best so far are varied, and so on.
+all; those that look fast are lowered, too, so that it knows what their code does and predicts them better. What has been measured
+corrects it, through a Gaussian process over the schedules' features that also says how sure the corrected prediction is; the next to
+be measured are those that may be fastest. Then the best so far are varied, and so on.
 """
 
 import itertools
@@ -158,7 +159,9 @@ class Pool:
         counted = on_all_cores(count, self.run.spec, [self.run.proposals[self.keys[i]] for i in fastest], deadline)
         self.seconds["propose"] += time.monotonic() - began
         for i in fastest:
-            self.schedules[i].lowered = counted.get(self.run.proposals[self.keys[i]])
+            lowered = counted.get(self.run.proposals[self.keys[i]])
+            if lowered is not None and len(lowered) == len(self.schedules[i].calls):  # a row a stage, as data_utils asks of dumps
+                self.schedules[i].lowered = lowered
         self.predict(fastest)
 
     def add(self, featurized):
