@@ -44,8 +44,7 @@ def main():
     device = train_utils.pick_device(config)
     model, _ = train_utils.load_model(config.checkpoint, device, config.precision)
     meta = data_utils.read_meta(config.data_path)
-    print("| regret on | " + " | ".join(f"{share:.0%} counted" for share in SHARES) + " |")
-    print("|---" * (1 + len(SHARES)) + "|")
+    lines = ["| regret on | " + " | ".join(f"{share:.0%} counted" for share in SHARES) + " |", "|---" * (1 + len(SHARES)) + "|"]
     for split, name in (("val", "validation programs"), ("holdout", "applications")):
         rows = train_utils.Sequences(config.data_path, meta, split)
         if not len(rows) or not rows.counted.all():
@@ -57,7 +56,8 @@ def main():
         for share in SHARES:
             logs = [regret(glance[own], second[own], rows.log_runtime[own], share, config.budget) for own in programs]
             cells.append(f"{np.exp(np.mean(logs)):.3f}")
-        print(f"| {len(programs)} {name} | {' | '.join(cells)} |")
+        lines.append(f"| {len(programs)} {name} | {' | '.join(cells)} |")
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

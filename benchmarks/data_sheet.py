@@ -36,7 +36,7 @@ class SheetConfig(Config):
 def read_candidates(path):
     """A row for each candidate of a packed collection: collection, program, key, outcome, runtime_ms, noisy, stages, first_pass_ms, as_now:
     whether it was measured by the protocol of today."""
-    rows, protocol = [], machine.describe_machine()["protocol"]
+    rows, as_now, protocol = [], False, machine.describe_machine()["protocol"]
     with tarfile.open(path) as archive:
         for member in archive:
             if Path(member.name).name == "collection.json":
