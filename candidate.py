@@ -29,11 +29,13 @@ MEMORY_LIMIT = 12 * 2**30
 # In its own process
 
 
-def run_candidate(connection, spec, proposal, reference_path, log_path):
+def run_candidate(connection, spec, proposal, counts, reference_path, log_path):
     """Schedule, compile, check and (whenever told to) measure one candidate; `proposal` None makes the program's reference.
 
+    counts : whether to count in its lowered code, too.
+
     Sends ("proposed", featurization, source, seconds, description of the stages), then, each after a word from the parent, ("compiled", seconds),
-    ("checked", counts in the lowered code or None) where its output is the reference's, and ("measured", halide_utils.Pass) as often as asked; or ("failed", reason, detail).
+    ("checked", lowering.as_dict of the counts or None) where its output is the reference's, and ("measured", halide_utils.Pass) as often as asked; or ("failed", reason, detail).
     """
     _die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -69,7 +71,8 @@ def run_candidate(connection, spec, proposal, reference_path, log_path):
             connection.send(("failed", "wrong_result", wrong))
             return
         program.release()
-        connection.send(("checked", None if proposal is None else lowering.count_lowered(pipeline)))
+        found = lowering.count_lowered(pipeline) if counts else None
+        connection.send(("checked", None if found is None else lowering.as_dict(found)))
         while True:
             connection.recv()
             measurement = halide_utils.benchmark(program, spec.seed)
@@ -142,13 +145,14 @@ class Candidate:
         self.proposal = None if key == "reference" else run.proposal(key.rstrip("r"))
         self.log = Path(folder, f"{run.spec.name}.{key}.log")
         self.connection, theirs = self.context.Pipe()
-        arguments = (theirs, run.spec, self.proposal, str(Path(folder, f"{run.spec.name}.npz")), str(self.log))
+        self.lowered = run.lowered(key)  # as of lowering.as_dict
+        counts = key.isdecimal() and self.lowered is None
+        arguments = (theirs, run.spec, self.proposal, counts, str(Path(folder, f"{run.spec.name}.npz")), str(self.log))
         self.process = self.context.Process(target=run_candidate, args=arguments, daemon=True)
         self.process.start()
         theirs.close()
         self.deadline, self.late = time.monotonic() + self.seconds, ("timeout", f"not compiled within {self.seconds:g} s")
         self.featurization, self.source, self.hash = b"", "", ""
-        self.lowered = None  # as of lowering.count_lowered
         self.schedule_seconds = self.compile_seconds = 0.0
         self.passes = []  # halide_utils.Pass each
         self.has_proposed = self.has_ended = False

@@ -12,7 +12,7 @@ import os
 import struct
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -20,7 +20,6 @@ import orjson
 from filelock import FileLock
 
 import halide_utils
-import lowering
 from candidate import RUN_SECONDS, Candidate, prepare_processes
 from config import replace_file
 from data_utils import LOWERED_SUFFIX
@@ -32,19 +31,30 @@ FEW_TIMEOUTS, MANY_TIMEOUTS = 2, 4  # or after this many that took too long to c
 
 
 @dataclass(frozen=True)
+class Known:
+    """A schedule that was measured before: how to propose it, the hash of what comes out, and lowering.as_dict of its counts, if there are any."""
+
+    proposal: Proposal
+    hash: str
+    lowered: dict | None
+
+
+@dataclass(frozen=True)
 class Plan:
-    """What is to be measured of each program, and where it goes."""
+    """What is to be measured of each program, and where it goes: new schedules, or those of a program in `known`, {program: {key: Known}}."""
 
     folder: str
     schedules: int
     compile_seconds: float
+    known: dict = field(default_factory=dict)
 
 
 class ProgramRun:
     """One program's collection: its folder, its record (program.json), and the candidates under way."""
 
     def __init__(self, spec, plan):
-        self.spec, self.wanted = spec, plan.schedules
+        self.spec, self.known = spec, plan.known.get(spec.name, {})
+        self.wanted = len(self.known) or plan.schedules
         self.seconds = plan.compile_seconds
         self.folder = Path(plan.folder) / spec.name
         self.path = self.folder / "program.json"
@@ -71,7 +81,11 @@ class ProgramRun:
 
     def proposal(self, key):
         """What the candidate of this number is."""
-        return Proposal.draw(self.spec.seed, int(key))
+        return self.known[key].proposal if self.known else Proposal.draw(self.spec.seed, int(key))
+
+    def lowered(self, key):
+        """lowering.as_dict of the candidate's counts where they are known, so that it needn't be lowered once more for them."""
+        return self.known[key].lowered if key in self.known else None
 
     def seconds_for(self, key):
         """How long a candidate may take to be scheduled and compiled."""
@@ -90,7 +104,8 @@ class ProgramRun:
         """Whether no more candidates are worth their time: no reference, or mostly such that compile for too long."""
         timeouts = sum(c["outcome"] == "timeout" for c in self.decided.values())
         fast_enough = len(self.measured()) + self.n_compiled
-        return self.failed or timeouts >= MANY_TIMEOUTS or (timeouts >= FEW_TIMEOUTS and timeouts > fast_enough)
+        too_many = timeouts >= MANY_TIMEOUTS or (timeouts >= FEW_TIMEOUTS and timeouts > fast_enough)
+        return self.failed or (too_many and not self.known)
 
     def next_keys(self):
         """Keys of the candidates to start now: as many as schedules are missing, in order, never the same again.
@@ -100,7 +115,8 @@ class ProgramRun:
         if self.gives_up():
             return []
         missing = self.wanted - len(self.measured())
-        open_keys = (str(k) for k in range(self.wanted * PROPOSALS_A_SCHEDULE) if str(k) not in self.decided)
+        keys = self.known or map(str, range(self.wanted * PROPOSALS_A_SCHEDULE))
+        open_keys = (key for key in keys if key not in self.decided)
         return list(itertools.islice(open_keys, missing))
 
     def repeat_keys(self):
@@ -122,7 +138,11 @@ class ProgramRun:
             if candidate.has_ended:
                 continue
             earlier = {c.get("hash"): k for k, c in self.decided.items()} | self.compiling
-            if candidate.hash in earlier:
+            known = self.known.get(candidate.key)
+            if known and known.hash != candidate.hash:
+                self.fail(candidate, "changed", "another schedule comes out today")
+                dropped.append(candidate)
+            elif candidate.hash in earlier:
                 self.decide(candidate, "duplicate", of=earlier[candidate.hash], hash=candidate.hash)
                 candidate.end()
                 dropped.append(candidate)
@@ -158,8 +178,8 @@ class ProgramRun:
         footer = struct.pack("<fii", runtime_ms, self.spec.seed % 2**31, int(candidate.key.rstrip("r")))
         replace_file(stem.with_suffix(".schedule.h"), candidate.source.encode())
         if candidate.featurization:  # autoschedulers other than Adams2019 give none
-            if candidate.lowered is not None and candidate.key.isdecimal():
-                replace_file(stem.with_suffix(LOWERED_SUFFIX), orjson.dumps(lowering.as_dict(candidate.lowered)))
+            if candidate.lowered is not None:
+                replace_file(stem.with_suffix(LOWERED_SUFFIX), orjson.dumps(candidate.lowered))
             replace_file(stem.with_suffix(".sample"), candidate.featurization + footer)
 
 
@@ -244,7 +264,7 @@ def compile_candidates(keys, folder):
                     run.reference_ready = True
                     candidate.end()
                 else:
-                    candidate.lowered = content[0]
+                    candidate.lowered = candidate.lowered or content[0]
                     ready.append((run, candidate))
             for dropped in [*run.decide_proposals(), *run.check_compiled()]:
                 active.pop(dropped.connection, None)

@@ -13,6 +13,7 @@ import pytest
 from conftest import ROOT, expect_user_error, run
 from distributed import LocalCluster
 
+import collect_schedules
 import collection
 import data_utils
 import halide_utils
@@ -180,6 +181,41 @@ def test_a_killed_collection_goes_on_and_packs(tmp_path, blur):
     expect_user_error(run("collect_schedules.py", *arguments, f"--output={killed}", check=False), "never rewritten")
 
 
+def test_known_schedules_are_measured_again(tmp_path, blur):
+    first, again = tmp_path / "first.tar.xz", tmp_path / "again"
+    run("collect_schedules.py", f"--pipeline={blur.path}", "--schedules=3", f"--output={tmp_path / 'first'}", "--compile_seconds=60", "--pack=true")
+    source, _, known = collect_schedules.known_schedules(str(first))
+    assert source == {"pipeline": "blur.py"} and all(k.lowered["stores"] for k in known["blur"].values())
+
+    expect_user_error(run("collect_schedules.py", f"--again={first}", f"--output={again}", check=False), "first.tar.xz", "blur.py", "--pipeline")
+    run("collect_schedules.py", f"--again={first}", f"--pipeline={blur.path}", f"--output={again}", "--compile_seconds=60")
+    outcomes = collected(again)[0]
+    assert {key for key in outcomes if not key.endswith("r")} == {f"blur/{key}" for key in known["blur"]} and set(outcomes.values()) == {"measured"}
+    before, now = ({s.schedule: s for s in (data_utils.parse_dump(d, 1e5) for d in data_utils.iter_dumps(str(path)) if not d.file.endswith("r.sample"))} for path in (first, again))
+    assert before.keys() == now.keys() and len(now) == 3
+    for name, schedule in now.items():
+        assert np.array_equal(schedule.schedule_features, before[name].schedule_features) and np.array_equal(schedule.lowered, before[name].lowered)
+    assert any(schedule.runtime_ms != before[name].runtime_ms for name, schedule in now.items())
+
+
+def test_a_known_schedule_that_comes_out_otherwise_is_not_measured(tmp_path):
+    known = {str(k): collection.Known(Proposal.draw(1, k), f"hash {k}", None) for k in (2, 5, 7)}
+    run_ = collection.ProgramRun(ProgramSpec("p", 1), Plan(str(tmp_path), 8, 5.0, {"p": known}))
+    assert run_.next_keys() == ["2", "5", "7"]
+    for key in run_.next_keys():
+        candidate = Scripted(key, [], [])
+        candidate.hash = "hash 2" if key == "2" else "another"
+        run_.undecided.append(candidate)
+    assert [c.key for c in run_.decide_proposals()] == ["5", "7"]
+    assert [run_.decided[key]["outcome"] for key in ("5", "7")] == ["changed", "changed"] and "2" not in run_.decided
+
+
+def test_all_schedules_of_a_shipped_collection_are_known():
+    source, seeds, known = collect_schedules.known_schedules(str(ROOT / "data" / "raw" / "random_012.tar.xz"))
+    assert source == {"random_programs": {"max_stages": 10}} and len(seeds) >= len(known) == 97
+    assert sum(map(len, known.values())) == 1428 and sum(k.lowered is not None for schedules in known.values() for k in schedules.values()) >= 1420
+
+
 def test_a_program_that_crashes_costs_itself_alone(tmp_path, blur):
     folder = tmp_path / "programs"
     folder.mkdir()
@@ -199,6 +235,8 @@ def test_mistakes_get_one_clear_line(tmp_path):
     (tmp_path / "broken.py").write_text("def build(:\n")
     expect_user_error(run("collect_schedules.py", f"--pipeline={tmp_path / 'broken.py'}", check=False), "broken.py", "SyntaxError")
     expect_user_error(run("collect_schedules.py", "--programs=0", check=False), "programs")
+    expect_user_error(run("collect_schedules.py", "--again=missing.tar.xz", check=False), "missing.tar.xz")
+    expect_user_error(run("collect_schedules.py", f"--again={tmp_path / 'empty.py'}", check=False), "empty.py", "not a packed collection")
 
 
 class Scripted(Candidate):
@@ -207,6 +245,7 @@ class Scripted(Candidate):
     def __init__(self, key, runtimes, order):
         self.key, self.proposal, self.passes, self.has_ended = key, Proposal.draw(1, int(key)), [], False
         self.featurization, self.source, self.hash, self.schedule_seconds, self.compile_seconds = b"", "", key, 0.1, 0.2
+        self.has_proposed, self.lowered, self.seconds = True, None, 5.0
         self.runtimes, self.order = list(runtimes), order
 
     def send(self, word):
