@@ -38,7 +38,7 @@ from fan_out import fan_out
 from halide_utils import ProgramSpec, Proposal
 from machine import describe_machine
 
-PROGRAMS_A_ROUND = 16
+PROGRAMS_A_ROUND = 32
 
 
 class CollectConfig(Config):

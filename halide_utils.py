@@ -42,8 +42,8 @@ CALL_PATTERNS = {
 WEIGHTS_HEADER = struct.pack("<4I", 0x68776631, 3, 3, 6)
 WEIGHT_SHAPES = [(8, 40, 7), (8,), (24, 39), (24,), (32, 32), (32,)]
 
-# One pass of a measurement: batches of calls for so long, two at least.
-PASS_SECONDS, BATCH_SECONDS = 0.08, 0.002
+# One pass of a measurement: batches of calls for so long, one at least.
+PASS_SECONDS, BATCH_SECONDS = 0.05, 0.002
 # More of the machine than this used by others while a schedule runs spoils its measurement.
 FOREIGN_SHARE_LIMIT = 0.05
 TICK = 0.01  # seconds in which the system counts the time that processors are busy
@@ -472,13 +472,13 @@ def benchmark(program, seed):
     """Run a Program for PASS_SECONDS, on buffers allocated afresh. Returns a Pass."""
     program.allocate(seed)
     program()  # the first call may start threads and touch memory for the first time
+    before = _cpu_seconds()
     start = time.perf_counter()
     program()
-    first = time.perf_counter() - start
-    batch, times = max(1, int(BATCH_SECONDS / max(first, 1e-7))), []
-    before = _cpu_seconds()
-    start = now = time.perf_counter()
-    while len(times) < 2 or now - start < PASS_SECONDS:
+    now = time.perf_counter()
+    batch = max(1, int(BATCH_SECONDS / max(now - start, 1e-7)))
+    times = [round((now - start) * 1e3, 6)] if batch == 1 else []
+    while not times or now - start < PASS_SECONDS:
         for _ in range(batch):
             program()
         began, now = now, time.perf_counter()

@@ -25,7 +25,7 @@ TRIES = 3  # measurements of one schedule on a busy machine before it is kept an
 # Every schedule is measured in short passes through all that are compiled, so that those of one are about half a minute apart: others on
 # the host slow a machine by up to a fifth for seconds at a time, which it can't see. What counts is what the batches of all passes
 # reach in their fastest moments, but not in the very fastest alone, which may be one that does not come again.
-PASSES, FAST_SHARE = 6, 0.05
+PASSES, FAST_SHARE = 9, 0.05
 REPEATED_SHARE = 0.05  # of the schedules are measured again in a fresh process, which tells the noise
 MAX_DRIFT = 0.05  # of the calibration programs' times, beyond which measurements no longer belong to one collection
 

@@ -74,8 +74,8 @@ def test_a_compiled_schedule_computes_what_the_reference_does(blur):
     assert halide_utils.mismatch(*results) == ""
     assert "100.00%" in halide_utils.mismatch([results[0][0] + 1], results[1])
     one_pass = halide_utils.benchmark(program, 0)
-    assert len(one_pass.batch_ms) >= 2 and 0 < machine.runtime_ms([one_pass]) < 1000
-    assert sum(one_pass.batch_ms) * one_pass.batch >= 1000 * halide_utils.PASS_SECONDS - 0.1
+    assert len(one_pass.batch_ms) >= 1 and 0 < machine.runtime_ms([one_pass]) < 1000
+    assert sum(one_pass.batch_ms) * one_pass.batch >= 1000 * (halide_utils.PASS_SECONDS - halide_utils.BATCH_SECONDS)
 
 
 def test_random_programs_are_reproducible_and_of_many_kinds():
@@ -262,7 +262,8 @@ class Scripted(Candidate):
 
 def test_the_fastest_moments_of_all_passes_count(tmp_path):
     run_, order = collection.ProgramRun(ProgramSpec("p", 1), Plan(str(tmp_path), 4, 5.0)), []
-    scripts = {"0": [1.3, 1.0, 1.1, 1.2, 1.3, 1.4, 0.5], "1": [1.3, 1.3, 1.3, 1.3, 1.3, 1.2], "2": [2.0]}
+    n = machine.PASSES
+    scripts = {"0": [1.3, 1.0, 1.1, *[1.2] * (n - 3), 0.5], "1": [*[1.3] * (n - 1), 1.2], "2": [2.0]}
     candidates = [(run_, Scripted(key, runtimes, order)) for key, runtimes in scripts.items()]
     for _, candidate in candidates:
         collection.measure(run_, candidate)
@@ -270,7 +271,7 @@ def test_the_fastest_moments_of_all_passes_count(tmp_path):
     collection.further_passes(candidates)
     assert order[:6] == ["0", "1", "2"] * 2  # half a minute apart in a real collection
     found = {key: (c["runtime_ms"], c["samples"], c["passes_ms"]) for key, c in run_.decided.items()}
-    assert found == {"0": (1.0, 150, scripts["0"][:6]), "1": (1.2, 150, scripts["1"]), "2": (2.0, 25, [2.0])}
+    assert found == {"0": (1.0, 25 * n, scripts["0"][:n]), "1": (1.2, 25 * n, scripts["1"]), "2": (2.0, 25, [2.0])}
     assert all(candidate.has_ended for _, candidate in candidates)
 
 
