@@ -14,6 +14,8 @@ import signal
 import struct
 import sys
 import time
+import traceback
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import halide as hl
@@ -22,6 +24,7 @@ import numpy as np
 import halide_utils
 import lowering
 
+HALIDE_ERRORS = (hl.HalideError, ValueError, RuntimeError, MemoryError)
 RUN_SECONDS = 60
 MEMORY_LIMIT = 12 * 2**30
 
@@ -44,44 +47,82 @@ def run_candidate(connection, spec, proposal, counts, reference_path, log_path):
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     limit = MEMORY_LIMIT if hard == resource.RLIM_INFINITY else min(MEMORY_LIMIT, hard)
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
-    halide_utils.keep_memory()
     try:
-        start = time.monotonic()
-        pipeline = spec.build()
-        if proposal is None:
-            halide_utils.schedule_everything_at_root(pipeline)
-            connection.send(("proposed", b"", "", 0.0, halide_utils.describe_stages(pipeline)))
-        else:
-            featurization, source = proposal.apply(pipeline)
-            connection.send(("proposed", featurization, source, time.monotonic() - start, {}))
-        connection.recv()
-        start = time.monotonic()
-        program = halide_utils.Program(pipeline)
+        with ThreadPoolExecutor(1) as elsewhere:  # where it has a heap of its own, so that the one that is measured on is as good as new
+            start = time.monotonic()
+            pipeline, *proposed = elsewhere.submit(_schedule, spec, proposal).result()
+            connection.send(("proposed", *proposed[:2], time.monotonic() - start, proposed[2]))
+            connection.recv()
+            start = time.monotonic()
+            program = elsewhere.submit(halide_utils.Program, pipeline).result()
         if proposal is None:
             program.allocate(spec.seed)
             program()
             np.savez(reference_path, *program.results())
         connection.send(("compiled", time.monotonic() - start))
         connection.recv()
-        program.allocate(spec.seed)
-        program()
-        with np.load(reference_path) as reference:
-            wrong = halide_utils.mismatch(program.results(), reference.values())
-        if wrong:
-            connection.send(("failed", "wrong_result", wrong))
-            return
-        program.release()
-        found = lowering.count_lowered(pipeline) if counts else None
-        connection.send(("checked", None if found is None else lowering.as_dict(found)))
+        _send_from_fork(connection, lambda: _check(program, spec.seed, reference_path, counts))
         while True:
             connection.recv()
-            measurement = halide_utils.benchmark(program, spec.seed)
-            program.release()  # before the next one's turn: a hundred candidates wait side by side
-            connection.send(("measured", measurement))
+            _send_from_fork(connection, lambda: ("measured", halide_utils.benchmark(program, spec.seed)))
     except EOFError:
         pass
-    except (hl.HalideError, ValueError, RuntimeError, MemoryError) as error:
-        connection.send(("failed", "halide_error", " ".join(str(error).split())[:300]))
+    except HALIDE_ERRORS as error:
+        connection.send(_failure(error))
+
+
+def _schedule(spec, proposal):
+    """(hl.Pipeline, featurization, source, description of the stages), the last for the reference only."""
+    pipeline = spec.build()
+    if proposal:
+        return pipeline, *proposal.apply(pipeline), {}
+    halide_utils.schedule_everything_at_root(pipeline)
+    return pipeline, b"", "", halide_utils.describe_stages(pipeline)
+
+
+def _check(program, seed, reference_path, counts):
+    """The message about a program's output; with `counts` also of what is counted in its lowered code."""
+    program.allocate(seed)
+    program()
+    with np.load(reference_path) as reference:
+        wrong = halide_utils.mismatch(program.results(), reference.values())
+    if wrong:
+        return ("failed", "wrong_result", wrong)
+    found = lowering.count_lowered(program.pipeline) if counts else None
+    return ("checked", None if found is None else lowering.as_dict(found))
+
+
+def _send_from_fork(connection, work):
+    """Send the message that `work` returns, worked out in a fork of this process, and die as that does.
+
+    Where the memory, stacks and threads of a process happen to lie makes one and the same schedule up to a quarter slower for as long as the
+    process lives. A fork draws them anew, and gives its buffers back: a hundred candidates wait side by side.
+    """
+    pid = os.fork()
+    if not pid:
+        code = 1
+        try:
+            _die_with_parent()
+            halide_utils.keep_memory()
+            try:
+                message = work()
+            except HALIDE_ERRORS as error:
+                message = _failure(error)
+            connection.send(message)
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if code < 0:
+        signal.raise_signal(-code)
+    elif code:
+        sys.exit(code)
+
+
+def _failure(error):
+    return ("failed", "halide_error", " ".join(str(error).split())[:300])
 
 
 def propose(spec, proposal):

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import importlib.util
 import os
+import random
 import re
 import struct
 import sys
@@ -43,7 +44,8 @@ WEIGHTS_HEADER = struct.pack("<4I", 0x68776631, 3, 3, 6)
 WEIGHT_SHAPES = [(8, 40, 7), (8,), (24, 39), (24,), (32, 32), (32,)]
 
 # One pass of a measurement: batches of calls for so long, one at least.
-PASS_SECONDS, BATCH_SECONDS = 0.05, 0.002
+PASS_SECONDS, BATCH_SECONDS = 0.04, 0.002
+MAX_GAP = 2**18  # bytes between buffers
 # More of the machine than this used by others while a schedule runs spoils its measurement.
 FOREIGN_SHARE_LIMIT = 0.05
 TICK = 0.01  # seconds in which the system counts the time that processors are busy
@@ -344,18 +346,18 @@ def make_buffers(pipeline, seed):
     With seed None the contents are left as they come.
     Raises ValueError, in one line, for a missing estimate.
     """
-    rng = None if seed is None else np.random.default_rng(seed)
-    inputs = [_input_value(argument, rng) for argument in pipeline.infer_arguments()]
+    rng, gaps = None if seed is None else np.random.default_rng(seed), []
+    inputs = [_input_value(argument, rng, gaps) for argument in pipeline.infer_arguments()]
     outputs = []
     for func in pipeline.outputs():
         for buffer, type in zip(func.output_buffers(), func.types()):
             p = buffer.parameter()
             region = [(p.min_constraint_estimate(i), p.extent_constraint_estimate(i)) for i in range(p.dimensions())]
-            outputs.append(_allocate(type, _constants(region, f"output {func.name()}")))
+            outputs.append(_allocate(type, _constants(region, f"output {func.name()}"), gaps))
     return inputs, outputs
 
 
-def _input_value(argument, rng):
+def _input_value(argument, rng, gaps):
     estimates = argument.argument_estimates
     if argument.dimensions == 0:
         value = estimates.scalar_estimate if estimates.scalar_estimate.defined() else estimates.scalar_def
@@ -363,7 +365,7 @@ def _input_value(argument, rng):
             raise ValueError(f"input {argument.name} has no estimate: call set_estimate on it")
         return hl.evaluate(value)
     region = _constants([(r.min, r.extent) for r in estimates.buffer_estimates], f"input {argument.name}")
-    buffer = _allocate(argument.type, region)
+    buffer = _allocate(argument.type, region, gaps)
     if rng is None:
         return buffer
     array = np.array(buffer, copy=False)
@@ -390,7 +392,9 @@ def _constant(expression):
     return int(number[1]) if number else hl.evaluate(expression)
 
 
-def _allocate(type, region):
+def _allocate(type, region, gaps):
+    """A buffer that lies at some distance from the one before, drawn anew each time: some distances are bad for the caches."""
+    gaps.append(np.empty(64 * random.randint(1, MAX_GAP // 64), np.uint8))
     buffer = hl.Buffer(type, [extent for _, extent in region])
     buffer.set_min([minimum for minimum, _ in region])
     return buffer
@@ -406,12 +410,6 @@ class Program:
     def allocate(self, seed):
         inputs, self.outputs = make_buffers(self.pipeline, seed)
         self.arguments = [*inputs, *self.outputs]
-
-    def release(self):
-        """Give the buffers back, to the system too (glibc), until the next `allocate`."""
-        self.outputs = self.arguments = ()
-        if sys.platform == "linux":
-            ctypes.CDLL(None).malloc_trim(0)
 
     def __call__(self):
         self.callable(*self.arguments)

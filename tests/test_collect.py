@@ -1,6 +1,7 @@
 """Measuring with the real Halide: small programs, few schedules."""
 
 import itertools
+import signal
 import subprocess
 import sys
 import tarfile
@@ -283,25 +284,36 @@ def test_neither_one_fast_moment_nor_a_pass_on_a_busy_machine_counts():
     assert (found["runtime_ms"], found["foreign_share"], found["noisy"]) == (1.0, 0.2, True)
 
 
-def test_candidates_that_wait_hold_no_buffers():
+def test_candidates_that_wait_hold_no_buffers_and_die_as_their_forks_do():
     """A hundred of them wait side by side between their passes."""
     code = """
+import os
 import halide as hl
 import psutil
+import candidate
 import halide_utils
+
+class Connection:
+    def send(self, message):
+        print(message[0], psutil.Process().memory_info().rss / 2**20, flush=True)
+
 halide_utils.keep_memory()
 x, y, image, f = hl.Var("x"), hl.Var("y"), hl.ImageParam(hl.Float(32), 2, "image"), hl.Func("f")
 f[x, y] = image[x, y] + 1
 image.set_estimates([(0, 4096), (0, 4096)])
 f.set_estimates([(0, 4096), (0, 4096)])
 program = halide_utils.Program(hl.Pipeline(f))
-for step in (lambda: None, lambda: halide_utils.benchmark(program, 0), program.release):
-    step()
-    print(psutil.Process().memory_info().rss / 2**20)
+Connection().send(["before"])
+candidate._send_from_fork(Connection(), lambda: ["measured", halide_utils.benchmark(program, 0)])
+Connection().send(["waiting"])
+candidate._send_from_fork(Connection(), lambda: halide_utils.load_autoscheduler("none"))
+candidate._send_from_fork(Connection(), os.abort)
+print("not here")
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    before, measured, waiting = map(float, done.stdout.split())
-    assert measured > before + 120 and waiting < before + 20  # MiB; the two buffers have 64 each
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    (_, before), (_, measured), (_, waiting), (outcome, _) = (line.split() for line in done.stdout.splitlines())
+    assert float(measured) > 128 and float(waiting) < float(before) + 20  # MiB; the two buffers have 64 each
+    assert outcome == "failed" and done.returncode == -signal.SIGABRT
 
 
 def test_repeats_are_drawn_by_a_hash(tmp_path):
