@@ -38,7 +38,8 @@ from fan_out import fan_out
 from halide_utils import ProgramSpec, Proposal
 from machine import describe_machine
 
-PROGRAMS_A_ROUND = 32
+# Compiled, then measured in passes: the more, the further apart are the passes of one schedule. A candidate that waits takes some 30 MiB.
+PROGRAMS_A_ROUND, SCHEDULES_A_ROUND = 32, 256
 
 
 class CollectConfig(Config):
@@ -169,6 +170,8 @@ def main():
     output = Path(config.output).resolve()
     source, specs, known = what_to_measure(config)
     plan = Plan(str(output), config.schedules, config.compile_seconds, known)
+    most = max(map(len, known.values()), default=config.schedules)
+    n_programs = max(1, min(PROGRAMS_A_ROUND, SCHEDULES_A_ROUND // most))
     archive = output.with_name(output.name + ".tar.xz")
     if archive.exists():
         if config.pack and output.exists():  # killed after packing, before the folder was gone
@@ -180,7 +183,7 @@ def main():
     measured = failed = n_drifted = 0
     while remaining := [spec for spec in specs if not is_complete(spec, parts(output), plan)]:
         plan = dataclasses.replace(plan, folder=str(open_part(output, source, n_drifted)))
-        rounds = [remaining[i : i + PROGRAMS_A_ROUND] for i in range(0, len(remaining), PROGRAMS_A_ROUND)]
+        rounds = [remaining[i : i + n_programs] for i in range(0, len(remaining), n_programs)]
         n_drifted = 0
         with fan_out(config) as workers:
             tasks = (delayed(collection.measure_programs)(part, plan) for part in rounds)

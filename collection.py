@@ -24,7 +24,7 @@ from candidate import RUN_SECONDS, Candidate, prepare_processes
 from config import replace_file
 from data_utils import LOWERED_SUFFIX
 from halide_utils import Proposal
-from machine import MAX_DRIFT, PASSES, REPEATED_SHARE, TRIES, is_noisy, note_calibration, summary, wait_for_calm
+from machine import MAX_DRIFT, REPEATED_SHARE, TRIES, is_noisy, note_calibration, settled, summary, wait_for_calm
 
 PROPOSALS_A_SCHEDULE = 3  # give up on a program after this many proposals for each schedule wanted
 FEW_TIMEOUTS, MANY_TIMEOUTS = 2, 4  # or after this many that took too long to compile: few if fewer were fast enough, or many
@@ -300,9 +300,9 @@ def measure(run, candidate):
 
 def further_passes(measured):
     """The further passes through [(ProgramRun, Candidate)] that `measure` has seen once; ends the candidates."""
-    for _ in range(PASSES - 1):
+    while measured := [(run, candidate) for run, candidate in measured if not candidate.has_ended]:
         for run, candidate in measured:
-            if not candidate.has_ended:
+            if settled(candidate.passes):
+                candidate.end()
+            else:
                 measure(run, candidate)
-    for _, candidate in measured:
-        candidate.end()

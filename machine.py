@@ -22,10 +22,11 @@ import halide_utils
 from config import replace_file
 
 TRIES = 3  # measurements of one schedule on a busy machine before it is kept and flagged noisy
-# Every schedule is measured in short passes through all that are compiled, so that those of one are about half a minute apart: others on
-# the host slow a machine by up to a fifth for seconds at a time, which it can't see. What counts is what the batches of all passes
-# reach in their fastest moments, but not in the very fastest alone, which may be one that does not come again.
-PASSES, FAST_SHARE = 9, 0.05
+# Every schedule is measured in short passes through all that are compiled, so that those of one are some seconds apart: others on
+# the host slow a machine by up to a fifth for seconds at a time, which it can't see. There are so many at least, and more until the two
+# fastest agree. What counts is what the batches of all passes reach in their fastest moments, but not in the very fastest alone, which
+# may be one that does not come again.
+PASSES, MAX_PASSES, AGREEMENT, FAST_SHARE = 5, 16, 0.01, 0.05
 REPEATED_SHARE = 0.05  # of the schedules are measured again in a fresh process, which tells the noise
 MAX_DRIFT = 0.05  # of the calibration programs' times, beyond which measurements no longer belong to one collection
 
@@ -37,6 +38,12 @@ def is_noisy(one_pass):
 def runtime_ms(passes):
     """Milliseconds that a call takes, of the batches of several halide_utils.Pass."""
     return float(np.quantile(np.concatenate([p.batch_ms for p in passes]), FAST_SHARE))
+
+
+def settled(passes):
+    """Whether several halide_utils.Pass are enough: the two fastest of those on a quiet machine agree."""
+    fastest = sorted(runtime_ms([p]) for p in passes if not is_noisy(p))[:2]
+    return len(passes) >= MAX_PASSES or (len(passes) >= PASSES and len(fastest) == 2 and fastest[1] <= fastest[0] * (1 + AGREEMENT))
 
 
 def summary(passes):
@@ -75,7 +82,7 @@ def describe_machine():
         "target": str(hl.get_host_target()),
         "protocol": {
             "threads": "all cores", "freed_memory": "kept by the process", "batch_seconds": u.BATCH_SECONDS, "pass_seconds": u.PASS_SECONDS,
-            "foreign_share_limit": u.FOREIGN_SHARE_LIMIT, "tries": TRIES, "passes": PASSES,
+            "foreign_share_limit": u.FOREIGN_SHARE_LIMIT, "tries": TRIES, "passes": [PASSES, MAX_PASSES], "agreement": AGREEMENT, "pass": "a fork, buffers at drawn distances",
             "repeated_share": REPEATED_SHARE, "runtime": f"milliseconds a call that a share of {FAST_SHARE} of the batches of all passes is faster than",
         },
     }  # fmt: skip
@@ -93,7 +100,7 @@ def calibration_programs():
 def calibrate():
     """{calibration program: milliseconds}, measured now by the protocol of the schedules."""
     programs = calibration_programs()
-    passes = [[halide_utils.benchmark(program, 0) for program in programs.values()] for _ in range(PASSES)]
+    passes = [[halide_utils.benchmark(program, 0) for program in programs.values()] for _ in range(MAX_PASSES)]
     return {name: round(runtime_ms(own), 6) for name, own in zip(programs, zip(*passes))}
 
 
