@@ -23,8 +23,8 @@ from config import replace_file
 
 TRIES = 3  # measurements of one schedule on a busy machine before it is kept and flagged noisy
 # Every schedule is measured in short passes through all that are compiled, so that those of one are some seconds apart: others on
-# the host slow a machine by up to a fifth for seconds at a time, which it can't see. There are so many at least, and more until the two
-# fastest agree. What counts is what the batches of all passes reach in their fastest moments, but not in the very fastest alone, which
+# the host slow a machine for seconds at a time, which it can't see. There are so many at least, and more until the two fastest agree.
+# What counts is the fastest pass, and of that what its batches reach in their fastest moments, but not in the very fastest alone, which
 # may be one that does not come again.
 PASSES, MAX_PASSES, AGREEMENT, FAST_SHARE = 5, 16, 0.01, 0.05
 REPEATED_SHARE = 0.05  # of the schedules are measured again in a fresh process, which tells the noise
@@ -36,8 +36,8 @@ def is_noisy(one_pass):
 
 
 def runtime_ms(passes):
-    """Milliseconds that a call takes, of the batches of several halide_utils.Pass."""
-    return float(np.quantile(np.concatenate([p.batch_ms for p in passes]), FAST_SHARE))
+    """Milliseconds that a call takes, of several halide_utils.Pass."""
+    return float(min(np.quantile(p.batch_ms, FAST_SHARE) for p in passes))
 
 
 def settled(passes):
@@ -49,7 +49,7 @@ def settled(passes):
 def summary(passes):
     """What is noted of a measurement in several halide_utils.Pass, of which those on a quiet machine count, if there are any.
 
-    {"runtime_ms", "samples": batches, "calls", "spread": by how much the median batch is slower, "cpu_share", "foreign_share", "noisy",
+    {"runtime_ms", "samples": batches, "calls", "spread": by how much the median batch of all passes is slower, "cpu_share", "foreign_share", "noisy",
     "passes_ms": runtime_ms of each pass}
     """
     calm = [p for p in passes if not is_noisy(p)]
@@ -83,7 +83,7 @@ def describe_machine():
         "protocol": {
             "threads": "all cores", "freed_memory": "kept by the process", "batch_seconds": u.BATCH_SECONDS, "pass_seconds": u.PASS_SECONDS,
             "foreign_share_limit": u.FOREIGN_SHARE_LIMIT, "tries": TRIES, "passes": [PASSES, MAX_PASSES], "agreement": AGREEMENT, "pass": "a fork, buffers at drawn distances",
-            "repeated_share": REPEATED_SHARE, "runtime": f"milliseconds a call that a share of {FAST_SHARE} of the batches of all passes is faster than",
+            "repeated_share": REPEATED_SHARE, "runtime": f"of the fastest pass: milliseconds a call that a share of {FAST_SHARE} of its batches is faster than",
         },
     }  # fmt: skip
 
