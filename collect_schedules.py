@@ -10,8 +10,7 @@ Writes a folder a program: a `.sample` and a `.schedule.h` for each schedule (wh
 include), and `program.json` with stage names, edges, and how every schedule was proposed and measured. `collection.json` notes
 machine, versions, protocol and the times of the calibration programs. Stopped at any moment and started again it goes on where it
 was. On another processor, or on one whose calibration has drifted, it goes on in a collection of its own: OUTPUT-2, OUTPUT-3, ...
-`--again` measures the schedules of a packed collection on this machine, today: half as long again as fast as new ones, as nothing is
-compiled in vain.
+`--again` measures the schedules of a packed collection on this machine, today: faster than new ones, as nothing is compiled in vain.
 
 Schedules of a few programs are compiled at a time on all cores, each in a process of its own that then waits; after that they take
 turns on the idle machine, each measured alone in several short passes. A process that crashes, hangs or eats memory costs its one schedule.
