@@ -66,8 +66,8 @@ def what_to_measure(config):
     if not config.pipeline:
         raise UserError(f"{config.again}: measured from {source['pipeline']}; give --pipeline the file or folder of their Generators")
     specs = [spec for spec in pipeline_specs(config.pipeline) if spec.name in known]
-    if missing := known.keys() - {spec.name for spec in specs}:
-        raise UserError(f"{config.pipeline}: {', '.join(sorted(missing))} of {config.again} is not in it; give --pipeline what that was measured from")
+    if not specs:
+        raise UserError(f"{config.pipeline}: none of the programs of {config.again} is in it; give --pipeline what that was measured from")
     return source, specs, known
 
 
@@ -104,7 +104,7 @@ def known_schedules(path):
             for key, c in candidates.items():
                 candidates[key] = Known(Proposal.from_record(c), c["hash"], counts.get(program, {}).get(key.zfill(3)))
     except (*data_utils.ARCHIVE_ERRORS, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: not a packed collection of collect_schedules.py ({type(error).__name__}: {error}); give --again one") from None
+        raise UserError(f"{path}: not a packed collection of collect_schedules.py ({type(error).__name__}: {' '.join(str(error).split())[:100]}); give --again one") from None
     if not source or not any(known.values()):
         raise UserError(f"{path}: no measured schedules in it; give --again a collection packed by collect_schedules.py")
     return source, seeds, {program: candidates for program, candidates in known.items() if candidates}

@@ -189,6 +189,8 @@ def test_known_schedules_are_measured_again(tmp_path, blur):
     assert source == {"pipeline": "blur.py"} and all(k.lowered["stores"] for k in known["blur"].values())
 
     expect_user_error(run("collect_schedules.py", f"--again={first}", f"--output={again}", check=False), "first.tar.xz", "blur.py", "--pipeline")
+    (tmp_path / "other.py").write_text(BLUR)
+    expect_user_error(run("collect_schedules.py", f"--again={first}", f"--pipeline={tmp_path / 'other.py'}", check=False), "other.py", "none of the programs")
     run("collect_schedules.py", f"--again={first}", f"--pipeline={blur.path}", f"--output={again}", "--compile_seconds=60")
     outcomes = collected(again)[0]
     assert {key for key in outcomes if not key.endswith("r")} == {f"blur/{key}" for key in known["blur"]} and set(outcomes.values()) == {"measured"}
