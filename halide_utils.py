@@ -44,7 +44,7 @@ WEIGHTS_HEADER = struct.pack("<4I", 0x68776631, 3, 3, 6)
 WEIGHT_SHAPES = [(8, 40, 7), (8,), (24, 39), (24,), (32, 32), (32,)]
 
 # One pass of a measurement: batches of calls for so long, one at least.
-PASS_SECONDS, BATCH_SECONDS = 0.04, 0.002
+PASS_SECONDS, BATCH_SECONDS = 0.02, 0.002
 MAX_GAP = 2**18  # bytes between buffers
 # More of the machine than this used by others while a schedule runs spoils its measurement.
 FOREIGN_SHARE_LIMIT = 0.05
