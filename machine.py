@@ -26,7 +26,7 @@ TRIES = 3  # measurements of one schedule on a busy machine before it is kept an
 # the host slow a machine for seconds at a time, which it can't see. There are so many at least, and more until the three fastest agree.
 # What counts is the fastest pass, and of that what its batches reach in their fastest moments, but not in the very fastest alone, which
 # may be one that does not come again.
-PASSES, MAX_PASSES, AGREEING, AGREEMENT, FAST_SHARE = 5, 32, 3, 0.02, 0.05
+PASSES, MAX_PASSES, AGREEING, AGREEMENT, FAST_SHARE = 5, 16, 3, 0.02, 0.05
 REPEATED_SHARE = 0.05  # of the schedules are measured again in a fresh process, which tells the noise
 MAX_DRIFT = 0.05  # of the calibration programs' times, beyond which measurements no longer belong to one collection
 
