@@ -18,6 +18,7 @@ from pathlib import Path
 
 import orjson
 from filelock import FileLock
+from tqdm import tqdm
 
 import halide_utils
 from candidate import RUN_SECONDS, Candidate, prepare_processes
@@ -227,6 +228,7 @@ def compile_candidates(keys, folder):
         run.n_compiled, run.compiling = 0, {}
         queue += [(run, key) for key in ([] if run.reference_ready or not keys[run] else ["reference"]) + keys[run]]
     queue.reverse()
+    progress = tqdm(total=len(queue), desc="compiled", unit="schedule", position=1, leave=False, disable=None)
     while queue or active:
         # Those that wait for an earlier proposal or for the reference need no core.
         while queue and sum(candidate.deadline < math.inf for _, candidate in active.values()) < os.cpu_count():
@@ -268,6 +270,8 @@ def compile_candidates(keys, folder):
                     ready.append((run, candidate))
             for dropped in [*run.decide_proposals(), *run.check_compiled()]:
                 active.pop(dropped.connection, None)
+        progress.update(progress.total - len(queue) - len(active) - progress.n)
+    progress.close()
     for run, candidate in ready:
         if run.failed:
             candidate.end()
@@ -300,9 +304,12 @@ def measure(run, candidate):
 
 def further_passes(measured):
     """The further passes through [(ProgramRun, Candidate)] that `measure` has seen once; ends the candidates."""
+    progress = tqdm(total=len(measured), desc="measured", unit="schedule", position=1, leave=False, disable=None)
     while measured := [(run, candidate) for run, candidate in measured if not candidate.has_ended]:
+        progress.update(progress.total - len(measured) - progress.n)
         for run, candidate in measured:
             if settled(candidate.passes):
                 candidate.end()
             else:
                 measure(run, candidate)
+    progress.close()
