@@ -8,6 +8,7 @@ import ctypes
 import dataclasses
 import functools
 import importlib.util
+import math
 import os
 import random
 import re
@@ -45,7 +46,7 @@ WEIGHT_SHAPES = [(8, 40, 7), (8,), (24, 39), (24,), (32, 32), (32,)]
 
 # One pass of a measurement: batches of calls for so long, one at least.
 PASS_SECONDS, BATCH_SECONDS = 0.02, 0.002
-MAX_GAP = 2**18  # bytes between buffers
+MAX_GAP, ALIGNMENT = 2**18, 128  # bytes: from where memory is allocated to where a buffer begins, and what hl.Buffer aligns its own to
 # More of the machine than this used by others while a schedule runs spoils its measurement.
 FOREIGN_SHARE_LIMIT = 0.05
 TICK = 0.01  # seconds in which the system counts the time that processors are busy
@@ -346,18 +347,18 @@ def make_buffers(pipeline, seed):
     With seed None the contents are left as they come.
     Raises ValueError, in one line, for a missing estimate.
     """
-    rng, gaps = None if seed is None else np.random.default_rng(seed), []
-    inputs = [_input_value(argument, rng, gaps) for argument in pipeline.infer_arguments()]
+    rng = None if seed is None else np.random.default_rng(seed)
+    inputs = [_input_value(argument, rng) for argument in pipeline.infer_arguments()]
     outputs = []
     for func in pipeline.outputs():
         for buffer, type in zip(func.output_buffers(), func.types()):
             p = buffer.parameter()
             region = [(p.min_constraint_estimate(i), p.extent_constraint_estimate(i)) for i in range(p.dimensions())]
-            outputs.append(_allocate(type, _constants(region, f"output {func.name()}"), gaps))
+            outputs.append(_allocate(type, _constants(region, f"output {func.name()}")))
     return inputs, outputs
 
 
-def _input_value(argument, rng, gaps):
+def _input_value(argument, rng):
     estimates = argument.argument_estimates
     if argument.dimensions == 0:
         value = estimates.scalar_estimate if estimates.scalar_estimate.defined() else estimates.scalar_def
@@ -365,7 +366,7 @@ def _input_value(argument, rng, gaps):
             raise ValueError(f"input {argument.name} has no estimate: call set_estimate on it")
         return hl.evaluate(value)
     region = _constants([(r.min, r.extent) for r in estimates.buffer_estimates], f"input {argument.name}")
-    buffer = _allocate(argument.type, region, gaps)
+    buffer = _allocate(argument.type, region)
     if rng is None:
         return buffer
     array = np.array(buffer, copy=False)
@@ -392,10 +393,15 @@ def _constant(expression):
     return int(number[1]) if number else hl.evaluate(expression)
 
 
-def _allocate(type, region, gaps):
-    """A buffer that lies at some distance from the one before, drawn anew each time: some distances are bad for the caches."""
-    gaps.append(np.empty(64 * random.randint(1, MAX_GAP // 64), np.uint8))
-    buffer = hl.Buffer(type, [extent for _, extent in region])
+def _allocate(type, region):
+    """A buffer that begins at a distance drawn anew from where memory is allocated: some distances between buffers are bad for the caches."""
+    extents = [extent for _, extent in region]
+    dtype = np.array(hl.Buffer(type, [1]), copy=False).dtype
+    size = math.prod(extents) * dtype.itemsize
+    memory = np.empty(size + MAX_GAP + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT + random.randrange(0, MAX_GAP, ALIGNMENT)
+    array = memory[start : start + size].view(dtype)
+    buffer = hl.Buffer(array.reshape(extents[::-1]))  # numpy names the outermost dimension first
     buffer.set_min([minimum for minimum, _ in region])
     return buffer
 

@@ -82,7 +82,7 @@ def describe_machine():
         "target": str(hl.get_host_target()),
         "protocol": {
             "threads": "all cores", "freed_memory": "kept by the process", "batch_seconds": u.BATCH_SECONDS, "pass_seconds": u.PASS_SECONDS,
-            "foreign_share_limit": u.FOREIGN_SHARE_LIMIT, "tries": TRIES, "passes": [PASSES, MAX_PASSES], "agreement": [AGREEING, AGREEMENT], "pass": "a fork, buffers at drawn distances",
+            "foreign_share_limit": u.FOREIGN_SHARE_LIMIT, "tries": TRIES, "passes": [PASSES, MAX_PASSES], "agreement": [AGREEING, AGREEMENT], "pass": "a fork, buffers at drawn offsets",
             "repeated_share": REPEATED_SHARE, "runtime": f"of the fastest pass: milliseconds a call that a share of {FAST_SHARE} of its batches is faster than",
         },
     }  # fmt: skip

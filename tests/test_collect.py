@@ -280,6 +280,14 @@ def test_the_fastest_moments_of_all_passes_count(tmp_path):
     assert all(candidate.has_ended for _, candidate in candidates)
 
 
+def test_buffers_begin_at_distances_drawn_anew():
+    def distance():
+        inputs, outputs = halide_utils.make_buffers(halide_utils.calibration_pipelines()["memory"], None)
+        return np.array(outputs[0], copy=False).ctypes.data - np.array(inputs[0], copy=False).ctypes.data
+
+    assert len({distance() for _ in range(5)}) > 1
+
+
 def test_neither_one_fast_moment_nor_a_pass_on_a_busy_machine_counts():
     calm, busy = halide_utils.Pass([1.0] * 2 + [2.0] * 98, 3, 2.0, 0.01), halide_utils.Pass([1.0] * 100, 3, 2.0, 0.2)
     found = machine.summary([calm, busy])
