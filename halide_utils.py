@@ -46,7 +46,7 @@ WEIGHT_SHAPES = [(8, 40, 7), (8,), (24, 39), (24,), (32, 32), (32,)]
 
 # One pass of a measurement: batches of calls for so long, one at least.
 PASS_SECONDS, BATCH_SECONDS = 0.02, 0.002
-MAX_GAP, ALIGNMENT = 2**18, 128  # bytes: from where memory is allocated to where a buffer begins, and what hl.Buffer aligns its own to
+MAX_OFFSET, ALIGNMENT = 2**18, 128  # bytes: from where memory is allocated to where a buffer begins, and what hl.Buffer aligns its own to
 # More of the machine than this used by others while a schedule runs spoils its measurement.
 FOREIGN_SHARE_LIMIT = 0.05
 TICK = 0.01  # seconds in which the system counts the time that processors are busy
@@ -398,8 +398,8 @@ def _allocate(type, region):
     extents = [extent for _, extent in region]
     dtype = np.array(hl.Buffer(type, [1]), copy=False).dtype
     size = math.prod(extents) * dtype.itemsize
-    memory = np.empty(size + MAX_GAP + ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % ALIGNMENT + random.randrange(0, MAX_GAP, ALIGNMENT)
+    memory = np.empty(size + MAX_OFFSET + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT + random.randrange(0, MAX_OFFSET, ALIGNMENT)
     array = memory[start : start + size].view(dtype)
     buffer = hl.Buffer(array.reshape(extents[::-1]))  # numpy names the outermost dimension first
     buffer.set_min([minimum for minimum, _ in region])

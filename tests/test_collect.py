@@ -265,7 +265,7 @@ class Scripted(Candidate):
 
 def test_the_fastest_moments_of_all_passes_count(tmp_path):
     run_, order = collection.ProgramRun(ProgramSpec("p", 1), Plan(str(tmp_path), 4, 5.0)), []
-    # Three agree at once but five are the least; only the seventh is the third that agrees; always faster; it crashes.
+    # Three agree at once but five are the least; the seventh is the third that agrees; always faster; it crashes.
     scripts = {"0": [1.3, 1.3, 1.31, 1.5, 1.6, 0.5], "1": [1.3, 1.0, 1.1, 1.2, 1.3, 1.01, 1.015, 0.5], "2": [2 / 1.1**i for i in range(20)], "3": [2.0]}
     passes = {"0": 5, "1": 7, "2": machine.MAX_PASSES, "3": 1}
     candidates = [(run_, Scripted(key, runtimes, order)) for key, runtimes in scripts.items()]
@@ -285,7 +285,7 @@ def test_buffers_begin_at_distances_drawn_anew():
         inputs, outputs = halide_utils.make_buffers(halide_utils.calibration_pipelines()["memory"], None)
         return np.array(outputs[0], copy=False).ctypes.data - np.array(inputs[0], copy=False).ctypes.data
 
-    assert len({distance() for _ in range(5)}) > 1
+    assert len({distance() for _ in range(5)}) >= 4  # of some thousand
 
 
 def test_neither_one_fast_moment_nor_a_pass_on_a_busy_machine_counts():
