@@ -115,7 +115,7 @@ def write_markdown(path, report):
         parts.append("Confidence intervals of the LSTM (bootstrap over programs): " + "; ".join(f"{TITLES[k]} {_number(a)} to {_number(b)}" for k, (a, b) in low_high.items() if a is not None) + ".\n")  # fmt: skip
     ceiling = report["noise_ceiling"]
     if ceiling:
-        parts.append(f"Noise ceiling, from {ceiling['repeated_schedules']} repeated schedules: MSE log {ceiling['mse_log']:.5f}, median APE {ceiling['median_ape']:.2f} %; two measurements differ by {ceiling['median_difference']:.2f} % in the median.\n")  # fmt: skip
+        parts.append(f"Noise ceiling, from {ceiling['repeated_schedules']} repeated schedules: MSE log {ceiling['mse_log']:.5f}, median APE {ceiling['median_ape']:.2f} %; two measurements differ by {ceiling['median_difference']:.2f} % in the median, {ceiling['p90_difference']:.2f} % at the 90th percentile.\n")  # fmt: skip
     else:
         parts.append("Noise ceiling: unknown, no schedule was measured twice.\n")
     interval = report["interval"]
