@@ -46,7 +46,11 @@ WEIGHT_SHAPES = [(8, 40, 7), (8,), (24, 39), (24,), (32, 32), (32,)]
 
 # One pass of a measurement: batches of calls for so long, one at least.
 PASS_SECONDS, BATCH_SECONDS = 0.02, 0.002
+# What counts of it is what its batches reach in their fastest moments, but not in the very fastest alone, which may be one that does not
+# come again: the quantile of this share.
+FAST_SHARE = 0.05
 MAX_OFFSET, ALIGNMENT = 2**18, 128  # bytes: from where memory is allocated to where a buffer begins, and what hl.Buffer aligns its own to
+RANDOM_POINTS = 65537  # drawn for an input, and repeated; a prime, so that its rows differ
 # More of the machine than this used by others while a schedule runs spoils its measurement.
 FOREIGN_SHARE_LIMIT = 0.05
 TICK = 0.01  # seconds in which the system counts the time that processors are busy
@@ -341,50 +345,42 @@ def calibration_pipelines():
 # Running
 
 
-def make_buffers(pipeline, seed):
-    """Input arguments with reproducible random contents and empty outputs, as large as the estimates say: (inputs, outputs).
+@dataclass(frozen=True)
+class Region:
+    """Of a buffer: its element type (np.dtype) and (minimum, extent) of each dimension, innermost first."""
 
-    With seed None the contents are left as they come.
+    dtype: np.dtype
+    bounds: list
+
+
+def estimated_arguments(pipeline):
+    """What a call of `pipeline` takes, as large as the estimates say: (inputs, outputs), a Region for each buffer, a number for each scalar.
+
     Raises ValueError, in one line, for a missing estimate.
     """
-    rng = None if seed is None else np.random.default_rng(seed)
-    inputs = [_input_value(argument, rng) for argument in pipeline.infer_arguments()]
-    outputs = []
-    for func in pipeline.outputs():
-        for buffer, type in zip(func.output_buffers(), func.types()):
-            p = buffer.parameter()
-            region = [(p.min_constraint_estimate(i), p.extent_constraint_estimate(i)) for i in range(p.dimensions())]
-            outputs.append(_allocate(type, _constants(region, f"output {func.name()}")))
-    return inputs, outputs
-
-
-def _input_value(argument, rng):
-    estimates = argument.argument_estimates
-    if argument.dimensions == 0:
+    inputs, outputs = [], []
+    for argument in pipeline.infer_arguments():
+        estimates = argument.argument_estimates
+        if argument.dimensions:
+            bounds = [(r.min, r.extent) for r in estimates.buffer_estimates]
+            inputs.append(_region(argument.type, bounds, f"input {argument.name}"))
+            continue
         value = estimates.scalar_estimate if estimates.scalar_estimate.defined() else estimates.scalar_def
         if not value.defined():
             raise ValueError(f"input {argument.name} has no estimate: call set_estimate on it")
-        return hl.evaluate(value)
-    region = _constants([(r.min, r.extent) for r in estimates.buffer_estimates], f"input {argument.name}")
-    buffer = _allocate(argument.type, region)
-    if rng is None:
-        return buffer
-    array = np.array(buffer, copy=False)
-    if array.dtype.kind == "f":
-        array[...] = rng.random(array.shape, dtype=np.float32)
-    elif array.dtype == bool:
-        array[...] = rng.random(array.shape) < 0.5
-    else:
-        # All values of the small types; wider ones are indices or sums more often than pixels.
-        highest = min(int(np.iinfo(array.dtype).max), 65535)
-        array[...] = rng.integers(0, highest, array.shape, dtype=array.dtype, endpoint=True)
-    return buffer
+        inputs.append(hl.evaluate(value))
+    for func in pipeline.outputs():
+        for buffer, type in zip(func.output_buffers(), func.types()):
+            p = buffer.parameter()
+            bounds = [(p.min_constraint_estimate(i), p.extent_constraint_estimate(i)) for i in range(p.dimensions())]
+            outputs.append(_region(type, bounds, f"output {func.name()}"))
+    return inputs, outputs
 
 
-def _constants(region, what):
-    if not all(m.defined() and e.defined() for m, e in region):
+def _region(type, bounds, what):
+    if not all(m.defined() and e.defined() for m, e in bounds):
         raise ValueError(f"{what} has no estimates: call set_estimates on it")
-    return [(_constant(m), _constant(e)) for m, e in region]
+    return Region(np.array(hl.Buffer(type, [1]), copy=False).dtype, [(_constant(m), _constant(e)) for m, e in bounds])
 
 
 def _constant(expression):
@@ -393,17 +389,40 @@ def _constant(expression):
     return int(number[1]) if number else hl.evaluate(expression)
 
 
-def _allocate(type, region):
+def make_buffers(arguments, seed):
+    """The arguments of a call, of what estimated_arguments returned: (inputs with reproducible random contents, empty outputs)."""
+    rng = np.random.default_rng(seed)
+    inputs = [_allocate(a, rng) if isinstance(a, Region) else a for a in arguments[0]]
+    return inputs, [_allocate(a) for a in arguments[1]]
+
+
+def _allocate(region, rng=None):
     """A buffer that begins at a distance drawn anew from where memory is allocated: some distances between buffers are bad for the caches."""
-    extents = [extent for _, extent in region]
-    dtype = np.array(hl.Buffer(type, [1]), copy=False).dtype
-    size = math.prod(extents) * dtype.itemsize
+    extents = [extent for _, extent in region.bounds]
+    size = math.prod(extents) * region.dtype.itemsize
     memory = np.empty(size + MAX_OFFSET + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT + random.randrange(0, MAX_OFFSET, ALIGNMENT)
-    array = memory[start : start + size].view(dtype)
+    array = memory[start : start + size].view(region.dtype)
+    if rng:
+        _fill(array, rng)
     buffer = hl.Buffer(array.reshape(extents[::-1]))  # numpy names the outermost dimension first
-    buffer.set_min([minimum for minimum, _ in region])
+    buffer.set_min([minimum for minimum, _ in region.bounds])
     return buffer
+
+
+def _fill(array, rng):
+    """Random numbers, a few of them over and over: a schedule takes as long with them, and copying is ten times as fast as drawing."""
+    n = min(RANDOM_POINTS, array.size)
+    if array.dtype.kind == "f":
+        drawn = rng.random(n, dtype=np.float32)
+    elif array.dtype == bool:
+        drawn = rng.random(n) < 0.5
+    else:
+        # All values of the small types; wider ones are indices or sums more often than pixels.
+        highest = min(int(np.iinfo(array.dtype).max), 65535)
+        drawn = rng.integers(0, highest, n, dtype=array.dtype, endpoint=True)
+    for start in range(0, array.size, RANDOM_POINTS):
+        array[start : start + RANDOM_POINTS] = drawn[: array.size - start]
 
 
 class Program:
@@ -411,10 +430,10 @@ class Program:
 
     def __init__(self, pipeline, target=None):
         self.callable = pipeline.compile_to_callable(pipeline.infer_arguments(), target or hl.get_host_target())
-        self.pipeline = pipeline
+        self.pipeline, self.estimated = pipeline, estimated_arguments(pipeline)
 
     def allocate(self, seed):
-        inputs, self.outputs = make_buffers(self.pipeline, seed)
+        inputs, self.outputs = make_buffers(self.estimated, seed)
         self.arguments = [*inputs, *self.outputs]
 
     def __call__(self):
@@ -453,6 +472,11 @@ class Pass:
     batch: int
     cpu_share: float
     foreign_share: float
+
+    @functools.cached_property
+    def ms(self):
+        """Milliseconds that a call takes."""
+        return float(np.quantile(self.batch_ms, FAST_SHARE))
 
 
 def _cpu_seconds():

@@ -319,14 +319,16 @@ def count_lowered(pipeline):
 def known_values(pipeline, names):
     """What the lowered code's arguments, of these names, tell it: ({name in the code: number}, {name: (bytes a point, bytes in all)})."""
     values, sizes = {}, {}
-    inputs, outputs = halide_utils.make_buffers(pipeline, None)
+    inputs, outputs = halide_utils.estimated_arguments(pipeline)
     for name, given in zip(names, [*inputs, *outputs]):
-        if not isinstance(given, hl.Buffer):
+        if not isinstance(given, halide_utils.Region):
             values[name] = Real(given) if isinstance(given, float) else given
             continue
-        sizes[name] = given.type().bytes(), given.size_in_bytes()
-        for i, dimension in enumerate(map(given.dim, range(given.dimensions()))):
-            values |= {f"{name}.min.{i}": dimension.min(), f"{name}.extent.{i}": dimension.extent(), f"{name}.stride.{i}": dimension.stride()}
+        stride = 1
+        for i, (minimum, extent) in enumerate(given.bounds):
+            values |= {f"{name}.min.{i}": minimum, f"{name}.extent.{i}": extent, f"{name}.stride.{i}": stride}
+            stride *= extent
+        sizes[name] = given.dtype.itemsize, stride * given.dtype.itemsize
     return values, sizes
 
 

@@ -24,9 +24,10 @@ from config import replace_file
 TRIES = 3  # measurements of one schedule on a busy machine before it is kept and flagged noisy
 # Every schedule is measured in short passes through all that are compiled, so that those of one are some seconds apart: others on
 # the host slow a machine for seconds at a time, which it can't see. There are so many at least, and more until the three fastest agree.
-# What counts is the fastest pass, and of that what its batches reach in their fastest moments, but not in the very fastest alone, which
-# may be one that does not come again.
-PASSES, MAX_PASSES, AGREEING, AGREEMENT, FAST_SHARE = 5, 16, 3, 0.02, 0.05
+# What counts is the fastest pass. Fewer do for schedules that are slow: a few of them would take as long as a hundred others, and a
+# moment of disturbance is a smaller part of their calls.
+PASSES, MAX_PASSES, AGREEING, AGREEMENT = 5, 16, 3, 0.02
+SLOW_MS, SLOW_PASSES, SLOW_AGREEING = 100, 3, 2
 REPEATED_SHARE = 0.05  # of the schedules are measured again in a fresh process, which tells the noise
 MAX_DRIFT = 0.05  # of the calibration programs' times, beyond which measurements no longer belong to one collection
 
@@ -37,13 +38,15 @@ def is_noisy(one_pass):
 
 def runtime_ms(passes):
     """Milliseconds that a call takes, of several halide_utils.Pass."""
-    return float(min(np.quantile(p.batch_ms, FAST_SHARE) for p in passes))
+    return min(p.ms for p in passes)
 
 
 def settled(passes):
     """Whether several halide_utils.Pass are enough: the fastest of those on a quiet machine agree."""
-    fastest = sorted(runtime_ms([p]) for p in passes if not is_noisy(p))[:AGREEING]
-    return len(passes) >= MAX_PASSES or (len(passes) >= PASSES and len(fastest) == AGREEING and fastest[-1] <= fastest[0] * (1 + AGREEMENT))
+    fastest = sorted(p.ms for p in passes if not is_noisy(p))
+    least, agreeing = (SLOW_PASSES, SLOW_AGREEING) if fastest and fastest[0] > SLOW_MS else (PASSES, AGREEING)
+    agree = len(fastest) >= agreeing and fastest[agreeing - 1] <= fastest[0] * (1 + AGREEMENT)
+    return len(passes) >= MAX_PASSES or (len(passes) >= least and agree)
 
 
 def summary(passes):
@@ -58,7 +61,7 @@ def summary(passes):
     return {
         "runtime_ms": round(ms, 6), "samples": len(times), "calls": sum(p.batch * len(p.batch_ms) for p in counted),
         "spread": round(float(np.median(times)) / ms - 1, 4), "cpu_share": round(float(np.mean([p.cpu_share for p in counted])), 4),
-        "foreign_share": max(p.foreign_share for p in counted), "noisy": not calm, "passes_ms": [round(runtime_ms([p]), 6) for p in passes],
+        "foreign_share": max(p.foreign_share for p in counted), "noisy": not calm, "passes_ms": [round(p.ms, 6) for p in passes],
     }  # fmt: skip
 
 
@@ -82,8 +85,9 @@ def describe_machine():
         "target": str(hl.get_host_target()),
         "protocol": {
             "threads": "all cores", "freed_memory": "kept by the process", "batch_seconds": u.BATCH_SECONDS, "pass_seconds": u.PASS_SECONDS,
-            "foreign_share_limit": u.FOREIGN_SHARE_LIMIT, "tries": TRIES, "passes": [PASSES, MAX_PASSES], "agreement": [AGREEING, AGREEMENT], "pass": "a fork, buffers at drawn offsets",
-            "repeated_share": REPEATED_SHARE, "runtime": f"of the fastest pass: milliseconds a call that a share of {FAST_SHARE} of its batches is faster than",
+            "foreign_share_limit": u.FOREIGN_SHARE_LIMIT, "tries": TRIES, "passes": [PASSES, MAX_PASSES], "agreement": [AGREEING, AGREEMENT],
+            "slow": {"ms": SLOW_MS, "passes": SLOW_PASSES, "agreement": SLOW_AGREEING}, "pass": "a fork, buffers at drawn offsets",
+            "repeated_share": REPEATED_SHARE, "runtime": f"of the fastest pass: milliseconds a call that a share of {u.FAST_SHARE} of its batches is faster than",
         },
     }  # fmt: skip
 

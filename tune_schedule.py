@@ -89,7 +89,7 @@ def find_program(config):
         raise UserError(f"{config.file}: --generator {config.generator!r} is not in it; there are {', '.join(specs)}")
     spec = specs[config.generator or next(iter(specs))]
     try:
-        halide_utils.make_buffers(spec.build(), spec.seed)
+        halide_utils.estimated_arguments(spec.build())
     except Exception as error:  # whatever a user's Generator may raise
         raise UserError(f"{config.file}: {spec.name} can't be built: {type(error).__name__}: {' '.join(str(error).split())}") from None
     return spec

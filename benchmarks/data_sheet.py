@@ -35,12 +35,13 @@ class SheetConfig(Config):
 
 def read_candidates(path):
     """A row for each candidate of a packed collection: collection, program, key, outcome, runtime_ms, noisy, stages, first_pass_ms, as_now:
-    whether it was measured by the protocol of today."""
-    rows, as_now, protocol = [], False, machine.describe_machine()["protocol"]
+    whether its passes were those of today."""
+    rows, as_now, today = [], False, machine.describe_machine()["protocol"]
     with tarfile.open(path) as archive:
         for member in archive:
             if Path(member.name).name == "collection.json":
-                as_now = orjson.loads(archive.extractfile(member).read())["machine"]["protocol"] == protocol
+                protocol = orjson.loads(archive.extractfile(member).read())["machine"]["protocol"]
+                as_now = all(protocol.get(key) == today[key] for key in ("pass", "pass_seconds", "runtime"))
             elif Path(member.name).name == "program.json":
                 record = orjson.loads(archive.extractfile(member).read())
                 for key, c in record["candidates"].items():
@@ -111,7 +112,7 @@ def main():
     is_random = ~rows.collection.str.startswith("app")
     print(describe("**random programs**", rows[is_random]))
     if (is_random & rows.as_now).any():
-        print(describe("those measured by the protocol of today", rows[is_random & rows.as_now]))
+        print(describe("those measured in the passes of today", rows[is_random & rows.as_now]))
     if config.plot:
         plot(config.plot, rows)
 
