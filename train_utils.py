@@ -269,7 +269,7 @@ class Processes:
 
     def leave(self):
         """Part from the others, all at the same time."""
-        if self.world > 1:
+        if distributed.is_initialized():
             # gloo's thread lets go of its last tensors under Python's lock, which the group's end would hold while it waits for that
             # thread (a deadlock of torch 2.13). The lock is free while this waits.
             distributed.barrier()
