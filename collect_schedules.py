@@ -18,7 +18,6 @@ turns on the idle machine, each measured alone in several short passes. A proces
 
 import dataclasses
 import datetime
-import lzma
 import shutil
 import tarfile
 from pathlib import Path
@@ -87,8 +86,6 @@ def known_schedules(path):
     """What a packed collection measured: (its source, {program: random seed}, {program: {key: Known}}), repetitions left out."""
     source, seeds, known, counts = None, {}, {}, {}
     try:
-        if (listed := Path(data_utils.without_suffixes(path) + data_utils.LISTED_SUFFIX)).exists():
-            counts = orjson.loads(lzma.decompress(listed.read_bytes()))
         with tarfile.open(path) as archive:
             for member in archive:
                 *_, program, name = member.name.split("/")

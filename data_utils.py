@@ -34,9 +34,8 @@ ANDERSON_STAGE_BYTES = 1440  # Anderson2021, for GPUs: 73 + 287 floats
 
 CALLS_FILE = "calls.json"  # of programs whose program.json does not tell: {name: {kind of call: [calls a point of each stage]}}
 LOWERED_SUFFIX = ".lowered.json"  # of what was counted in a schedule's lowered code: {kind of count: [of each stage]}
-LISTED_SUFFIX = ".lowered.json.xz"  # the same of an archive's schedules that has none of its own: {program: {schedule: ...}}
 COMPANION_NAMES = ("bench.txt", "collection.json", "program.json", CALLS_FILE)
-COMPANION_SUFFIXES = (LOWERED_SUFFIX, LISTED_SUFFIX, ".schedule.h", ".weights", ".log", ".lock", ".tmp")  # .tmp: a file somebody is still writing
+COMPANION_SUFFIXES = (LOWERED_SUFFIX, ".schedule.h", ".weights", ".log", ".lock", ".tmp")  # .tmp: a file somebody is still writing
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".zip")
 ARCHIVE_ERRORS = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, OSError, RuntimeError, TypeError, ValueError)
 MAX_DUMP_BYTES = 2**28
@@ -161,7 +160,7 @@ def iter_folders(raw_path):
                 subfolders.sort()
                 yield path, Path(folder), sorted(name for name in names if os.path.isfile(os.path.join(folder, name)))
         elif path.exists():
-            companions = *COMPANION_NAMES, schedule_of(path.name) + LOWERED_SUFFIX, without_suffixes(path.name) + LISTED_SUFFIX
+            companions = *COMPANION_NAMES, schedule_of(path.name) + LOWERED_SUFFIX
             yield path.parent, path.parent, [name for name in (*companions, path.name) if path.with_name(name).is_file()]
         else:
             raise UserError(f"{part}: no such file or folder; give the path of measured schedules")
@@ -268,18 +267,6 @@ def _lowered_in(text):
         return None
 
 
-def _listed_lowered(path):
-    """{program: {schedule: {kind: [count of each stage]}}} that lies beside an archive. Raises UserError where it makes no sense."""
-    file = Path(without_suffixes(path) + LISTED_SUFFIX)
-    try:
-        found = orjson.loads(lzma.decompress(file.read_bytes()))
-        return {program: {name: stage_counts(told, LOWERED) for name, told in schedules.items()} for program, schedules in found.items()}
-    except FileNotFoundError:
-        return {}
-    except (AttributeError, OSError, TypeError, ValueError, lzma.LZMAError) as error:
-        raise UserError(f"{file}: {error}; it should hold what benchmarks/lowered.py writes; make it again, or delete it") from None
-
-
 def _listed_calls(folder):
     """{program: call_counts} that the folder given as raw_path lists. Raises UserError where the list makes no sense."""
     text = _read_or_none(folder / CALLS_FILE)
@@ -295,7 +282,6 @@ def _archive_members(path, archive, listed_calls):
     A packed collection has the program.json of a program before its schedules, and what was counted of a schedule before that.
     """
     benches, waiting, calls, lowered = {}, [], {}, {}
-    listed_lowered = _listed_lowered(path)
     try:
         with open(path, "rb") as f:
             is_zip = f.read(4) == b"PK\x03\x04" or path.lower().endswith(".zip")
@@ -313,7 +299,7 @@ def _archive_members(path, archive, listed_calls):
                 dump = Dump(f"{archive.file}/{printable(name)}", archive.collection, archive.root, data=data, error=error)
                 program, schedule = folder.rpartition("/")[2], schedule_of(base)
                 dump.calls = calls[folder] if folder in calls else listed_calls.get(program)
-                dump.lowered = lowered.get(folder, listed_lowered.get(program, {})).get(schedule)
+                dump.lowered = lowered.get(folder, {}).get(schedule)
                 if base.endswith(".featurization"):
                     waiting.append((folder, dump))  # its bench.txt may come later
                 else:
