@@ -252,7 +252,8 @@ class Processes:
         """Join those that torchrun started, if any; nccl connects GPUs, gloo anything else."""
         if "TORCHELASTIC_RUN_ID" not in os.environ:
             return cls()
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        backend, device_id = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+        distributed.init_process_group(backend, device_id=device_id)
         return cls(distributed.get_rank(), distributed.get_world_size())
 
     def part_of(self, rows, instance):
