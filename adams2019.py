@@ -8,6 +8,7 @@ Axes: B batch, T stages (padded).
 """
 
 import math
+import os
 import struct
 import subprocess
 import tempfile
@@ -134,7 +135,8 @@ def retrain(paths, rate, epochs, n_cores, initial_weights):
             "--best_benchmark=", "--best_schedule=",
         ]  # fmt: skip
         names = "\n".join(str(p) for p in paths)
-        done = subprocess.run(command, input=names, capture_output=True, text=True)
+        threads = os.environ | {"HL_NUM_THREADS": str(torch.get_num_threads())}
+        done = subprocess.run(command, input=names, capture_output=True, text=True, env=threads)
         if done.returncode or not Path(after).exists():
             raise RuntimeError(f"{TOOL.name} failed: {(done.stderr or done.stdout).strip()[-200:]}")
         return halide_utils.read_weights(after)

@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from scipy.optimize import nnls
+from threadpoolctl import threadpool_limits
 from torch import distributed
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
@@ -443,6 +444,7 @@ def pick_device(config):
     """torch.device for `device` and the number of threads set. Raises UserError for a GPU that is not there."""
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
+        threadpool_limits(config.num_threads)  # of scikit-learn and numpy
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: no CUDA device is available here; give --device cpu or auto")
     kind = "cuda" if torch.cuda.is_available() and config.device != "cpu" else "cpu"

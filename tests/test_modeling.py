@@ -4,7 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from threadpoolctl import threadpool_info, threadpool_limits
 
+import baselines  # noqa: F401  (its trees have threads of their own)
 import data_utils
 import train_utils
 from config import UserError, load_config
@@ -242,3 +244,11 @@ def test_what_is_no_checkpoint_is_refused_in_one_line(tmp_path):
         train_utils.read_checkpoint(path)
     with pytest.raises(UserError, match="train_model.py"):
         train_utils.read_checkpoint(tmp_path / "missing.safetensors")
+
+
+def test_num_threads_is_for_every_library():
+    torch_threads = torch.get_num_threads()
+    with threadpool_limits():  # puts all but PyTorch's back
+        train_utils.pick_device(load_config(argv=["--num_threads=3", "--device=cpu"]))
+        assert torch.get_num_threads() == 3 and {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "openmp"} == {3}
+        torch.set_num_threads(torch_threads)
