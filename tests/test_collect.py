@@ -290,6 +290,20 @@ def test_buffers_begin_at_distances_drawn_anew():
     assert len({distance() for _ in range(5)}) >= 4  # of some thousand
 
 
+@pytest.mark.parametrize("dtype", ["float32", "uint8", "int32", "bool"])
+def test_inputs_are_random_to_their_last_point_and_the_same_again(dtype):
+    region = halide_utils.Region(np.dtype(dtype), [(0, 1000), (-3, 200)])  # three times as many points as are drawn
+
+    def filled(seed):
+        (buffer,), _ = halide_utils.make_buffers(([region], []), seed)
+        assert [buffer.dim(i).min() for i in range(2)] == [0, -3]
+        return np.array(buffer)
+
+    found = filled(1)
+    assert found.shape == (200, 1000) and np.array_equal(found, filled(1)) and not np.array_equal(found, filled(2))
+    assert len(np.unique(found, axis=0)) == 200 and (found != 0).any(axis=1).all()
+
+
 def test_neither_one_fast_moment_nor_a_pass_on_a_busy_machine_counts():
     calm, busy = halide_utils.Pass([1.0] * 2 + [2.0] * 98, 3, 2.0, 0.01), halide_utils.Pass([1.0] * 100, 3, 2.0, 0.2)
     found = machine.summary([calm, busy])
