@@ -1,0 +1,54 @@
+"""What the speed benchmarks share: rivals that take turns in one run, medians with their spread, a table and the same as JSON."""
+
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import orjson
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from machine import describe_machine  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def take_turns(rivals, rounds):
+    """Seconds of each round of each of `rivals` {name: function}: {name: (rounds,)}. They take turns, after one round that does not count."""
+    seconds = {name: [] for name in rivals}
+    for i in range(rounds + 1):
+        for name, function in rivals.items():
+            began = time.perf_counter()
+            function()
+            if i:
+                seconds[name].append(time.perf_counter() - began)
+    return {name: np.array(values) for name, values in seconds.items()}
+
+
+def spread(values):
+    """Median and the 10th and 90th percentiles, for a table."""
+    low, median, high = np.quantile(values, [0.1, 0.5, 0.9])
+    return f"{number(median)} ({number(low)} to {number(high)})"
+
+
+def number(value):
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def machine():
+    """The processor's name and number of cores."""
+    found = describe_machine()
+    return f"{found['processor']}, {found['cores']} cores"
+
+
+def write(name, header, rows, facts=()):
+    """Print a table of `rows` (lists of text) under `header`, and write it as benchmarks/results/NAME.md, with `facts` {name: value} as NAME.json."""
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|", *(f"| {' | '.join(map(str, row))} |" for row in rows)]
+    text = "\n".join([*lines, "", f"({machine()}; median, and 10th to 90th percentile)"])
+    print(text)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.md").write_text(text + "\n")
+    table = [dict(zip(header, map(str, row))) for row in rows]
+    (RESULTS / f"{name}.json").write_bytes(orjson.dumps({"machine": machine(), "table": table, **dict(facts)}, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY))

@@ -1,0 +1,455 @@
+"""What training and evaluation share: batches, losses, the learning-rate schedule, prediction, intervals and checkpoints.
+
+Axes: N rows of a split, B batch, T stages (padded), F features.
+"""
+
+import collections
+import functools
+import json
+import math
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from scipy.optimize import nnls
+from threadpoolctl import threadpool_limits
+from torch import distributed
+from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
+
+import data_utils
+from config import UserError
+from features import COST_COLUMNS, COUNTED_COLUMN, FEATURES, LOWERED_COLUMNS, N_SCHEDULE, PARALLEL_COLUMN
+from modeling import CostModel
+
+SHIPPED_MODEL = Path(__file__).resolve().parent / "models" / "default.safetensors"
+CHECKPOINT_FORMAT = "cost_model_LSTM 5"
+REGRESSION_DELTA, CENTRED_DELTA = 1.0, 0.5  # where the Huber losses turn linear, in log-runtime
+RANKING_TEMPERATURE = 0.2  # difference in predicted log-runtime that the ranking loss takes for a clear order
+RANKING_MARGIN = math.log(1.05)  # pairs closer than this are not ranked
+FLOOR_MS = 1e-5  # no stage is taken to cost less
+MIN_EXPLAINED = 0.5  # of the variance of log-runtime, for the linear cost model to be of use
+REWEIGHTINGS = 6  # of the least squares behind the linear cost model
+SERIAL_PENALTY = 0.01  # on what an event costs more in serial stages, against the error of taking it for that much in all
+SCORING_BATCH = 128  # schedules scored at a time; what lies in between for more does not fit a core's caches
+MODEL_KEYS = ("members", "embed_size", "hidden_size", "lstm_layers", "dropout")
+
+
+# Batches
+
+COLUMNS = ("lengths", "log_runtime", "program", "instance", "schedule")
+
+
+@dataclass
+class Batch:
+    features: torch.Tensor  # (B, T, F) float32, raw
+    lengths: torch.Tensor  # (B,) int64
+    log_runtime: torch.Tensor  # (B,) float32
+    instance: torch.Tensor  # (B,) int64, equal where two rows are schedules of one program at one size
+
+    def to(self, device):
+        return Batch(*(tensor.to(device) for tensor in vars(self).values()))
+
+    def without_lowered(self, rows):
+        """The same with some rows, bool (B,) array, as if nobody had counted in their lowered code."""
+        if not rows.any():
+            return self
+        features, rows = self.features.clone(), torch.from_numpy(rows)
+        features[rows] = features[rows].index_fill(2, torch.tensor(LOWERED_COLUMNS), 0.0)
+        return Batch(features, self.lengths, self.log_runtime, self.instance)
+
+
+class Sequences:
+    """The rows of one split, mapped from its shards; `self.column` arrays have shape (N,)."""
+
+    def __init__(self, data_path, meta, split):
+        self.data_path, self.meta = data_path, meta
+        self.shards = data_utils.read_shards(data_path, meta, split)
+        sizes = [len(shard["lengths"]) for shard in self.shards]
+        self.shard_of = np.repeat(np.arange(len(sizes)), sizes)
+        self.row_of = np.concatenate([np.arange(size) for size in sizes]) if sizes else np.zeros(0, int)
+        for column in COLUMNS:
+            parts = [shard[column].numpy() for shard in self.shards]
+            setattr(self, column, np.concatenate(parts) if parts else np.zeros(0, np.int64))
+
+    def __len__(self):
+        return len(self.lengths)
+
+    @functools.cached_property
+    def counted(self):
+        """Which rows' lowered code was counted, bool (N,)."""
+        parts = [(shard["features"][:, 0, COUNTED_COLUMN] > 0).numpy() for shard in self.shards]
+        return np.concatenate(parts) if parts else np.zeros(0, bool)
+
+    def some_programs(self, share, rng):
+        """Which rows, bool (N,), belong to a random share of the instances."""
+        instances, place = np.unique(self.instance, return_inverse=True)
+        return (rng.random(len(instances)) < share)[place]
+
+    def subset(self, rows):
+        """The columns (not the features) of some rows."""
+        return SimpleNamespace(**{column: getattr(self, column)[rows] for column in COLUMNS})
+
+    def batch(self, rows):
+        """A Batch of the given rows, padded to the longest among them."""
+        t = int(self.lengths[rows].max())
+        features = torch.zeros(len(rows), t, len(FEATURES))
+        shards = self.shard_of[rows]
+        for shard in np.unique(shards):  # mostly one or two: rows of like length lie together
+            at = np.flatnonzero(shards == shard)
+            part = self.shards[shard]["features"][:, :t][self.row_of[rows[at]]]
+            features[at, : part.shape[1]] = part
+        batch = Batch(features, *(torch.from_numpy(a[rows]) for a in (self.lengths, self.log_runtime, self.instance)))
+        assert batch.features.shape[:2] == (len(rows), t) and batch.lengths.shape == batch.log_runtime.shape == (len(rows),)
+        return batch
+
+    def grouped_batches(self, batch_size, group_size, rng):
+        """Rows of one epoch's batches, each of groups of schedules of one program, programs of like length together."""
+        order = np.lexsort([rng.random(len(self)), self.instance])
+        starts = np.flatnonzero(np.r_[True, np.diff(self.instance[order]) != 0])
+        place = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
+        groups = np.split(order, np.flatnonzero(place % group_size == 0)[1:])
+        # A little disorder in length mixes the batches from epoch to epoch; padding stays small.
+        by_length = np.argsort([self.lengths[group[0]] * rng.uniform(1, 1.2) for group in groups], kind="stable")
+        batches, current = [], []
+        for group in (groups[i] for i in by_length):
+            if current and len(current) + len(group) > batch_size:
+                batches.append(np.array(current))
+                current = []
+            current.extend(group)
+        batches.append(np.array(current))
+        rng.shuffle(batches)
+        return batches
+
+    def halide_batches(self):
+        """What Halide's own model takes, a shard at a time: schedule features (B, T, 39), algorithm features (B, T, 41, 8), lengths (B,)."""
+        programs = data_utils.read_programs(self.data_path, self.meta)
+        for shard in self.shards:
+            schedule_features = torch.expm1(shard["features"][:, :, : N_SCHEDULE])
+            algorithm = [programs[p] for p in shard["program"].tolist()]
+            yield schedule_features, pad_sequence(algorithm, batch_first=True), shard["lengths"]
+
+    def feature_statistics(self):
+        """Mean and standard deviation of each feature over all stages, (F,) each; infinite where a feature never varies."""
+        n, total, squares = 0, 0.0, 0.0
+        for shard in self.shards:
+            mask = torch.arange(shard["features"].shape[1]) < shard["lengths"][:, None]
+            stages = shard["features"][mask].double()
+            n, total, squares = n + len(stages), total + stages.sum(0), squares + (stages**2).sum(0)
+        mean = total / n
+        std = (squares / n - mean**2).clamp(min=0).sqrt()
+        std = torch.where(std > 1e-4, std, torch.inf)
+        std[COUNTED_COLUMN] = 1.0  # it varies in training, which hides the counts now and then
+        return mean.float(), std.float()
+
+
+@dataclass
+class LinearCosts:
+    """A stage's milliseconds as a weighted sum of its events, and no less than `floor_ms`.
+
+    event_ms : (2, 2, K) float32: where the lowered code was not counted and where it was, in serial and in parallel stages
+    floor_ms : (2,) float32, likewise
+    stage_ms : what a stage takes on average, whatever it is
+    """
+
+    event_ms: torch.Tensor
+    floor_ms: torch.Tensor
+    stage_ms: float
+
+
+def fit_linear_costs(sequences, shown):
+    """The LinearCosts that explain the runtimes best in relative terms.
+
+    shown : bool (F,); events that are not get no weight. Where half of the programs tell too little of the other half's runtimes
+    (another machine, say, or few programs), none gets any: a model that believes what is wrong learns less than one told nothing.
+    """
+    parts = []
+    for shard in sequences.shards:
+        events = torch.expm1(shard["features"][:, :, COST_COLUMNS].double())  # (N, T, K); padding has no events
+        parallel = shard["features"][:, :, [PARALLEL_COLUMN]] > 0
+        parts.append(torch.cat([(events * ~parallel).sum(1), (events * parallel).sum(1)], 1).numpy())
+    events = np.concatenate(parts) * np.tile(shown[COST_COLUMNS].numpy(), 2)  # (N, 2 K)
+    log_runtime = sequences.log_runtime.astype(np.float64)
+    stage_ms = math.exp(np.mean(log_runtime - np.log(sequences.lengths)))
+    half = sequences.program % 2 == 0
+
+    def fit(events, log_runtime, half):
+        """(milliseconds of each event, floor)."""
+        errors = [np.log(events[~part] @ _fit(events[part], log_runtime[part]) + FLOOR_MS) - log_runtime[~part] for part in (half, ~half) if 0 < part.sum() < len(part)]
+        if not errors or np.mean(np.concatenate(errors) ** 2) > (1 - MIN_EXPLAINED) * log_runtime.var():
+            return np.zeros(events.shape[1]), stage_ms
+        return _fit(events, log_runtime), FLOOR_MS
+
+    uncounted = events * ~np.tile(np.isin(COST_COLUMNS, LOWERED_COLUMNS), 2)
+    counted = sequences.counted
+    fits = [fit(uncounted, log_runtime, half), fit(events[counted], log_runtime[counted], half[counted])]
+    event_ms, floor_ms = (torch.tensor(np.stack(values), dtype=torch.float32) for values in zip(*fits))
+    return LinearCosts(event_ms.reshape(2, 2, -1), floor_ms, stage_ms)
+
+
+def _fit(events, log_runtime):
+    """Least squares without negative weights (Lawson & Hanson), reweighted so that a factor too slow counts like one too fast: (2 K,).
+
+    An event costs the same in every stage, and more in a serial one as far as the data say so: few stages are serial, and weights
+    fitted to those alone come out as 0 or absurd. What more it costs there is drawn to 0 by a ridge penalty.
+    """
+    serial, parallel = np.split(events, 2, axis=1)
+    terms = np.concatenate([serial, serial + parallel], 1)
+    k = serial.shape[1]
+    runtime = np.exp(log_runtime)
+    weight = 1 / runtime
+    penalty = math.sqrt(SERIAL_PENALTY) * np.eye(k, 2 * k)
+    target = np.r_[runtime, np.zeros(k)]
+    for _ in range(REWEIGHTINGS):
+        weighted = terms * weight[:, None]
+        scale = np.tile(np.linalg.norm(weighted[:, k:], axis=0) + 1e-9, 2)
+        target[: len(runtime)] = runtime * weight
+        found = nnls(np.concatenate([weighted / scale, penalty]), target)[0] / scale
+        predicted = terms @ found + FLOOR_MS
+        weight = 1 / np.sqrt(predicted * runtime)
+    more_ms, event_ms = np.split(found, 2)
+    return np.concatenate([event_ms + more_ms, event_ms]) * np.exp(np.mean(log_runtime - np.log(predicted)))
+
+
+def fingerprint(*splits):
+    """A hash of which schedules are in each of the `splits` (Sequences), and of their runtimes."""
+    return data_utils.hex_id(data_utils.stable_hash(*(column for rows in splits for column in (len(rows), *_identity(rows)))))
+
+
+def _identity(rows):
+    order = np.lexsort([rows.log_runtime, rows.schedule, rows.program])
+    return [rows.program[order].tobytes(), rows.schedule[order].tobytes(), rows.log_runtime[order].tobytes()]
+
+
+def ahead(load, items):
+    """load(item) of each of `items` in turn; while one is used, the next is loaded in a thread."""
+    with ThreadPoolExecutor(1) as loader:
+        waiting = collections.deque()
+        for item in items:
+            waiting.append(loader.submit(load, item))
+            if len(waiting) > 1:
+                yield waiting.popleft().result()
+        yield from (future.result() for future in waiting)
+
+
+# Several processes, as torchrun starts them: each takes a part of every batch
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among the `world` that train together; alone, nothing is exchanged."""
+
+    rank: int = 0
+    world: int = 1
+
+    @classmethod
+    def join(cls, device):
+        """Join those that torchrun started, if any; nccl connects GPUs, gloo anything else."""
+        if "TORCHELASTIC_RUN_ID" not in os.environ:
+            return cls()
+        backend, device_id = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+        distributed.init_process_group(backend, device_id=device_id)
+        return cls(distributed.get_rank(), distributed.get_world_size())
+
+    def part_of(self, rows, instance):
+        """This process's rows of a batch: whole programs, since their schedules are compared with each other."""
+        _, place = np.unique(instance[rows], return_inverse=True)
+        return rows[place % self.world == self.rank]
+
+    def add_up(self, tensor):
+        """The sum of every process's tensor."""
+        if self.world > 1:
+            tensor = tensor.clone()
+            distributed.all_reduce(tensor)
+        return tensor
+
+    def leave(self):
+        """Part from the others, all at the same time."""
+        if distributed.is_initialized():
+            # gloo's thread lets go of its last tensors under Python's lock, which the group's end would hold while it waits for that
+            # thread (a deadlock of torch 2.13). The lock is free while this waits.
+            distributed.barrier()
+            distributed.destroy_process_group()
+
+
+# Losses and learning rate
+
+
+def loss_sums(log_predicted, batch):
+    """Sums of the (regression, centred, ranking) losses of log-runtimes (B,) predicted for a batch, and how many terms each sums: (3,), (3,).
+
+    regression: Huber on log-runtime. centred: Huber on residuals less their program's mean, which asks for the order and the
+    ratios within a program whatever its offset. ranking: softplus over pairs of one program, as in RankNet (Burges et al. 2005).
+    Parts of a batch that share no program add up to the whole.
+    """
+    residual = log_predicted - batch.log_runtime  # (B,)
+    regression = huber(residual, REGRESSION_DELTA)
+    same = (batch.instance[:, None] == batch.instance[None, :]).float()  # (B, B)
+    centred = huber(residual - (same @ residual) / same.sum(1), CENTRED_DELTA)
+    slower = batch.log_runtime[:, None] - batch.log_runtime[None, :]  # (B, B): how much slower row i is than row j
+    pairs = (same > 0) & (slower > RANKING_MARGIN)
+    predicted_slower = (log_predicted[:, None] - log_predicted[None, :])[pairs]
+    ranking = functional.softplus(-predicted_slower / RANKING_TEMPERATURE).sum()
+    n = len(residual)
+    return torch.stack([regression, centred, ranking]), torch.tensor([n, n, len(predicted_slower)], device=residual.device)
+
+
+def loss_terms(log_predicted, batch):
+    """Means of the (regression, centred, ranking) losses over a batch, (3,)."""
+    sums, counts = loss_sums(log_predicted, batch)
+    return sums / counts.clamp(min=1)
+
+
+def huber(residual, delta):
+    """Sum of Huber losses with slope 1 far from zero."""
+    return functional.huber_loss(residual, torch.zeros_like(residual), reduction="sum", delta=delta) / delta
+
+
+def one_cycle(step, n_steps, config):
+    """Learning rate at `step` of `n_steps`: up to the peak in the warm-up, then down to zero, both along a cosine."""
+    warmup = max(1.0, config.warmup_fraction * n_steps)
+    if step < warmup:
+        return config.learning_rate * (0.04 + 0.96 * (1 - math.cos(math.pi * step / warmup)) / 2)
+    return config.learning_rate * (1 + math.cos(math.pi * (step - warmup) / max(1.0, n_steps - warmup))) / 2
+
+
+# Prediction
+
+
+@torch.no_grad()
+def predict(model, sequences, device, lowered=True):
+    """Predicted log-runtime of every row, (N,) float64, in the rows' order; without `lowered` as if nobody had counted in the lowered code."""
+    model.eval()
+    parts = []
+    for rows in _in_order(sequences):
+        batch = sequences.batch(rows)
+        parts.append(model(*_inputs(batch if lowered else batch.without_lowered(np.ones(len(rows), bool)), device)).mean(0).cpu())
+    return torch.cat(parts).double().numpy() if parts else np.zeros(0)
+
+
+def _inputs(batch, device):
+    return batch.features.to(device), batch.lengths.to(device)
+
+
+def _in_order(sequences):
+    return [np.arange(i, min(i + SCORING_BATCH, len(sequences))) for i in range(0, len(sequences), SCORING_BATCH)]
+
+
+@torch.no_grad()
+def predict_sequences(model, sequences, device):
+    """For each sequence of features, (T, F) as featurize gives them: log-runtime, its stages' shares of that (T,), and the
+    share of its features that lie outside what training has seen."""
+    results = []
+    for start in range(0, len(sequences), SCORING_BATCH):
+        part = [torch.from_numpy(sequence) for sequence in sequences[start : start + SCORING_BATCH]]
+        lengths = torch.tensor([len(s) for s in part], device=device)
+        features = pad_sequence(part, batch_first=True).to(device)  # (B, T, F)
+        members = model.stage_costs(features, lengths)
+        predicted = members.logsumexp(2).mean(0)  # (B,)
+        share = members.softmax(2).mean(0)  # (B, T), of each schedule's time
+        outside = model.is_unfamiliar(features).float().mean(2)  # (B, T)
+        results += [(p.item(), s[:n].cpu().numpy(), o[:n].mean().item()) for p, s, o, n in zip(predicted, share, outside, lengths.tolist())]
+    return results
+
+
+def conformal_half_width(residuals, programs, level):
+    """Half the width of an interval in log-runtime that covers a new program's schedules with probability `level` on average.
+
+    Split conformal prediction with programs, not rows, as what is exchangeable: every program counts the same, and one more,
+    infinitely wrong, stands for the program to come (Lei et al. 2018; Dunn et al. 2022 for groups). With fewer programs than
+    level / (1 - level) that would be an infinite width; then the largest residual is returned, and the level is not promised.
+    """
+    _, program, count = np.unique(programs, return_inverse=True, return_counts=True)
+    order = np.argsort(np.abs(residuals))
+    reached = np.cumsum(1 / count[program[order]]) / (len(count) + 1)
+    at = np.searchsorted(reached, level)
+    return float(np.abs(residuals)[order[min(at, len(order) - 1)]])
+
+
+def errors_of(meta, counted):
+    """What a checkpoint knows of its errors on programs not seen, where the lowered code was counted and where it was not: {"log_half_width",
+    "offset_variance"}."""
+    return meta["errors" if counted else "errors_uncounted"]
+
+
+# Checkpoints: tensors and plain data in one safetensors file
+
+
+def write_checkpoint(path, tensors, meta):
+    """Write `tensors` {name: tensor} and `meta` (anything JSON can hold) to `path`, whole or not at all."""
+    temporary = Path(f"{path}.tmp")
+    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, temporary, {"meta": json.dumps(meta)})
+    os.replace(temporary, path)
+
+
+def read_checkpoint(path):
+    """(tensors, meta) of a checkpoint. Raises UserError where `path` is none."""
+    try:
+        with safe_open(path, "pt") as f:
+            meta = json.loads((f.metadata() or {}).get("meta", "{}"))
+            tensors = {name: f.get_tensor(name) for name in f.keys()}
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; run train_model.py first, with the same run_path") from None
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UserError(f"{path}: not a checkpoint of this project ({error})") from None
+    if meta.get("format") != CHECKPOINT_FORMAT:
+        raise UserError(f"{path}: not a checkpoint of this project; give one that train_model.py wrote")
+    if meta["features"] != FEATURES:
+        raise UserError(f"{path}: was trained on other features than this version's; train again")
+    return tensors, meta
+
+
+def load_model(path, device, precision="float32"):
+    """(CostModel, meta) from a checkpoint alone: its own settings count, not today's config.yaml, but for the precision."""
+    tensors, meta = read_checkpoint(path)
+    model = build_model(meta["config"]).to(device)
+    model.precision = precision
+    model.load_state_dict(model_tensors(tensors))
+    return model.eval(), meta
+
+
+def model_tensors(tensors):
+    """The CostModel's state among a checkpoint's tensors."""
+    return {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
+
+
+def build_model(settings):
+    """A CostModel from settings, a dict with MODEL_KEYS."""
+    columns = (COST_COLUMNS, PARALLEL_COLUMN, COUNTED_COLUMN)
+    return CostModel(len(FEATURES), *columns, **{key: settings[key] for key in MODEL_KEYS})
+
+
+def optimizer_tensors(optimizer):
+    """An optimizer's state as {name: tensor}; restore_optimizer is the inverse."""
+    state = optimizer.state_dict()["state"]
+    return {f"optimizer.{i}.{name}": torch.as_tensor(v) for i, values in state.items() for name, v in values.items()}
+
+
+def restore_optimizer(optimizer, tensors):
+    state = optimizer.state_dict()
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, i, key = name.split(".")
+            state["state"].setdefault(int(i), {})[key] = tensor
+    optimizer.load_state_dict(state)
+
+
+def pick_device(config):
+    """torch.device for `device` and the number of threads set. Raises UserError for a GPU that is not there."""
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
+        threadpool_limits(config.num_threads)  # of scikit-learn and numpy
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: no CUDA device is available here; give --device cpu or auto")
+    kind = "cuda" if torch.cuda.is_available() and config.device != "cpu" else "cpu"
+    if kind == "cpu":
+        return torch.device(kind)
+    device = torch.device(kind, int(os.environ.get("LOCAL_RANK", 0)))  # torchrun numbers the processes of a machine
+    torch.cuda.set_device(device)
+    return device
