@@ -17,9 +17,7 @@ turns on the idle machine, each measured alone in several short passes. A proces
 """
 
 import dataclasses
-import datetime
 import shutil
-import tarfile
 from pathlib import Path
 
 import orjson
@@ -27,14 +25,12 @@ from joblib import Parallel, delayed
 from pydantic import Field
 from tqdm import tqdm
 
-import collection
-import data_utils
-import halide_utils
-from collection import Known, Plan
-from config import Config, UserError, load_config, make_folder, replace_file, run_script
-from fan_out import fan_out
-from halide_utils import ProgramSpec, Proposal
-from machine import describe_machine
+from config import Config, UserError, load_config, make_folder, run_script
+from halide_tools.programs import ProgramSpec, programs_in
+from measuring import archives, collection
+from measuring.collection import Plan
+from measuring.fan_out import fan_out
+from pipelines import random_programs
 
 # Compiled, then measured in passes: the more, the further apart are the passes of one schedule. A candidate that waits takes some 30 MiB.
 PROGRAMS_A_ROUND, SCHEDULES_A_ROUND = 32, 256
@@ -45,7 +41,10 @@ class CollectConfig(Config):
     schedules: int = Field(8, ge=1, description="distinct schedules of each program")
     output: str = Field("./data/raw/collected", min_length=1, description="the collection's folder; started again, it goes on")
     pipeline: str = Field("", description="a file, or a folder of files, of Halide Python Generators or build() to measure instead")
-    again: str = Field("", description="a packed collection whose schedules to measure again, instead of new ones; with --pipeline if they are of pipelines")
+    again: str = Field(
+        "",
+        description="a packed collection whose schedules to measure again, instead of new ones; with --pipeline if they are of pipelines",
+    )
     first_program: int = Field(0, ge=0, description="number of the first random program")
     max_stages: int = Field(25, ge=3, description="most stages that a random program is drawn with")
     compile_seconds: float = Field(5, gt=0, description="longest time to schedule and compile one candidate")
@@ -59,7 +58,7 @@ def what_to_measure(config):
         numbers = range(config.first_program, config.first_program + config.programs)
         random = [ProgramSpec(f"random_{n:06d}", n, max_stages=config.max_stages) for n in numbers]
         return source, pipeline_specs(config.pipeline) if config.pipeline else random, {}
-    source, seeds, known = known_schedules(config.again)
+    source, seeds, known = archives.known_schedules(config.again)
     if "random_programs" in source:
         return source, [ProgramSpec(name, seeds[name], **source["random_programs"]) for name in known], known
     if not config.pipeline:
@@ -75,90 +74,11 @@ def pipeline_specs(pipeline):
     files = sorted(path.glob("*.py")) if path.is_dir() else [path]
     if not files or not files[0].exists():
         raise UserError(f"{path}: no Python file there; give --pipeline a file with Generators, or a folder of them")
-    own = Path(halide_utils.random_programs.__file__)
+    own = Path(random_programs.__file__)
     try:
-        return [spec for f in files if f.name != "__init__.py" and f.resolve() != own for spec in halide_utils.programs_in(f)]
+        return [spec for f in files if f.name != "__init__.py" and f.resolve() != own for spec in programs_in(f)]
     except ValueError as error:
         raise UserError(str(error)) from None
-
-
-def known_schedules(path):
-    """What a packed collection measured: (its source, {program: random seed}, {program: {key: Known}}), repetitions left out."""
-    source, seeds, known, counts = None, {}, {}, {}
-    try:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                *_, program, name = member.name.split("/")
-                if name == "collection.json":
-                    source = orjson.loads(archive.extractfile(member).read())["source"]
-                elif name.endswith(data_utils.LOWERED_SUFFIX):
-                    counts.setdefault(program, {})[name.removesuffix(data_utils.LOWERED_SUFFIX)] = orjson.loads(archive.extractfile(member).read())
-                elif name == "program.json":
-                    record = orjson.loads(archive.extractfile(member).read())
-                    seeds[program] = record["seed"]
-                    known[program] = {k: c for k, c in record["candidates"].items() if c["outcome"] == "measured" and k.isdecimal()}
-        for program, candidates in known.items():
-            for key, c in candidates.items():
-                candidates[key] = Known(Proposal.from_record(c), c["hash"], counts.get(program, {}).get(key.zfill(3)))
-    except (*data_utils.ARCHIVE_ERRORS, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: not a packed collection of collect_schedules.py ({type(error).__name__}: {' '.join(str(error).split())[:100]}); give --again one") from None
-    if not source or not any(known.values()):
-        raise UserError(f"{path}: no measured schedules in it; give --again a collection packed by collect_schedules.py")
-    return source, seeds, {program: candidates for program, candidates in known.items() if candidates}
-
-
-def parts(output):
-    """The folders of this collection, oldest first: OUTPUT, OUTPUT-2, ..."""
-    found = [output]
-    while (following := output.with_name(f"{output.name}-{len(found) + 1}")).exists():
-        found.append(following)
-    return [folder for folder in found if (folder / "collection.json").exists()]
-
-
-def open_part(output, source, n_drifted):
-    """The folder to go on in: the newest part if this is its machine, else a new one. Raises UserError for other programs' part."""
-    machine = describe_machine()
-    found = parts(output)
-    if found:
-        note = orjson.loads((found[-1] / "collection.json").read_bytes())
-        if note["source"] != source:
-            raise UserError(f"{found[-1]}: measured from other programs ({note['source']}); give another --output")
-        if note["machine"] == machine and not n_drifted:
-            return found[-1]
-    folder = make_folder(output if not found else output.with_name(f"{output.name}-{len(found) + 1}"), "output")
-    started = datetime.datetime.now(datetime.UTC).date().isoformat()
-    content = {"name": folder.name, "started": started, "source": source, "machine": machine, "calibration": []}
-    replace_file(folder / "collection.json", orjson.dumps(content, option=orjson.OPT_INDENT_2))
-    return folder
-
-
-def is_complete(spec, folders, plan):
-    """Whether a program has been measured in one of the parts: all it can give, or as many schedules as wanted."""
-    for folder in folders:
-        if (folder / spec.name / "program.json").exists():
-            run = collection.ProgramRun(spec, dataclasses.replace(plan, folder=str(folder)))
-            if run.record["complete"] and not run.next_keys():
-                return True
-    return False
-
-
-def pack(folder):
-    """`folder` as FOLDER.tar.xz, always the same bytes for the same files; the folder is deleted."""
-    archive = folder.with_name(folder.name + ".tar.xz")
-    temporary = archive.with_name(archive.name + ".tmp")
-    files = [f for f in folder.rglob("*") if f.is_file() and f.suffix not in (".tmp", ".lock")]
-    files.sort(key=lambda f: (f.parent, f.name != "program.json", f))  # what a reader wants to know of a program before its schedules
-
-    def anonymous(info):
-        info.mtime, info.uid, info.gid, info.uname, info.gname, info.mode = 0, 0, 0, "", "", 0o644
-        return info
-
-    with tarfile.open(temporary, "w:xz", preset=9) as tar:
-        for f in files:
-            tar.add(f, f.relative_to(folder.parent), filter=anonymous)
-    temporary.replace(archive)
-    shutil.rmtree(folder)
-    return archive
 
 
 def main():
@@ -175,10 +95,10 @@ def main():
             return
         raise UserError(f"{archive} is there already and packed collections are never rewritten; give another --output")
     make_folder(output, "output")
-    progress = tqdm(total=len(specs), unit="program", initial=sum(is_complete(s, parts(output), plan) for s in specs))
+    progress = tqdm(total=len(specs), unit="program", initial=sum(archives.is_complete(s, archives.parts(output), plan) for s in specs))
     measured = failed = n_drifted = 0
-    while remaining := [spec for spec in specs if not is_complete(spec, parts(output), plan)]:
-        plan = dataclasses.replace(plan, folder=str(open_part(output, source, n_drifted)))
+    while remaining := [spec for spec in specs if not archives.is_complete(spec, archives.parts(output), plan)]:
+        plan = dataclasses.replace(plan, folder=str(archives.open_part(output, source, n_drifted)))
         rounds = [remaining[i : i + n_programs] for i in range(0, len(remaining), n_programs)]
         n_drifted = 0
         with fan_out(config) as workers:
@@ -192,15 +112,15 @@ def main():
                 progress.update(len(part))
                 progress.set_postfix(schedules=measured, failures=failed)
     progress.close()
-    for folder in parts(output):
+    for folder in archives.parts(output):
         records = [orjson.loads(path.read_bytes()) for path in sorted(folder.glob("*/program.json"))]
         counts = [sum(c["outcome"] == "measured" and k.isdecimal() for k, c in r["candidates"].items()) for r in records]
         for record, n in zip(records, counts):
             if "failure" in record:
                 print(f"{record['name']}: {n} measured: {record['failure']}")
         print(f"{sum(counts)} schedules of {sum(n > 0 for n in counts)} programs in {folder}")
-    for folder in reversed(parts(output)) if config.pack else []:
-        print(f"packed into {pack(folder)}")
+    for folder in reversed(archives.parts(output)) if config.pack else []:
+        print(f"packed into {archives.pack(folder)}")
 
 
 if __name__ == "__main__":

@@ -67,7 +67,9 @@ class Config(BaseSettings):
 
     seed: int = Field(ge=0, lt=2**31, description="of every random choice")
     device: Literal["auto", "cpu", "cuda"] = Field(description="where the model runs")
-    precision: Literal["float32", "bfloat16"] = Field(description="what the LSTMs compute in; bfloat16 where the device has instructions for it")
+    precision: Literal["float32", "bfloat16"] = Field(
+        description="what the LSTMs compute in; bfloat16 where the device has instructions for it"
+    )
     num_threads: int = Field(ge=0, description="processor cores to use; 0: all")
     backend: Literal["loky", "dask"] = Field(description="where tasks fan out: processes on this machine, or a Dask cluster")
     scheduler_address: str = Field(description="of the Dask cluster, say tcp://host:8786; only with backend dask")
@@ -82,7 +84,9 @@ class Config(BaseSettings):
         if self.folds and self.fold >= self.folds:
             raise ValueError(f"fold is {self.fold}: with folds {self.folds} it goes from 0 to {self.folds - 1}")
         if (self.backend == "dask") != bool(self.scheduler_address):
-            raise ValueError(f"backend is {self.backend} and scheduler_address is {self.scheduler_address!r}: dask needs an address, loky takes none")
+            raise ValueError(
+                f"backend is {self.backend} and scheduler_address is {self.scheduler_address!r}: dask needs an address, loky takes none"
+            )
         if self.folds == 0 and self.val_fraction + self.test_fraction >= 1:
             raise ValueError("val_fraction + test_fraction leaves nothing to train on: make their sum less than 1")
         return self

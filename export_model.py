@@ -14,7 +14,9 @@ makes of an error of theirs costs more than what it makes of a gain. An unmodifi
 # ruff: noqa: E402
 import os
 
-os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read by torch when imported; its exporter says of each LSTM that it can't infer a shape
+os.environ.setdefault(
+    "TORCH_CPP_LOG_LEVEL", "ERROR"
+)  # read by torch when imported; its exporter says of each LSTM that it can't infer a shape
 
 import json
 import warnings
@@ -27,15 +29,16 @@ from pydantic import Field
 from torch import nn
 from tqdm import tqdm
 
-import adams2019
 import data_utils
-import halide_utils
-import search
 import train_utils
-from candidate import count, prepare_processes, propose
 from config import Config, UserError, load_config, make_folder, run_script
-from features import COUNTED_COLUMN, FEATURES, featurize
-from halide_utils import ProgramSpec, Proposal
+from dumps.files import call_counts
+from evaluation import adams2019, intervals
+from features import FEATURES, HAS_LOWERED_COUNTS_COLUMN, featurize
+from halide_tools.autoschedulers import Proposal, baseline_weights, write_weights
+from halide_tools.programs import ProgramSpec, describe_stages
+from measuring.candidate import count, prepare_processes, propose
+from tuning.pool import on_all_cores, proposed_schedule
 
 OPSET = 17
 UNMEASURED_FROM = 1_000_000  # number of the first random program whose schedules are predicted only: none that is measured here
@@ -57,11 +60,11 @@ class Milliseconds(nn.Module):
 
     def __init__(self, model, meta):
         super().__init__()
-        self.model, self.log_half_widths = model, [train_utils.errors_of(meta, counted)["log_half_width"] for counted in (False, True)]
+        self.model, self.log_half_widths = model, [intervals.errors_of(meta, counted)["log_half_width"] for counted in (False, True)]
 
     def forward(self, features, lengths):
         log_runtime = self.model(features, lengths).mean(0)  # (B,)
-        counted = features[:, 0, COUNTED_COLUMN] > 0
+        counted = features[:, 0, HAS_LOWERED_COUNTS_COLUMN] > 0
         half_width = torch.where(counted, self.log_half_widths[1], self.log_half_widths[0])
         return torch.exp(log_runtime), torch.exp(log_runtime - half_width), torch.exp(log_runtime + half_width)
 
@@ -100,10 +103,10 @@ def predicted_examples(config, model, device):
     for number in tqdm(range(UNMEASURED_FROM, UNMEASURED_FROM + config.unmeasured_programs), unit="program"):
         spec = ProgramSpec(f"random_{number}", number)
         proposals = [Proposal.draw(number, k) for k in range(config.unmeasured_schedules)]
-        proposed, counted = (search.on_all_cores(function, spec, proposals) for function in (propose, count))
+        proposed, counted = (on_all_cores(function, spec, proposals) for function in (propose, count))
         found = {featurization: counted.get(proposal) for proposal, (featurization, _) in proposed.items()}
-        calls = data_utils.call_counts(halide_utils.describe_stages(spec.build())["calls"])
-        schedules = [search.proposed_schedule(featurization, calls, found[featurization]) for featurization in sorted(found)]
+        calls = call_counts(describe_stages(spec.build())["calls"])
+        schedules = [proposed_schedule(featurization, calls, found[featurization]) for featurization in sorted(found)]
         predictions = train_utils.predict_sequences(model, featurize(schedules), device)
         examples += [(s.schedule_features, s.algorithm_features, p, number) for s, (p, _, _) in zip(schedules, predictions)]
     return examples
@@ -115,10 +118,10 @@ def export_weights(config, model, device, path):
     measured, predicted = measured_examples(train), predicted_examples(config, model, device)
     if not measured + predicted:
         raise UserError(f"{config.data_path}: its train split is empty, and --unmeasured_programs is 0: nothing to train on")
-    shipped = halide_utils.baseline_weights()
+    shipped = baseline_weights()
     fitted = adams2019.fit(shipped, measured + predicted, os.cpu_count(), config.fit_epochs, config.fit_learning_rate, config.seed)
     share = config.fit_share  # "weight-space ensembles" (Wortsman et al. 2022): between the two lie weights that err less than either
-    halide_utils.write_weights(path, [(1 - share) * s + share * f.ravel() for s, f in zip(shipped, fitted)])
+    write_weights(path, [(1 - share) * s + share * f.ravel() for s, f in zip(shipped, fitted)])
     return len(measured), len(predicted)
 
 

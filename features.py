@@ -119,11 +119,14 @@ def _loop_bodies(s, owner, position):
     rest = s["num_scalars"] / np.where(is_vector, np.maximum(s["vector_size"], 1), 1)
     summed = {"full": s["num_vectors"], "partial": np.where(is_vector, rest, 0), "scalar": np.where(is_vector, 0, rest)}
     calls = s["inlined_calls"] / np.maximum(s["num_vectors"] * s["vector_size"] + s["num_scalars"], 1)
-    return {kind: np.where(inlined, calls * np.where(has_consumer, values[consumer], summed[kind]), values) for kind, values in bodies.items()}
+    return {
+        kind: np.where(inlined, calls * np.where(has_consumer, values[consumer], summed[kind]), values) for kind, values in bodies.items()
+    }
 
 
 def _ratios(s, loops, owner):
     """Shares and flags, (S,) each, from schedule features by name."""
+
     def log_ratio(a, b):
         return np.log1p(s[a]) - np.log1p(s[b])
 
@@ -163,7 +166,9 @@ def _outer_padding(s, padding, owner):
     """
     computed = np.flatnonzero(s["inlined_calls"] <= 0)
     found, around, schedule = [], [], None
-    for own, productions, own_padding in zip(*(column[computed].tolist() for column in (owner, s["num_productions"], np.maximum(padding, 0)))):
+    for own, productions, own_padding in zip(
+        *(column[computed].tolist() for column in (owner, s["num_productions"], np.maximum(padding, 0)))
+    ):
         if own != schedule:
             schedule, around = own, []  # (productions, padding in all) of the loops that may be open, outermost first
         while around and around[-1][0] >= productions:
@@ -249,5 +254,5 @@ FEATURE_UNITS = _feature_units()
 FEATURES = list(FEATURE_UNITS)
 COST_COLUMNS = [i for i, name in enumerate(FEATURES) if name.startswith("log_cost_")]
 PARALLEL_COLUMN = FEATURES.index("is_parallel")
-COUNTED_COLUMN = FEATURES.index("lowered_is_counted")
+HAS_LOWERED_COUNTS_COLUMN = FEATURES.index("lowered_is_counted")
 LOWERED_COLUMNS = [i for i, name in enumerate(FEATURES) if "lowered_" in name]  # all are 0 where nobody counted

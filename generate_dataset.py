@@ -3,139 +3,41 @@
     python generate_dataset.py
     python generate_dataset.py --raw_path my_samples/,more.tar.xz --data_path data/mine
 
-Reads raw_path (.sample, .featurization with bench.txt, JSON dumps, archives of them; see data_utils.iter_dumps and parse_dump).
+Reads raw_path (.sample, .featurization with bench.txt, JSON dumps, archives of them; see iter_dumps and parse_dump).
 Writes data_path: SPLIT-NNNNN.safetensors (shards), programs-NNNNN.safetensors (each program's histograms by type), meta.json,
 schedules.csv (a row a kept schedule, in shard order) and dropped.csv (a row a dump that can't be used, with its reason). Run again on
 inputs that have not changed, it says so and leaves them as they are. In memory it holds some numbers a dump, never the features.
 """
 
-import contextlib
 import hashlib
 import itertools
-import os
-import tempfile
-from array import array
-from collections import Counter, deque
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import orjson
 import pandas as pd
-import xxhash
-from joblib import Parallel, delayed
 
 import data_utils
 from config import UserError, load_config, make_folder, run_script
-from fan_out import fan_out
-from features import FEATURE_UNITS, FEATURES, STAGE_COUNTS, featurize
+from dumps.files import inputs_hash
+from dumps.parsing import hex_id
+from features import FEATURE_UNITS, FEATURES, STAGE_COUNTS
 
-CHUNK = 128  # dumps a task of the readers
-FEW_CHUNKS = 8  # with fewer, starting more processes takes longer than reading
-WINDOW = 32  # tasks under way: joblib keeps whatever the readers finish before it is taken, however much that is
-
-STAGE_SIZE = 4 * len(FEATURES)  # bytes of a stage's features
-# What is held of each dump, and as what; `label` is where its file's name begins in a spool, `offset` where its features do.
-COLUMNS = {"collection": "i", "program": "q", "instance": "q", "schedule": "q", "features": "q", "runtime_ms": "d", "n_stages": "i", "offset": "q", "label": "q", "label_size": "i"}
-PUBLIC = ["split", "collection", "file", "program", "instance", "schedule", "runtime_ms", "n_stages", "measurements", "log_variance", "log_range"]
+PUBLIC = [
+    "split",
+    "collection",
+    "file",
+    "program",
+    "instance",
+    "schedule",
+    "runtime_ms",
+    "n_stages",
+    "measurements",
+    "log_variance",
+    "log_range",
+]
 SETTINGS = ["raw_path", "split_by", "val_fraction", "test_fraction", "folds", "fold", "holdout", "max_runtime_ms", "shard_size"]
-
-
-class Spool:
-    """Bytes put aside in a temporary file, that nothing of them stays in memory."""
-
-    def __init__(self, folder):
-        self.file = tempfile.TemporaryFile(dir=folder)
-        self.size = 0
-
-    def put(self, data):
-        """Where in the file `data` now begins."""
-        self.size += self.file.write(data)
-        return self.size - len(data)
-
-    def get(self, offset, size):
-        self.file.flush()
-        return os.pread(self.file.fileno(), size, offset)
-
-
-def parse_chunk(dumps, max_runtime_ms):
-    """Of a list of Dumps: for each, (hash of its contents, row, (stages, algorithm features (T, 41, 8) or None)), or (hash, None, (reason,
-    detail)) where it can't be used; and the features (T, F) float32 of all that can, as bytes, end to end. The algorithm features come
-    with the first schedule of a program alone."""
-    results, schedules, programs = [], [], set()
-    for dump in dumps:
-        try:
-            dump.data = data_utils.read_bytes(dump)
-            schedule = data_utils.parse_dump(dump, max_runtime_ms)
-        except data_utils.Unusable as unusable:
-            results.append((_digest(dump), None, (unusable.reason, unusable.detail)))
-            continue
-        # Machines and collections are never mixed: an instance is one only within its collection.
-        program = schedule.program
-        instance = data_utils.stable_hash(schedule.instance, dump.root, dump.collection)
-        both = data_utils.stable_hash(program, schedule.schedule)
-        row = (program, instance, schedule.schedule, both, schedule.runtime_ms)
-        results.append((_digest(dump), row, (len(schedule.schedule_features), None if program in programs else schedule.algorithm_features)))
-        programs.add(program)
-        schedules.append(schedule)
-    return results, b"".join(features.tobytes() for features in featurize(schedules))
-
-
-def _digest(dump):
-    digest = xxhash.xxh3_128(dump.file.encode() + b"\0")
-    digest.update(dump.data or b"")
-    digest.update(dump.bench or b"")
-    return digest.intdigest()
-
-
-def parse_all(chunks, config):
-    """([(collection, file)], results of parse_chunk) of each list of Dumps in `chunks`, in their order, several read at a time."""
-    head = list(itertools.islice(chunks, FEW_CHUNKS))
-    labels = deque()
-
-    def all_tasks():
-        for chunk in itertools.chain(head, chunks):
-            labels.append([(dump.collection, dump.file) for dump in chunk])
-            yield delayed(parse_chunk)(chunk, config.max_runtime_ms)
-
-    tasks = all_tasks()
-    with fan_out(config) if len(head) == FEW_CHUNKS else contextlib.nullcontext(1) as n_jobs, Parallel(n_jobs, return_as="generator") as parallel:
-        for first in tasks:
-            for results in parallel(itertools.chain([first], itertools.islice(tasks, WINDOW - 1))):
-                yield labels.popleft(), results
-
-
-def read_dumps(config, features_spool, programs_spool, labels_spool):
-    """Parse every dump under raw_path; features, those of the algorithms, and file names go to the spools, a few numbers a dump into memory.
-
-    Returns rows (DataFrame of COLUMNS), dropped (DataFrame: file, reason, detail), sources {collection: {dumps, xxh3_128}}, in the order
-    that a row's `collection` counts, and programs {program: (offset in programs_spool, stages)}.
-    """
-    dumps = data_utils.iter_dumps(config.raw_path, config.holdout_names)
-    dropped, sources, programs = [], {}, {}
-    columns = {name: array(kind) for name, kind in COLUMNS.items()}
-    for names, (results, features) in parse_all(iter(lambda: list(itertools.islice(dumps, CHUNK)), []), config):
-        offset, usable = features_spool.put(features), []
-        for (collection, file), (digest, row, value) in zip(names, results):
-            source = sources.setdefault(collection, {"number": len(sources), "dumps": 0, "xxh3_128": 0})
-            source["dumps"] += 1
-            source["xxh3_128"] = (source["xxh3_128"] + digest) % 2**128  # the same whatever the order
-            if row is None:
-                dropped.append((file, *value))
-                continue
-            n_stages, algorithm = value
-            program = row[0]
-            if algorithm is not None and program not in programs:
-                programs[program] = (programs_spool.put(algorithm.tobytes()), len(algorithm))
-            label = file.encode()
-            usable.append((source["number"], *row, n_stages, offset, labels_spool.put(label), len(label)))
-            offset += n_stages * STAGE_SIZE
-        for column, values in zip(columns.values(), zip(*usable)):
-            column.extend(values)
-    for source in sources.values():
-        del source["number"]
-        source["xxh3_128"] = f"{source['xxh3_128']:032x}"
-    rows = pd.DataFrame({name: np.frombuffer(column, column.typecode) for name, column in columns.items()}, copy=False)
-    return rows, pd.DataFrame(dropped, columns=["file", "reason", "detail"]), sources, programs
 
 
 def merge_duplicates(rows):
@@ -180,7 +82,7 @@ def write_shards(rows, spool, folder, shard_size):
     for split, begin, end in zip(data_utils.SPLITS, [0, *ends], ends):
         for start in range(begin, end, shard_size):
             shard = rows.iloc[start : min(start + shard_size, end)]
-            stored = (spool.get(offset, n * STAGE_SIZE) for offset, n in zip(shard.offset, shard.n_stages))
+            stored = (spool.get(offset, n * data_utils.STAGE_SIZE) for offset, n in zip(shard.offset, shard.n_stages))
             sequences = [np.frombuffer(data, np.float32).reshape(-1, len(FEATURES)) for data in stored]
             names[split].append(f"{split}-{len(names[split]):05d}.safetensors")
             data_utils.write_shard(folder / names[split][-1], sequences, shard)
@@ -188,7 +90,7 @@ def write_shards(rows, spool, folder, shard_size):
 
 
 def write_programs(programs, spool, folder, shard_size):
-    """Write the algorithm features of `programs` (as of read_dumps), some in a file; returns the file names."""
+    """Write the algorithm features of `programs` (as of data_utils.read_dumps), some in a file; returns the file names."""
     names, items = [], sorted(programs.items())
     for start in range(0, len(items), shard_size):
         names.append(f"programs-{start // shard_size:05d}.safetensors")
@@ -204,7 +106,7 @@ def write_rows(kept, collections, labels_spool, path, rows_at_a_time=4096):
         part = part.assign(
             collection=[collections[number] for number in part.collection],
             file=[labels_spool.get(at, size).decode() for at, size in zip(part.label, part.label_size)],
-            **{column: part[column].map(data_utils.hex_id) for column in ("program", "instance", "schedule")},
+            **{column: part[column].map(hex_id) for column in ("program", "instance", "schedule")},
         )
         part[PUBLIC].to_csv(path, index=False, mode="a" if start else "w", header=not start)
 
@@ -212,9 +114,11 @@ def write_rows(kept, collections, labels_spool, path, rows_at_a_time=4096):
 def made_from(config):
     """What the shards depend on: the settings, the files read, and this version's way to read them."""
     here = Path(__file__).resolve().parent
-    code = [(here / name).read_bytes() for name in ("generate_dataset.py", "data_utils.py", "features.py")]
+    code = [
+        (here / name).read_bytes() for name in ("generate_dataset.py", "data_utils.py", "features.py", "dumps/files.py", "dumps/parsing.py")
+    ]
     settings = [getattr(config, key) for key in SETTINGS]
-    return hashlib.sha256(repr([settings, data_utils.inputs_hash(config.raw_path), code]).encode()).hexdigest()
+    return hashlib.sha256(repr([settings, inputs_hash(config.raw_path), code]).encode()).hexdigest()
 
 
 def unchanged_counts(folder, origin):
@@ -248,8 +152,8 @@ def main():
         print(f"{folder}: made from these files with these settings already, left as it is")
         print_summary(counts, folder)
         return
-    features_spool, programs_spool, labels_spool = (Spool(folder) for _ in range(3))
-    rows, dropped, sources, programs = read_dumps(config, features_spool, programs_spool, labels_spool)
+    features_spool, programs_spool, labels_spool = (data_utils.Spool(folder) for _ in range(3))
+    rows, dropped, sources, programs = data_utils.read_dumps(config, features_spool, programs_spool, labels_spool)
     reasons = Counter(dropped.reason)
     (folder / "meta.json").unlink(missing_ok=True)  # until everything else is there, so that it never describes other files
     dropped.to_csv(folder / "dropped.csv", index=False)
@@ -270,7 +174,7 @@ def main():
         "programs": kept.program.nunique(),
         "splits": {split: {"programs": part.nunique(), "schedules": len(part)} for split, part in programs_of.items()},
     }  # fmt: skip
-    program_ids = {split: [data_utils.hex_id(p) for p in np.unique(part)] for split, part in programs_of.items()}
+    program_ids = {split: [hex_id(p) for p in np.unique(part)] for split, part in programs_of.items()}
     split = {key: getattr(config, key) for key in ("split_by", "val_fraction", "test_fraction", "folds", "fold", "holdout")}
     meta = {
         "features": FEATURES, "units": FEATURE_UNITS, "log_runtime": "natural logarithm of milliseconds",

@@ -23,8 +23,8 @@ class StageCosts(nn.Module):
             nn.Linear(2 * embed_size, embed_size), nn.GELU(),
         )  # fmt: skip
         sizes = [embed_size] + [2 * hidden_size] * (lstm_layers - 1)
-        self.from_output = nn.ModuleList(nn.LSTM(size, hidden_size, batch_first=True) for size in sizes)
-        self.from_inputs = nn.ModuleList(nn.LSTM(size, hidden_size, batch_first=True) for size in sizes)
+        self.forward_lstms = nn.ModuleList(nn.LSTM(size, hidden_size, batch_first=True) for size in sizes)
+        self.backward_lstms = nn.ModuleList(nn.LSTM(size, hidden_size, batch_first=True) for size in sizes)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(2 * hidden_size + 2 * embed_size, 64), nn.GELU(), nn.Linear(64, 1))
         with torch.no_grad():
@@ -41,18 +41,18 @@ class StageCosts(nn.Module):
     def read_stages(self, embedded, lengths):
         """What a bidirectional LSTM makes of each stage among the others, (B, T, 2H), from (B, T, E).
 
-        The direction that starts at the inputs gets every sequence turned round within its length, so that both read padding last and
+        The direction that starts at the inputs gets every sequence reversed within its length, so that both read padding last and
         no packing is needed, which is slower on a CPU.
         """
         place = torch.arange(embedded.shape[1], device=lengths.device).expand(embedded.shape[:2])
-        turned = lengths[:, None] - 1 - place
-        turned = torch.where(turned >= 0, turned, place)[:, :, None]  # (B, T, 1); turned twice, all is in place again
+        reverse_index = lengths[:, None] - 1 - place
+        reverse_index = torch.where(reverse_index >= 0, reverse_index, place)[:, :, None]  # (B, T, 1); applied twice, all is in place again
         hidden = embedded
-        for layer, (from_output, from_inputs) in enumerate(zip(self.from_output, self.from_inputs)):
+        for layer, (forward_lstms, backward_lstms) in enumerate(zip(self.forward_lstms, self.backward_lstms)):
             hidden = self.dropout(hidden) if layer else hidden
-            there = from_output(hidden)[0]  # (B, T, H)
-            back = from_inputs(hidden.gather(1, turned.expand_as(hidden)))[0]
-            hidden = torch.cat([there, back.gather(1, turned.expand_as(back))], 2)
+            forward = forward_lstms(hidden)[0]  # (B, T, H)
+            backward = backward_lstms(hidden.gather(1, reverse_index.expand_as(hidden)))[0]
+            hidden = torch.cat([forward, backward.gather(1, reverse_index.expand_as(backward))], 2)
         return hidden
 
 
@@ -63,13 +63,15 @@ class CostModel(nn.Module):
     ----------
     n_features : F
     cost_columns : which K features are log1p of events that take time
-    parallel_column, counted_column : which feature tells whether a stage runs in parallel, and whether its lowered code was counted
+    parallel_column, has_lowered_counts_column : which feature tells whether a stage runs in parallel, and whether its lowered code was counted
     members, embed_size, hidden_size, lstm_layers, dropout : as in config.yaml
 
     `precision`, float32 unless set, is what the members compute in; what goes in and comes out is float32 in any case.
     """
 
-    def __init__(self, n_features, cost_columns, parallel_column, counted_column, members, embed_size, hidden_size, lstm_layers, dropout):
+    def __init__(
+        self, n_features, cost_columns, parallel_column, has_lowered_counts_column, members, embed_size, hidden_size, lstm_layers, dropout
+    ):
         super().__init__()
         # Statistics of the training split; they travel with the weights.
         self.register_buffer("feature_mean", torch.zeros(n_features))
@@ -77,7 +79,7 @@ class CostModel(nn.Module):
         self.register_buffer("event_ms", torch.ones(2, 2, len(cost_columns)))
         self.register_buffer("floor_ms", torch.ones(2))
         self.register_buffer("stage_ms", torch.ones(()))
-        self.cost_columns, self.parallel_column, self.counted_column = cost_columns, parallel_column, counted_column
+        self.cost_columns, self.parallel_column, self.has_lowered_counts_column = cost_columns, parallel_column, has_lowered_counts_column
         self.precision = "float32"
         self.members = nn.ModuleList(StageCosts(n_features + 2, embed_size, hidden_size, lstm_layers, dropout) for _ in range(members))
 
@@ -110,7 +112,7 @@ class CostModel(nn.Module):
     def linear_log_costs(self, features):
         """Log milliseconds of each stage by the linear model, (B, T)."""
         events = torch.exp(features[:, :, self.cost_columns].clamp(0, 80)) - 1  # (B, T, K); ONNX knows no expm1, and these are counts
-        counted, parallel = (features[:, :, column] > 0 for column in (self.counted_column, self.parallel_column))
+        counted, parallel = (features[:, :, column] > 0 for column in (self.has_lowered_counts_column, self.parallel_column))
         uncounted_ms, counted_ms = (torch.where(parallel, events @ weights[1], events @ weights[0]) for weights in self.event_ms)
         return torch.log(torch.where(counted, counted_ms + self.floor_ms[1], uncounted_ms + self.floor_ms[0]))
 

@@ -17,10 +17,11 @@ import pandas as pd
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
-import correction
-import data_utils
 import train_utils
 from config import Config, UserError, load_config, run_script
+from dumps.files import Unusable, iter_dumps
+from dumps.parsing import hex_id, parse_dump
+from evaluation import intervals
 from features import featurize
 
 UNFAMILIAR_SHARE = 0.01  # of a schedule's inputs outside the range seen in training: worth a warning
@@ -30,7 +31,9 @@ class RankConfig(Config):
     paths: CliPositionalArg[list[str]] = Field(min_length=1, description="dumps, folders or archives to rank")
     checkpoint: str = Field("models/default.safetensors", description="model to rank with")
     output: str = Field("", description="write the table to this CSV file")
-    measured: str = Field("", description="dumps with runtimes of some of these programs' schedules, by which the predictions are corrected")
+    measured: str = Field(
+        "", description="dumps with runtimes of some of these programs' schedules, by which the predictions are corrected"
+    )
     stages: bool = Field(False, description="print the predicted cost of each stage, too")
 
 
@@ -38,10 +41,10 @@ def read_schedules(paths, max_runtime_ms, need_runtime):
     """[(file, Schedule)] of every usable dump, and a line for each of the others."""
     found, left_out = [], []
     for path in paths:
-        for dump in data_utils.iter_dumps(path):
+        for dump in iter_dumps(path):
             try:
-                found.append((dump.file, data_utils.parse_dump(dump, max_runtime_ms, need_runtime)))
-            except data_utils.Unusable as unusable:
+                found.append((dump.file, parse_dump(dump, max_runtime_ms, need_runtime)))
+            except Unusable as unusable:
                 left_out.append(f"left out {dump.file}: {unusable}")
     if not found:
         why = f" ({left_out[0]})" if left_out else ""
@@ -54,8 +57,8 @@ def corrections(measured, model, meta, device):
     residuals, components = {}, {}
     for schedule, (predicted, _, _) in zip(measured, train_utils.predict_sequences(model, featurize(measured), device)):
         residuals.setdefault(schedule.instance, []).append(np.log(schedule.runtime_ms) - predicted)
-        components[schedule.instance] = train_utils.errors_of(meta, schedule.lowered is not None)["offset_variance"]
-    return {i: (correction.offset(r, components[i]), correction.remaining_error(len(r), components[i])) for i, r in residuals.items()}
+        components[schedule.instance] = intervals.errors_of(meta, schedule.lowered is not None)["offset_variance"]
+    return {i: (intervals.offset(r, components[i]), intervals.remaining_error(len(r), components[i])) for i, r in residuals.items()}
 
 
 def main():
@@ -75,9 +78,9 @@ def main():
         print(line, file=sys.stderr)
     offsets, left = np.array([corrected.get(s.instance, (0.0, 1.0)) for s in schedules]).T
     log_predicted = np.array([p for p, _, _ in predictions]) + offsets
-    half_width = np.array([train_utils.errors_of(meta, s.lowered is not None)["log_half_width"] for s in schedules]) * left
+    half_width = np.array([intervals.errors_of(meta, s.lowered is not None)["log_half_width"] for s in schedules]) * left
     table = pd.DataFrame({
-        "program": [data_utils.hex_id(s.program) for s in schedules], "instance": [data_utils.hex_id(s.instance) for s in schedules],
+        "program": [hex_id(s.program) for s in schedules], "instance": [hex_id(s.instance) for s in schedules],
         "predicted_ms": np.exp(log_predicted), "lower_ms": np.exp(log_predicted - half_width), "upper_ms": np.exp(log_predicted + half_width),
         "file": files, "outside": [o for _, _, o in predictions], "stages": [s for _, s, _ in predictions],
     })  # fmt: skip

@@ -10,6 +10,7 @@ import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,15 +18,18 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from scipy.optimize import nnls
 from threadpoolctl import threadpool_limits
 from torch import distributed
 from torch.nn import functional
+from torch.nn.utils import clip_grad_norm_
 from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
 
 import data_utils
 from config import UserError
-from features import COST_COLUMNS, COUNTED_COLUMN, FEATURES, LOWERED_COLUMNS, N_SCHEDULE, PARALLEL_COLUMN
+from dumps.parsing import hex_id, stable_hash
+from features import COST_COLUMNS, FEATURES, HAS_LOWERED_COUNTS_COLUMN, LOWERED_COLUMNS, N_SCHEDULE, PARALLEL_COLUMN
+from linear_costs import fit_linear_costs
 from modeling import CostModel
 
 SHIPPED_MODEL = Path(__file__).resolve().parent / "models" / "default.safetensors"
@@ -33,10 +37,6 @@ CHECKPOINT_FORMAT = "cost_model_LSTM 5"
 REGRESSION_DELTA, CENTRED_DELTA = 1.0, 0.5  # where the Huber losses turn linear, in log-runtime
 RANKING_TEMPERATURE = 0.2  # difference in predicted log-runtime that the ranking loss takes for a clear order
 RANKING_MARGIN = math.log(1.05)  # pairs closer than this are not ranked
-FLOOR_MS = 1e-5  # no stage is taken to cost less
-MIN_EXPLAINED = 0.5  # of the variance of log-runtime, for the linear cost model to be of use
-REWEIGHTINGS = 6  # of the least squares behind the linear cost model
-SERIAL_PENALTY = 0.01  # on what an event costs more in serial stages, against the error of taking it for that much in all
 SCORING_BATCH = 128  # schedules scored at a time; what lies in between for more does not fit a core's caches
 MODEL_KEYS = ("members", "embed_size", "hidden_size", "lstm_layers", "dropout")
 
@@ -82,12 +82,12 @@ class Sequences:
         return len(self.lengths)
 
     @functools.cached_property
-    def counted(self):
+    def has_lowered_counts(self):
         """Which rows' lowered code was counted, bool (N,)."""
-        parts = [(shard["features"][:, 0, COUNTED_COLUMN] > 0).numpy() for shard in self.shards]
+        parts = [(shard["features"][:, 0, HAS_LOWERED_COUNTS_COLUMN] > 0).numpy() for shard in self.shards]
         return np.concatenate(parts) if parts else np.zeros(0, bool)
 
-    def some_programs(self, share, rng):
+    def sample_instances(self, share, rng):
         """Which rows, bool (N,), belong to a random share of the instances."""
         instances, place = np.unique(self.instance, return_inverse=True)
         return (rng.random(len(instances)) < share)[place]
@@ -131,7 +131,7 @@ class Sequences:
         """What Halide's own model takes, a shard at a time: schedule features (B, T, 39), algorithm features (B, T, 41, 8), lengths (B,)."""
         programs = data_utils.read_programs(self.data_path, self.meta)
         for shard in self.shards:
-            schedule_features = torch.expm1(shard["features"][:, :, : N_SCHEDULE])
+            schedule_features = torch.expm1(shard["features"][:, :, :N_SCHEDULE])
             algorithm = [programs[p] for p in shard["program"].tolist()]
             yield schedule_features, pad_sequence(algorithm, batch_first=True), shard["lengths"]
 
@@ -145,81 +145,13 @@ class Sequences:
         mean = total / n
         std = (squares / n - mean**2).clamp(min=0).sqrt()
         std = torch.where(std > 1e-4, std, torch.inf)
-        std[COUNTED_COLUMN] = 1.0  # it varies in training, which hides the counts now and then
+        std[HAS_LOWERED_COUNTS_COLUMN] = 1.0  # it varies in training, which hides the counts now and then
         return mean.float(), std.float()
-
-
-@dataclass
-class LinearCosts:
-    """A stage's milliseconds as a weighted sum of its events, and no less than `floor_ms`.
-
-    event_ms : (2, 2, K) float32: where the lowered code was not counted and where it was, in serial and in parallel stages
-    floor_ms : (2,) float32, likewise
-    stage_ms : what a stage takes on average, whatever it is
-    """
-
-    event_ms: torch.Tensor
-    floor_ms: torch.Tensor
-    stage_ms: float
-
-
-def fit_linear_costs(sequences, shown):
-    """The LinearCosts that explain the runtimes best in relative terms.
-
-    shown : bool (F,); events that are not get no weight. Where half of the programs tell too little of the other half's runtimes
-    (another machine, say, or few programs), none gets any: a model that believes what is wrong learns less than one told nothing.
-    """
-    parts = []
-    for shard in sequences.shards:
-        events = torch.expm1(shard["features"][:, :, COST_COLUMNS].double())  # (N, T, K); padding has no events
-        parallel = shard["features"][:, :, [PARALLEL_COLUMN]] > 0
-        parts.append(torch.cat([(events * ~parallel).sum(1), (events * parallel).sum(1)], 1).numpy())
-    events = np.concatenate(parts) * np.tile(shown[COST_COLUMNS].numpy(), 2)  # (N, 2 K)
-    log_runtime = sequences.log_runtime.astype(np.float64)
-    stage_ms = math.exp(np.mean(log_runtime - np.log(sequences.lengths)))
-    half = sequences.program % 2 == 0
-
-    def fit(events, log_runtime, half):
-        """(milliseconds of each event, floor)."""
-        errors = [np.log(events[~part] @ _fit(events[part], log_runtime[part]) + FLOOR_MS) - log_runtime[~part] for part in (half, ~half) if 0 < part.sum() < len(part)]
-        if not errors or np.mean(np.concatenate(errors) ** 2) > (1 - MIN_EXPLAINED) * log_runtime.var():
-            return np.zeros(events.shape[1]), stage_ms
-        return _fit(events, log_runtime), FLOOR_MS
-
-    uncounted = events * ~np.tile(np.isin(COST_COLUMNS, LOWERED_COLUMNS), 2)
-    counted = sequences.counted
-    fits = [fit(uncounted, log_runtime, half), fit(events[counted], log_runtime[counted], half[counted])]
-    event_ms, floor_ms = (torch.tensor(np.stack(values), dtype=torch.float32) for values in zip(*fits))
-    return LinearCosts(event_ms.reshape(2, 2, -1), floor_ms, stage_ms)
-
-
-def _fit(events, log_runtime):
-    """Least squares without negative weights (Lawson & Hanson), reweighted so that a factor too slow counts like one too fast: (2 K,).
-
-    An event costs the same in every stage, and more in a serial one as far as the data say so: few stages are serial, and weights
-    fitted to those alone come out as 0 or absurd. What more it costs there is drawn to 0 by a ridge penalty.
-    """
-    serial, parallel = np.split(events, 2, axis=1)
-    terms = np.concatenate([serial, serial + parallel], 1)
-    k = serial.shape[1]
-    runtime = np.exp(log_runtime)
-    weight = 1 / runtime
-    penalty = math.sqrt(SERIAL_PENALTY) * np.eye(k, 2 * k)
-    target = np.r_[runtime, np.zeros(k)]
-    for _ in range(REWEIGHTINGS):
-        weighted = terms * weight[:, None]
-        scale = np.tile(np.linalg.norm(weighted[:, k:], axis=0) + 1e-9, 2)
-        target[: len(runtime)] = runtime * weight
-        found = nnls(np.concatenate([weighted / scale, penalty]), target)[0] / scale
-        predicted = terms @ found + FLOOR_MS
-        weight = 1 / np.sqrt(predicted * runtime)
-    more_ms, event_ms = np.split(found, 2)
-    return np.concatenate([event_ms + more_ms, event_ms]) * np.exp(np.mean(log_runtime - np.log(predicted)))
 
 
 def fingerprint(*splits):
     """A hash of which schedules are in each of the `splits` (Sequences), and of their runtimes."""
-    return data_utils.hex_id(data_utils.stable_hash(*(column for rows in splits for column in (len(rows), *_identity(rows)))))
+    return hex_id(stable_hash(*(column for rows in splits for column in (len(rows), *_identity(rows)))))
 
 
 def _identity(rows):
@@ -227,7 +159,7 @@ def _identity(rows):
     return [rows.program[order].tobytes(), rows.schedule[order].tobytes(), rows.log_runtime[order].tobytes()]
 
 
-def ahead(load, items):
+def prefetch(load, items):
     """load(item) of each of `items` in turn; while one is used, the next is loaded in a thread."""
     with ThreadPoolExecutor(1) as loader:
         waiting = collections.deque()
@@ -249,7 +181,7 @@ class Processes:
     world: int = 1
 
     @classmethod
-    def join(cls, device):
+    def init(cls, device):
         """Join those that torchrun started, if any; nccl connects GPUs, gloo anything else."""
         if "TORCHELASTIC_RUN_ID" not in os.environ:
             return cls()
@@ -257,19 +189,19 @@ class Processes:
         distributed.init_process_group(backend, device_id=device_id)
         return cls(distributed.get_rank(), distributed.get_world_size())
 
-    def part_of(self, rows, instance):
+    def local_rows(self, rows, instance):
         """This process's rows of a batch: whole programs, since their schedules are compared with each other."""
         _, place = np.unique(instance[rows], return_inverse=True)
         return rows[place % self.world == self.rank]
 
-    def add_up(self, tensor):
+    def all_reduce_sum(self, tensor):
         """The sum of every process's tensor."""
         if self.world > 1:
             tensor = tensor.clone()
             distributed.all_reduce(tensor)
         return tensor
 
-    def leave(self):
+    def close(self):
         """Part from the others, all at the same time."""
         if distributed.is_initialized():
             # gloo's thread lets go of its last tensors under Python's lock, which the group's end would hold while it waits for that
@@ -358,26 +290,6 @@ def predict_sequences(model, sequences, device):
     return results
 
 
-def conformal_half_width(residuals, programs, level):
-    """Half the width of an interval in log-runtime that covers a new program's schedules with probability `level` on average.
-
-    Split conformal prediction with programs, not rows, as what is exchangeable: every program counts the same, and one more,
-    infinitely wrong, stands for the program to come (Lei et al. 2018; Dunn et al. 2022 for groups). With fewer programs than
-    level / (1 - level) that would be an infinite width; then the largest residual is returned, and the level is not promised.
-    """
-    _, program, count = np.unique(programs, return_inverse=True, return_counts=True)
-    order = np.argsort(np.abs(residuals))
-    reached = np.cumsum(1 / count[program[order]]) / (len(count) + 1)
-    at = np.searchsorted(reached, level)
-    return float(np.abs(residuals)[order[min(at, len(order) - 1)]])
-
-
-def errors_of(meta, counted):
-    """What a checkpoint knows of its errors on programs not seen, where the lowered code was counted and where it was not: {"log_half_width",
-    "offset_variance"}."""
-    return meta["errors" if counted else "errors_uncounted"]
-
-
 # Checkpoints: tensors and plain data in one safetensors file
 
 
@@ -415,13 +327,17 @@ def load_model(path, device, precision="float32"):
 
 
 def model_tensors(tensors):
-    """The CostModel's state among a checkpoint's tensors."""
-    return {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
+    """The CostModel's state among a checkpoint's tensors, whose two LSTMs had other names in earlier versions."""
+    state = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
+    return {
+        name.replace(".from_output.", ".forward_lstms.").replace(".from_inputs.", ".backward_lstms."): tensor
+        for name, tensor in state.items()
+    }
 
 
 def build_model(settings):
     """A CostModel from settings, a dict with MODEL_KEYS."""
-    columns = (COST_COLUMNS, PARALLEL_COLUMN, COUNTED_COLUMN)
+    columns = (COST_COLUMNS, PARALLEL_COLUMN, HAS_LOWERED_COUNTS_COLUMN)
     return CostModel(len(FEATURES), *columns, **{key: settings[key] for key in MODEL_KEYS})
 
 
@@ -453,3 +369,102 @@ def pick_device(config):
     device = torch.device(kind, int(os.environ.get("LOCAL_RANK", 0)))  # torchrun numbers the processes of a machine
     torch.cuda.set_device(device)
     return device
+
+
+# Training
+
+
+def train_epoch(network, optimizer, train, epoch, config, device, processes):
+    """One pass over the training split; returns the mean of each loss over its batches, and the last learning rate.
+
+    network : the model, or several processes' common view of it, which averages their gradients
+    """
+    network.train()
+    # Batches and dropout depend on the seed and the epoch alone, so that a resumed run sees the same ones.
+    rng = np.random.default_rng([config.seed, epoch])
+    hidden = train.sample_instances(config.lowered_dropout, np.random.default_rng([config.seed, epoch, 1]))
+    batches = train.grouped_batches(config.batch_size, min(config.schedules_per_group, config.batch_size), rng)
+    torch.manual_seed(int(rng.integers(2**62)) + processes.rank)
+    weights = torch.tensor([1.0, config.centred_loss_weight, config.ranking_loss_weight], device=device)
+    losses = []
+
+    def load(rows):
+        part = processes.local_rows(rows, train.instance)
+        part, counted = (part, True) if len(part) else (rows[:1], False)  # without a part of its own a process computes, but counts nothing
+        return counted, train.batch(part).without_lowered(hidden[part])
+
+    progress = tqdm(prefetch(load, batches), f"epoch {epoch}", len(batches), leave=False, disable=True if processes.rank else None)
+    for i, (counted, batch) in enumerate(progress):
+        done = epoch - 1 + i / len(batches)
+        rate = one_cycle(done * len(batches), config.epochs * len(batches), config)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        batch = batch.to(device)
+        # Each member learns by itself; only their predictions are averaged.
+        sums, counts = zip(*(loss_sums(member, batch) for member in network(batch.features, batch.lengths)))
+        sums, counts = torch.stack(sums).mean(0) * counted, counts[0] * counted  # (3,), (3,)
+        terms = sums / processes.all_reduce_sum(counts).clamp(min=1)  # this process's share of the batch's mean losses
+        loss = terms @ weights
+        optimizer.zero_grad()
+        (loss * processes.world).backward()
+        clip_grad_norm_(network.parameters(), config.gradient_clip)
+        optimizer.step()
+        losses.append(torch.cat([loss[None], terms]).detach())
+    return [rate, *processes.all_reduce_sum(torch.stack(losses).mean(0)).tolist()]
+
+
+def start_or_resume(config, train, val, device):
+    """A fresh model and optimizer, or those of the last checkpoint with `resume`: (model, optimizer, meta)."""
+    torch.manual_seed(config.seed)
+    settings = config.model_dump()
+    model = build_model(settings)
+    model.precision = config.precision
+    shown = shown_features(config.drop_features)
+    mean, std = train.feature_statistics()
+    std[~shown] = torch.finfo(torch.float32).max  # so that they are all zero once normalised
+    model.set_statistics(mean, std, fit_linear_costs(train, shown))
+    model.to(device)
+    if config.init_from and not config.resume:
+        load_weights(model, config, train, device)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=config.weight_decay)
+    meta = {
+        "format": CHECKPOINT_FORMAT, "config": settings, "features": FEATURES, "epoch": 0,
+        "data": fingerprint(train, val), "best_val_mse_log": None, "interval": config.interval,
+    }  # fmt: skip
+    if config.resume:
+        path = Path(config.run_path) / "last.safetensors"
+        data = meta["data"]
+        tensors, meta = read_checkpoint(path)
+        for key in MODEL_KEYS:
+            if settings[key] != meta["config"][key]:
+                raise UserError(
+                    f"{key}: {path} was trained with {meta['config'][key]}, not {settings[key]}; a resumed run keeps its network"
+                )
+        if meta["data"] != data:
+            raise UserError(f"{path}: was trained on other data than {config.data_path} holds now; train from the start, without --resume")
+        meta["config"] = settings
+        model.load_state_dict(model_tensors(tensors))
+        restore_optimizer(optimizer, tensors)
+    return model, optimizer, meta
+
+
+def shown_features(drop_features):
+    """Which features the model is shown, bool (F,). Raises UserError for a pattern that matches none."""
+    shown = torch.ones(len(FEATURES), dtype=torch.bool)
+    for pattern in (p.strip() for p in drop_features.split(",") if p.strip()):
+        matching = [i for i, name in enumerate(FEATURES) if fnmatch(name, pattern)]
+        if not matching:
+            raise UserError(f"drop_features: {pattern!r} matches no feature; meta.json in data_path lists them")
+        shown[matching] = False
+    return shown
+
+
+def load_weights(model, config, train, device):
+    """Go on from the checkpoint `init_from`, trained on other data; its speed is first scaled to this machine's."""
+    tensors, old = read_checkpoint(config.init_from)
+    settings = config.model_dump()
+    for key in MODEL_KEYS:
+        if settings[key] != old["config"][key]:
+            raise UserError(f"{key}: {config.init_from} was trained with {old['config'][key]}, not {settings[key]}; give the same")
+    model.load_state_dict(model_tensors(tensors))
+    model.scale(float(np.exp(np.mean(train.log_runtime - predict(model, train, device)))))

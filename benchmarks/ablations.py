@@ -20,8 +20,8 @@ from pydantic import Field
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from config import Config, UserError, load_config, run_script  # noqa: E402
-from features import CALLS  # noqa: E402
+from config import Config, UserError, load_config, run_script
+from features import CALLS
 
 VARIANTS = {
     "shipped": {},
@@ -32,7 +32,36 @@ VARIANTS = {
     "half the width": {"embed_size": 48, "hidden_size": 24},
     "twice the width": {"embed_size": 192, "hidden_size": 96},
     "two LSTM layers": {"lstm_layers": 2},
-    "without operation histograms": {"drop_features": ",".join(f"log_{op}" for op in ("float_*", "ops_*", "const", "cast", "variable", "param", "add", "sub", "mod", "mul", "div", "min", "max", "eq", "ne", "lt", "le", "and", "or", "not", "select", "*_call", "let"))},
+    "without operation histograms": {
+        "drop_features": ",".join(
+            f"log_{op}"
+            for op in (
+                "float_*",
+                "ops_*",
+                "const",
+                "cast",
+                "variable",
+                "param",
+                "add",
+                "sub",
+                "mod",
+                "mul",
+                "div",
+                "min",
+                "max",
+                "eq",
+                "ne",
+                "lt",
+                "le",
+                "and",
+                "or",
+                "not",
+                "select",
+                "*_call",
+                "let",
+            )
+        )
+    },
     "without access patterns": {"drop_features": "log_pointwise_*,log_transpose_*,log_broadcast_*,log_slice_*"},
     "without cost terms": {"drop_features": "log_cost_*"},
     "without calls": {"drop_features": ",".join(f"log_{kind}_calls,log_cost_{kind}_calls" for kind in CALLS)},
@@ -44,7 +73,9 @@ VARIANTS = {
 class AblationConfig(Config):
     name: str = Field("shipped", min_length=1, description="folder under runs/ablations for this table")
     variants: str = Field("", description="names of the variants to run, separated by commas; empty: all")
-    ablation_val_fraction: float = Field(0.25, gt=0, lt=1, description="share of a fold's training programs that the variants are judged on")
+    ablation_val_fraction: float = Field(
+        0.25, gt=0, lt=1, description="share of a fold's training programs that the variants are judged on"
+    )
     jobs: int = Field(2, ge=1, description="training runs at a time; each gets num_threads")
 
 
@@ -69,12 +100,17 @@ def main():
         if name not in VARIANTS:
             raise UserError(f"--variants: no variant {name!r}; there are {', '.join(VARIANTS)}")
     folder = ROOT / "runs" / "ablations" / config.name
-    shared = {key: getattr(config, key) for key in Config.model_fields} | {"val_fraction": config.ablation_val_fraction, "folds": config.folds or 5}
+    shared = {key: getattr(config, key) for key in Config.model_fields} | {
+        "val_fraction": config.ablation_val_fraction,
+        "folds": config.folds or 5,
+    }
     folds = [shared | {"fold": fold, "data_path": folder / f"data_{fold}"} for fold in range(shared["folds"])]
     for settings in folds:
         run_script_quietly("generate_dataset.py", settings)
     tasks = [(name, fold, settings | VARIANTS[name]) for name in names for fold, settings in enumerate(folds)]
-    rows = Parallel(config.jobs, prefer="threads")(delayed(train)(settings, folder / name.replace(" ", "_") / str(fold)) for name, fold, settings in tasks)
+    rows = Parallel(config.jobs, prefer="threads")(
+        delayed(train)(settings, folder / name.replace(" ", "_") / str(fold)) for name, fold, settings in tasks
+    )
 
     lines = ["| variant | val MSE log | Spearman | median APE % |", "|---|---|---|---|"]
     for name in names:

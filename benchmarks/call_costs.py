@@ -15,9 +15,9 @@ from pydantic import Field
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import timing  # noqa: E402
+import common
 
-from config import Config, load_config, run_script  # noqa: E402
+from config import Config, load_config, run_script
 
 SIZE = 16384
 f32, i32 = hl.f32, hl.i32
@@ -43,9 +43,9 @@ def runner(name, function):
 
 def main():
     config = load_config(CostsConfig)
-    seconds = timing.take_turns({name: runner(name, function) for name, function in FUNCTIONS.items()}, config.rounds)
-    rows = [[name, timing.spread(values / SIZE * 1e9)] for name, values in seconds.items()]
-    timing.write("call_costs", ["function", "nanoseconds a point"], rows)
+    seconds = common.take_turns({name: runner(name, function) for name, function in FUNCTIONS.items()}, config.rounds)
+    rows = [[name, common.spread(values / SIZE * 1e9)] for name, values in seconds.items()]
+    common.write("call_costs", ["function", "nanoseconds a point"], rows)
 
 
 if __name__ == "__main__":

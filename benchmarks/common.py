@@ -1,4 +1,4 @@
-"""What the speed benchmarks share: rivals that take turns in one run, medians with their spread, a table and the same as JSON."""
+"""What the benchmarks share: applications by name, interleaved rivals, medians with their spread, a table and the same as JSON."""
 
 import sys
 import time
@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 import orjson
 
+from measuring.machine import describe_machine
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from machine import describe_machine  # noqa: E402
+
+from config import UserError
 
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -51,4 +54,16 @@ def write(name, header, rows, facts=()):
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.md").write_text(text + "\n")
     table = [dict(zip(header, map(str, row))) for row in rows]
-    (RESULTS / f"{name}.json").write_bytes(orjson.dumps({"machine": machine(), "table": table, **dict(facts)}, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY))
+    (RESULTS / f"{name}.json").write_bytes(
+        orjson.dumps({"machine": machine(), "table": table, **dict(facts)}, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY)
+    )
+
+
+def chosen_files(applications):
+    """{name: file in pipelines/} of those named, separated by commas, or of all. Raises UserError for one that is not there."""
+    files = {f.stem: f for f in sorted((ROOT / "pipelines").glob("*.py")) if f.stem not in ("__init__", "random_programs")}
+    names = [name.strip() for name in applications.split(",") if name.strip()] or list(files)
+    for name in names:
+        if name not in files:
+            raise UserError(f"--applications: no {name!r} in pipelines/; there are {', '.join(files)}")
+    return {name: files[name] for name in names}

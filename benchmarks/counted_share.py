@@ -2,7 +2,7 @@
 
     python benchmarks/counted_share.py
 
-tune_schedule.py predicts every proposal from what Halide's Adams2019 tells, lowers the search.COUNTED_SHARE that looks fastest, and
+tune_schedule.py predicts every proposal from what Halide's Adams2019 tells, lowers the pool.COUNTED_SHARE that looks fastest, and
 predicts those again. Here the shipped model does the same with schedules that were all measured and counted: those of the validation
 programs, from which the share was chosen, and of the applications. Of each program the BUDGET predicted fastest count as measured;
 regret is the fastest of them over the fastest of all, the geometric mean over programs with four schedules or more.
@@ -17,9 +17,9 @@ from pydantic import Field
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import data_utils  # noqa: E402
-import train_utils  # noqa: E402
-from config import Config, UserError, load_config, run_script  # noqa: E402
+import data_utils
+import train_utils
+from config import Config, UserError, load_config, run_script
 
 SHARES = (0, 1 / 8, 1 / 4, 1 / 3, 1 / 2, 1)
 MIN_SCHEDULES = 4
@@ -47,8 +47,10 @@ def main():
     lines = ["| regret on | " + " | ".join(f"{share:.0%} counted" for share in SHARES) + " |", "|---" * (1 + len(SHARES)) + "|"]
     for split, name in (("val", "validation programs"), ("holdout", "applications")):
         rows = train_utils.Sequences(config.data_path, meta, split)
-        if not len(rows) or not rows.counted.all():
-            raise UserError(f"{config.data_path}: its {split} split is empty, or holds schedules whose lowered code was not counted; run generate_dataset.py on the shipped data")
+        if not len(rows) or not rows.has_lowered_counts.all():
+            raise UserError(
+                f"{config.data_path}: its {split} split is empty, or holds schedules whose lowered code was not counted; run generate_dataset.py on the shipped data"
+            )
         glance, second = (train_utils.predict(model, rows, device, lowered) for lowered in (False, True))
         programs = [np.flatnonzero(rows.instance == instance) for instance in np.unique(rows.instance)]
         programs = [own for own in programs if len(own) >= MIN_SCHEDULES]

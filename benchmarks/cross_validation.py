@@ -21,8 +21,8 @@ from pydantic import Field
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from config import Config, UserError, load_config, run_script  # noqa: E402
-from metrics import TITLES  # noqa: E402
+from config import Config, UserError, load_config, run_script
+from evaluation.metrics import TITLES
 
 
 class FoldsConfig(Config):
@@ -35,7 +35,9 @@ def n_folds(config):
 
 def run_folds(config, run, folds):
     """[run(fold)], side by side where each is told to use but some of the cores."""
-    return Parallel(max(os.cpu_count() // config.num_threads, 1) if config.num_threads else 1, backend="threading")(delayed(run)(fold) for fold in folds)
+    return Parallel(max(os.cpu_count() // config.num_threads, 1) if config.num_threads else 1, backend="threading")(
+        delayed(run)(fold) for fold in folds
+    )
 
 
 def run_fold(config, fold, folder):
@@ -85,7 +87,9 @@ def main():
         lstm, trees = (summary[model]["mse_log"][0] for model in ("lstm", "hist_gradient_boosting"))
         print(f"{name}: mse_log of lstm is {1 - lstm / trees:.1%} below that of hist_gradient_boosting")
     coverage = [r["interval"]["coverage"] for r in reports]
-    print(f"coverage of the {reports[0]['interval']['level']:.0%} interval: {np.mean(coverage):.1%} (by fold: {', '.join(f'{v:.1%}' for v in coverage)})")
+    print(
+        f"coverage of the {reports[0]['interval']['level']:.0%} interval: {np.mean(coverage):.1%} (by fold: {', '.join(f'{v:.1%}' for v in coverage)})"
+    )
     (folder / "table.json").write_bytes(orjson.dumps(tables, option=orjson.OPT_INDENT_2))
 
 

@@ -22,11 +22,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 matplotlib.use("Agg")
 
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
-import data_utils  # noqa: E402
-import machine  # noqa: E402
-from config import Config, UserError, load_config, run_script  # noqa: E402
+from config import Config, UserError, load_config, run_script
+from dumps.files import without_suffixes
+from measuring import machine
 
 
 class SheetConfig(Config):
@@ -46,7 +46,7 @@ def read_candidates(path):
                 record = orjson.loads(archive.extractfile(member).read())
                 for key, c in record["candidates"].items():
                     rows.append({
-                        "collection": data_utils.without_suffixes(path.name), "program": record["name"], "key": key, "outcome": c["outcome"],
+                        "collection": without_suffixes(path.name), "program": record["name"], "key": key, "outcome": c["outcome"],
                         "runtime_ms": c.get("runtime_ms", np.nan), "noisy": c.get("noisy", False), "stages": len(record["stages"]),
                         "first_pass_ms": c.get("passes_ms", [np.nan])[0],
                     })  # fmt: skip
@@ -82,11 +82,17 @@ def describe(name, rows):
 
 def plot(path, rows):
     measured = rows[(rows.outcome == "measured") & rows.key.str.isdecimal()]
-    programs = measured.groupby(["collection", "program"]).agg(stages=("stages", "first"), fastest=("runtime_ms", "min"), slowest=("runtime_ms", "max")).reset_index()
+    programs = (
+        measured.groupby(["collection", "program"])
+        .agg(stages=("stages", "first"), fastest=("runtime_ms", "min"), slowest=("runtime_ms", "max"))
+        .reset_index()
+    )
     programs["ratio"] = programs.slowest / programs.fastest
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
     is_application = programs.collection.str.startswith("app")
-    for axis, column, title in zip(axes, ("stages", "fastest", "ratio"), ("stages of a program", "its fastest schedule, ms", "slowest / fastest")):
+    for axis, column, title in zip(
+        axes, ("stages", "fastest", "ratio"), ("stages of a program", "its fastest schedule, ms", "slowest / fastest")
+    ):
         bins = np.geomspace(programs[column].min(), programs[column].max() * 1.001, 24)
         for part, label in ((programs[~is_application], "random programs"), (programs[is_application], "applications")):
             if len(part):
@@ -105,7 +111,9 @@ def main():
     rows = pd.DataFrame([row for path in archives for row in read_candidates(path)])
     if rows.empty:
         raise UserError(f"{config.raw_path}: no packed collection in it; collect_schedules.py --pack true makes them")
-    print("| collection | programs | schedules | programs with 8 or more | stages, median (range) | ms, median (range) | slowest/fastest, median | noisy | repeats differ: median, p90 (n) | one pass alone is slower by: median, p90 | failures |")
+    print(
+        "| collection | programs | schedules | programs with 8 or more | stages, median (range) | ms, median (range) | slowest/fastest, median | noisy | repeats differ: median, p90 (n) | one pass alone is slower by: median, p90 | failures |"
+    )
     print("|---" * 11 + "|")
     for name, part in rows.groupby("collection"):
         print(describe(name, part))

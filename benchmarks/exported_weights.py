@@ -19,14 +19,18 @@ from pydantic import Field
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import timing  # noqa: E402
-from tuning import chosen_files  # noqa: E402
+import common
+from common import chosen_files
 
-import halide_utils  # noqa: E402
-from candidate import prepare_processes  # noqa: E402
-from config import Config, UserError, load_config, run_script  # noqa: E402
-from halide_utils import WithWeights  # noqa: E402
-from search import ADAMS2019, ADAMS2019_BEAM, TuningRun  # noqa: E402
+from config import Config, UserError, load_config, run_script
+from halide_tools.autoschedulers import WithWeights
+from halide_tools.programs import programs_in
+from measuring.candidate import prepare_processes
+from tuning.run import (
+    ADAMS2019,
+    ADAMS2019_BEAM,
+    TuningRun,
+)
 
 
 class WeightsConfig(Config):
@@ -42,7 +46,7 @@ def compare(spec, config):
         run = TuningRun(spec, Path(folder), config.compile_seconds)
         exported = run.key(WithWeights(str(Path(config.weights).resolve()), ADAMS2019_BEAM))
         run.measure([ADAMS2019, exported])
-        if run.decided[exported]["outcome"] == "duplicate":
+        if run.outcomes[exported]["outcome"] == "duplicate":
             return [run.runtime_ms(ADAMS2019)] * 2  # the same schedule
         for key, name in ((ADAMS2019, "shipped"), (exported, "exported")):
             if not math.isfinite(run.runtime_ms(key)):
@@ -57,7 +61,7 @@ def main():
         raise UserError(f"{config.weights}: no such file; write it with export_model.py --format weights")
     prepare_processes()
     rows, ratios = [], []
-    for spec in (spec for file in chosen_files(config.applications).values() for spec in halide_utils.programs_in(file)):
+    for spec in (spec for file in chosen_files(config.applications).values() for spec in programs_in(file)):
         found = compare(spec, config)
         if isinstance(found, str):
             rows.append([spec.name, found, "", ""])
@@ -66,7 +70,7 @@ def main():
             rows.append([spec.name, f"{found[0]:.3f}", f"{found[1]:.3f}", f"{ratios[-1]:.2f}"])
         print(*rows[-1], flush=True)
     rows.append(["geometric mean", "", "", f"{np.exp(np.mean(np.log(ratios))):.2f}" if ratios else "-"])
-    timing.write("exported_weights", ["application", "shipped weights, ms", "exported weights, ms", "times as fast"], rows)
+    common.write("exported_weights", ["application", "shipped weights, ms", "exported weights, ms", "times as fast"], rows)
 
 
 if __name__ == "__main__":

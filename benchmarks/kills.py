@@ -24,9 +24,9 @@ from pydantic import Field
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import timing  # noqa: E402
+import common
 
-from config import Config, load_config, run_script  # noqa: E402
+from config import Config, load_config, run_script
 
 PATIENCE = 20  # seconds for a killed collection's processes to end
 
@@ -38,14 +38,25 @@ class KillsConfig(Config):
 
 
 def start(config, output):
-    flags = [f"--programs={config.programs}", f"--schedules={config.schedules}", "--max_stages=4", "--compile_seconds=60", f"--output={output}"]
+    flags = [
+        f"--programs={config.programs}",
+        f"--schedules={config.schedules}",
+        "--max_stages=4",
+        "--compile_seconds=60",
+        f"--output={output}",
+    ]
     return subprocess.Popen([sys.executable, ROOT / "collect_schedules.py", *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def measured(output):
     """{program/number: hash of its features} of the schedules measured, in all parts of a collection."""
     records = [orjson.loads(path.read_bytes()) for path in output.parent.glob(f"{output.name}*/*/program.json")]
-    return {f"{r['name']}/{key}": c["hash"] for r in records for key, c in r["candidates"].items() if c["outcome"] == "measured" and key.isdecimal()}
+    return {
+        f"{r['name']}/{key}": c["hash"]
+        for r in records
+        for key, c in r["candidates"].items()
+        if c["outcome"] == "measured" and key.isdecimal()
+    }
 
 
 def wait_for_measurements(process, output, n):
@@ -101,8 +112,16 @@ def main():
         "seconds_until_first_measurement": until_first, "schedules": len(expected), "collections": n_finished, "differing": differing,
         "measurements_lost": lost, "processes_left": left_over, "slowest_end_seconds": slowest_end,
     }  # fmt: skip
-    header = ["kill", "of collection", "seconds after its start", "schedules measured at its start", "when killed", "its processes then", "seconds until they had ended"]
-    timing.write("kills", header, rows, facts)
+    header = [
+        "kill",
+        "of collection",
+        "seconds after its start",
+        "schedules measured at its start",
+        "when killed",
+        "its processes then",
+        "seconds until they had ended",
+    ]
+    common.write("kills", header, rows, facts)
     print(
         f"{n_finished} collections, {config.kills} kills: {differing} differ from the undisturbed one ({len(expected)} schedules), {lost} measurements lost, "
         f"{left_over} processes left, all others ended within {slowest_end:.1f} s"

@@ -18,12 +18,21 @@ import orjson
 from cross_validation import ROOT, n_folds, run_fold, run_folds
 from pydantic import Field
 
-import data_utils
 from config import Config, UserError, load_config, run_script
 from features import CALLS, LOWERED
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
+
+import data_utils
+from dumps.files import (
+    LOWERED_SUFFIX,
+    Unusable,
+    iter_dumps,
+    read_bytes,
+    schedule_of,
+)
+from dumps.parsing import parse_dump
 
 SHARES = (1 / 8, 1 / 4, 1 / 2, 1)
 MODELS = ("lstm", "hist_gradient_boosting")
@@ -38,11 +47,11 @@ class CurveConfig(Config):
 def copy_share(config, share, folder):
     """Copy the dumps of the test programs and of `share` of the others to `folder`, which becomes a raw_path."""
     shutil.rmtree(folder, ignore_errors=True)
-    for dump in data_utils.iter_dumps(config.raw_path, config.holdout_names):
+    for dump in iter_dumps(config.raw_path, config.holdout_names):
         try:
-            dump.data = data_utils.read_bytes(dump)
-            program = data_utils.parse_dump(dump, config.max_runtime_ms).program
-        except data_utils.Unusable:
+            dump.data = read_bytes(dump)
+            program = parse_dump(dump, config.max_runtime_ms).program
+        except Unusable:
             continue
         is_test = data_utils.assign_split(program, config) == "test"
         if is_test or data_utils.hash_share("learning curve", program) < share:
@@ -56,7 +65,7 @@ def copy_share(config, share, folder):
                 (path.parent / "program.json").write_bytes(orjson.dumps({"calls": calls}))
             if dump.lowered is not None:
                 counts = dict(zip(LOWERED, dump.lowered.T.tolist()))
-                (path.parent / (data_utils.schedule_of(path.name) + data_utils.LOWERED_SUFFIX)).write_bytes(orjson.dumps(counts))
+                (path.parent / (schedule_of(path.name) + LOWERED_SUFFIX)).write_bytes(orjson.dumps(counts))
 
 
 def run_on_share(config, share, folder, fold):

@@ -24,11 +24,14 @@ from pydantic import Field
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import timing  # noqa: E402
+import common
 
-import data_utils  # noqa: E402
-from config import Config, load_config, run_script  # noqa: E402
-from features import N_SCHEDULE  # noqa: E402
+from config import Config, load_config, run_script
+from dumps.files import (
+    iter_dumps,
+    read_bytes,
+)
+from features import N_SCHEDULE
 
 
 class MemoryConfig(Config):
@@ -37,7 +40,7 @@ class MemoryConfig(Config):
 
 def write_copies(raw_path, folder, copies):
     """An archive a copy; the first is as measured."""
-    dumps = [(dump.file, data_utils.read_bytes(dump)) for dump in data_utils.iter_dumps(raw_path) if dump.file.endswith(".sample")]
+    dumps = [(dump.file, read_bytes(dump)) for dump in iter_dumps(raw_path) if dump.file.endswith(".sample")]
     for copy in range(copies):
         with tarfile.open(folder / f"copy_{copy:03d}.tar", "w") as archive:
             for name, data in dumps:
@@ -52,7 +55,13 @@ def write_copies(raw_path, folder, copies):
 
 def run(raw_path, data_path, config):
     """(peak MB of the script itself, peak MB of it and its readers together, seconds, counts)."""
-    command = [sys.executable, ROOT / "generate_dataset.py", f"--raw_path={raw_path}", f"--data_path={data_path}", f"--num_threads={config.num_threads}"]
+    command = [
+        sys.executable,
+        ROOT / "generate_dataset.py",
+        f"--raw_path={raw_path}",
+        f"--data_path={data_path}",
+        f"--num_threads={config.num_threads}",
+    ]
     began = time.perf_counter()
     process = psutil.Popen(command, stdout=subprocess.DEVNULL)
     alone = together = 0
@@ -81,7 +90,7 @@ def main():
             ratios = f"{alone / first['script_mb']:.2f}", f"{together / first['all_processes_mb']:.2f}"
             rows.append([f"{copies} x", f"{counts['kept']:,}", f"{alone:.0f}", ratios[0], f"{together:.0f}", ratios[1], f"{seconds:.0f}"])
     header = ["data", "schedules kept", "peak MB, the script", "against 1 x", "peak MB, with its readers", "against 1 x ", "seconds"]
-    timing.write("memory", header, rows, facts)
+    common.write("memory", header, rows, facts)
 
 
 if __name__ == "__main__":

@@ -19,36 +19,45 @@ from pydantic import Field
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import timing  # noqa: E402
+import common
 
-import candidate  # noqa: E402
-import data_utils  # noqa: E402
-import halide_utils  # noqa: E402
-import lowering  # noqa: E402
-import search  # noqa: E402
-import train_utils  # noqa: E402
-from config import Config, UserError, load_config, run_script  # noqa: E402
-from features import featurize  # noqa: E402
-from halide_utils import Proposal  # noqa: E402
+import train_utils
+from config import Config, UserError, load_config, run_script
+from dumps.files import call_counts
+from features import featurize
+from halide_tools import lowered_code
+from halide_tools.autoschedulers import Proposal
+from halide_tools.programs import (
+    describe_stages,
+    programs_in,
+)
+from measuring import candidate
+from tuning.pool import (
+    Pool,
+    proposed_schedule,
+)
+from tuning.run import TuningRun
 
 
 class ProposingConfig(Config):
-    pipelines: str = Field("pipelines/harris.py,pipelines/unsharp.py,pipelines/camera_pipe.py", description="files of Generators, separated by commas")
+    pipelines: str = Field(
+        "pipelines/harris.py,pipelines/unsharp.py,pipelines/camera_pipe.py", description="files of Generators, separated by commas"
+    )
     proposals: int = Field(100, ge=1, description="schedules proposed a round")
     rounds: int = Field(3, ge=1, description="times that each way is timed")
 
 
 def one_at_a_time(spec, proposals, model, device):
     """Seconds that the model took."""
-    predicting, calls = 0.0, data_utils.call_counts(halide_utils.describe_stages(spec.build())["calls"])
+    predicting, calls = 0.0, call_counts(describe_stages(spec.build())["calls"])
     for proposal in proposals:
         try:
             pipeline = spec.build()
             featurization, _ = proposal.apply(pipeline)
-            lowered = lowering.count_lowered(pipeline)
+            lowered = lowered_code.count_lowered(pipeline)
         except hl.HalideError:
             continue
-        schedule = search.proposed_schedule(featurization, calls, lowered)
+        schedule = proposed_schedule(featurization, calls, lowered)
         began = time.perf_counter()
         train_utils.predict_sequences(model, featurize([schedule]), device)
         predicting += time.perf_counter() - began
@@ -58,7 +67,7 @@ def one_at_a_time(spec, proposals, model, device):
 def together(spec, proposals, model, meta, device):
     """As tune_schedule.py does it; seconds that the model took."""
     with tempfile.TemporaryDirectory() as folder:
-        pool = search.Pool(search.TuningRun(spec, Path(folder), 60), model, meta, device)
+        pool = Pool(TuningRun(spec, Path(folder), 60), model, meta, device)
         pool.propose(proposals)
     return pool.seconds["predict"]
 
@@ -69,7 +78,7 @@ def main():
     candidate.prepare_processes()
     model, meta = train_utils.load_model(train_utils.SHIPPED_MODEL, device)
     try:
-        specs = [spec for path in config.pipelines.split(",") for spec in halide_utils.programs_in(ROOT / path.strip())]
+        specs = [spec for path in config.pipelines.split(",") for spec in programs_in(ROOT / path.strip())]
     except ValueError as error:
         raise UserError(str(error)) from None
     rows, facts = [], {}
@@ -78,15 +87,25 @@ def main():
         predicting = {"together": [], "one at a time": []}
         rivals = {
             "together": lambda s=spec, p=proposals, seconds=predicting["together"]: seconds.append(together(s, p, model, meta, device)),
-            "one at a time": lambda s=spec, p=proposals, seconds=predicting["one at a time"]: seconds.append(one_at_a_time(s, p, model, device)),
+            "one at a time": lambda s=spec, p=proposals, seconds=predicting["one at a time"]: seconds.append(
+                one_at_a_time(s, p, model, device)
+            ),
         }
-        seconds = timing.take_turns(rivals, config.rounds)
+        seconds = common.take_turns(rivals, config.rounds)
         for name, values in seconds.items():
             share = predicting[name][1:] / values
-            rows.append([spec.name, name, timing.spread(len(proposals) / values), timing.spread(seconds["one at a time"] / values), timing.spread(share)])
+            rows.append(
+                [
+                    spec.name,
+                    name,
+                    common.spread(len(proposals) / values),
+                    common.spread(seconds["one at a time"] / values),
+                    common.spread(share),
+                ]
+            )
             facts[f"{spec.name}, {name}"] = {"proposals_per_second": (len(proposals) / values).tolist(), "share_of_model": share.tolist()}
     header = ["application", "proposed", "schedules a second", "times as fast as one at a time", "share of the time that the model takes"]
-    timing.write("proposing", header, rows, facts)
+    common.write("proposing", header, rows, facts)
 
 
 if __name__ == "__main__":

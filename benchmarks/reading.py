@@ -21,12 +21,15 @@ from pydantic import Field
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import timing  # noqa: E402
+import common
 
-import data_utils  # noqa: E402
-import generate_dataset  # noqa: E402
-from config import Config, load_config, run_script  # noqa: E402
-from fan_out import fan_out  # noqa: E402
+import data_utils
+from config import Config, load_config, run_script
+from dumps.files import (
+    iter_dumps,
+    read_bytes,
+)
+from measuring.fan_out import fan_out
 
 CHUNK = 64  # files a task, for every rival
 
@@ -41,9 +44,9 @@ def unpack(raw_path, suffix, folder, n):
     """Write the first `n` dumps whose name ends in `suffix` to `folder`; returns the files."""
     folder.mkdir()
     files = []
-    for dump in itertools.islice((d for d in data_utils.iter_dumps(raw_path) if d.file.endswith(suffix)), n):
+    for dump in itertools.islice((d for d in iter_dumps(raw_path) if d.file.endswith(suffix)), n):
         files.append(folder / f"{len(files):06d}{suffix}")
-        files[-1].write_bytes(data_utils.read_bytes(dump))
+        files[-1].write_bytes(read_bytes(dump))
     return files
 
 
@@ -60,7 +63,7 @@ def read_all(config, folder):
     """What generate_dataset.py does before it writes shards."""
     settings = config.model_copy(update={"raw_path": str(folder)})
     with tempfile.TemporaryDirectory() as spools:
-        generate_dataset.read_dumps(settings, *(generate_dataset.Spool(spools) for _ in range(3)))
+        data_utils.read_dumps(settings, *(data_utils.Spool(spools) for _ in range(3)))
 
 
 def main():
@@ -72,15 +75,19 @@ def main():
             if not files:
                 continue
             megabytes = sum(f.stat().st_size for f in files) / 1e6
-            parsers = {"json.loads alone": json.loads, "orjson.loads alone": orjson.loads} if kind == ".json" else {"reading the bytes alone": len}
+            parsers = (
+                {"json.loads alone": json.loads, "orjson.loads alone": orjson.loads}
+                if kind == ".json"
+                else {"reading the bytes alone": len}
+            )
             rivals = {f"{kind}: generate_dataset.py": partial(read_all, config, files[0].parent)}
             rivals |= {f"{kind}: {name}": partial(load_all, parse, files, n_jobs) for name, parse in parsers.items()}
-            seconds = timing.take_turns(rivals, config.rounds)
+            seconds = common.take_turns(rivals, config.rounds)
             ours = next(iter(seconds.values()))
             for name, values in seconds.items():
-                rows.append([name, timing.spread(len(files) / values), timing.spread(megabytes / values), timing.spread(ours / values)])
+                rows.append([name, common.spread(len(files) / values), common.spread(megabytes / values), common.spread(ours / values)])
                 facts[name] = {"files_per_second": (len(files) / values).tolist(), "times_as_long": (ours / values).tolist()}
-    timing.write("reading", ["what", "files a second", "MB a second", "generate_dataset.py takes so many times as long"], rows, facts)
+    common.write("reading", ["what", "files a second", "MB a second", "generate_dataset.py takes so many times as long"], rows, facts)
 
 
 if __name__ == "__main__":

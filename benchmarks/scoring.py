@@ -9,6 +9,7 @@ machine multiplies large float32 and bfloat16 matrices, measured between the rou
 writes it in PyTorch, in float32; hist_gradient_boosting predicts from pooled features that are ready. Writes benchmarks/results/scoring.md and .json.
 """
 
+import subprocess
 import sys
 import tempfile
 import time
@@ -25,15 +26,14 @@ from torch.nn.utils.rnn import pad_sequence
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import timing  # noqa: E402
+import common
 
-import baselines  # noqa: E402
-import data_utils  # noqa: E402
-import export_model  # noqa: E402
-import halide_utils  # noqa: E402
-import train_utils  # noqa: E402
-from adams2019 import Adams2019  # noqa: E402
-from config import Config, load_config, run_script  # noqa: E402
+import data_utils
+import train_utils
+from config import Config, load_config, run_script
+from evaluation import baselines
+from evaluation.adams2019 import Adams2019
+from halide_tools.autoschedulers import baseline_weights
 
 BATCHES = (1, 32, 1024)
 MATRIX = 2048
@@ -66,17 +66,21 @@ class Rivals:
     """Functions that score a batch of rows, by name."""
 
     def __init__(self, config, sequences, device):
-        self.model, meta = train_utils.load_model(config.checkpoint, device)
+        self.model, _ = train_utils.load_model(config.checkpoint, device)
         self.sequences, self.device = sequences, device
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "model.onnx")
-            export_model.export_onnx(train_utils.load_model(config.checkpoint, torch.device("cpu"))[0], meta, path)
+            subprocess.run(
+                [sys.executable, ROOT / "export_model.py", f"--checkpoint={config.checkpoint}", f"--output={path}"],
+                check=True,
+                stdout=subprocess.DEVNULL,
+            )
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = torch.get_num_threads()
             self.onnx = onnxruntime.InferenceSession(path.read_bytes(), options, ["CPUExecutionProvider"])
         self.pooled = baselines.pooled_features(sequences)
         self.trees = HistGradientBoostingRegressor(max_iter=baselines.TREE_ITERATIONS).fit(self.pooled, sequences.log_runtime)
-        self.adams = Adams2019(halide_utils.baseline_weights(), torch.get_num_threads()).float().to(device)
+        self.adams = Adams2019(baseline_weights(), torch.get_num_threads()).float().to(device)
         self.halide = [(s, h, n) for s, h, n in sequences.halide_batches()]
 
     @torch.no_grad()
@@ -115,11 +119,15 @@ def main():
         rates = {dtype: [] for dtype in (torch.float32, torch.bfloat16)}
         for dtype in rates:
             functions[str(dtype)] = lambda dtype=dtype, found=rates[dtype]: found.append(multiply_rate(device, dtype))
-        seconds = timing.take_turns(functions, config.rounds)
+        seconds = common.take_turns(functions, config.rounds)
         work = flops(rivals.model, sequences.lengths[chosen])
         for name in list(functions)[:-2]:
-            shares = [f"{work / np.median(seconds[name]) / np.median(rate):.2f}" for rate in rates.values()] if name.startswith(("PyTorch", "ONNX")) else ["", ""]
-            rows.append([size, name, timing.spread(size / seconds[name]), timing.spread(seconds["PyTorch"] / seconds[name]), *shares])
+            shares = (
+                [f"{work / np.median(seconds[name]) / np.median(rate):.2f}" for rate in rates.values()]
+                if name.startswith(("PyTorch", "ONNX"))
+                else ["", ""]
+            )
+            rows.append([size, name, common.spread(size / seconds[name]), common.spread(seconds["PyTorch"] / seconds[name]), *shares])
             facts[f"{name}, batch {size}"] = {"schedules_per_second": (size / seconds[name]).tolist(), "shares_of_matrix_product": shares}
         facts[f"matrix products, batch {size}"] = {str(dtype): rate for dtype, rate in rates.items()}
     queries = [rivals.of(np.array([row])) for row in rng.choice(len(sequences), config.queries)]
@@ -132,8 +140,15 @@ def main():
         p50, p99 = np.quantile(times, [0.5, 0.99])
         facts[f"{name}, latency"] = {"p50_ms": p50, "p99_ms": p99}
         print(f"one query, {name}: p50 {p50:.2f} ms, p99 {p99:.2f} ms")
-    header = ["batch", "scoring", "schedules a second", "times as fast as PyTorch", "share of the float32 product", "of the bfloat16 product"]
-    timing.write("scoring", header, rows, facts)
+    header = [
+        "batch",
+        "scoring",
+        "schedules a second",
+        "times as fast as PyTorch",
+        "share of the float32 product",
+        "of the bfloat16 product",
+    ]
+    common.write("scoring", header, rows, facts)
 
 
 if __name__ == "__main__":

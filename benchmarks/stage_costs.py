@@ -23,14 +23,20 @@ from scipy.stats import spearmanr
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import data_utils  # noqa: E402
-import halide_utils  # noqa: E402
-import lowering  # noqa: E402
-import search  # noqa: E402
-import train_utils  # noqa: E402
-from config import Config, UserError, load_config, run_script  # noqa: E402
-from features import SCHEDULE_FEATURES, featurize  # noqa: E402
-from halide_utils import Proposal  # noqa: E402
+import train_utils
+from config import Config, UserError, load_config, run_script
+from dumps.files import call_counts
+from features import SCHEDULE_FEATURES, featurize
+from halide_tools import (
+    execution,
+    lowered_code,
+)
+from halide_tools.autoschedulers import Proposal
+from halide_tools.programs import (
+    describe_stages,
+    programs_in,
+)
+from tuning.pool import proposed_schedule
 
 LINE = re.compile(r"^\s+([\w$.]+):\s+([\d.]+)\s*ms\s+\(")
 PROFILE_SECONDS = 1.0
@@ -51,14 +57,14 @@ def profile(spec, proposal, path, connection):
     out = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(out, 1), os.dup2(out, 2)
     pipeline = spec.build()
-    description = halide_utils.describe_stages(pipeline)
+    description = describe_stages(pipeline)
     featurization, _ = proposal.apply(pipeline)
-    connection.send((description, featurization, lowering.count_lowered(pipeline)))
-    halide_utils.run_under_profiler(pipeline, spec.seed, PROFILE_SECONDS)
+    connection.send((description, featurization, lowered_code.count_lowered(pipeline)))
+    execution.run_under_profiler(pipeline, spec.seed, PROFILE_SECONDS)
 
 
 def profiled(spec, proposal):
-    """(names of the stages, data_utils.Schedule, {Func: milliseconds} of the last run that the profiler reports)."""
+    """(names of the stages, Schedule, {Func: milliseconds} of the last run that the profiler reports)."""
     context = multiprocessing.get_context("spawn")
     connection, theirs = context.Pipe()
     with tempfile.TemporaryDirectory() as folder:
@@ -77,7 +83,7 @@ def profiled(spec, proposal):
                 times[found[1]] = float(found[2])
     if process.exitcode or not times:
         raise UserError(f"{spec.name}: its profile could not be read (exit code {process.exitcode})")
-    return description["stages"], search.proposed_schedule(featurization, data_utils.call_counts(description["calls"]), lowered), times
+    return description["stages"], proposed_schedule(featurization, call_counts(description["calls"]), lowered), times
 
 
 def predicted_ms(model, stages, schedule):
@@ -98,10 +104,13 @@ def main():
     config = load_config(StageCostsConfig)
     model, _ = train_utils.load_model(config.checkpoint, torch.device("cpu"))
     try:
-        specs = [spec for path in config.pipelines.split(",") for spec in halide_utils.programs_in(ROOT / path.strip())]
+        specs = [spec for path in config.pipelines.split(",") for spec in programs_in(ROOT / path.strip())]
     except ValueError as error:
         raise UserError(str(error)) from None
-    lines = ["| application | schedule | Funcs | Spearman | shares in common | most expensive | predicted so |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| application | schedule | Funcs | Spearman | shares in common | most expensive | predicted so |",
+        "|---|---|---|---|---|---|---|",
+    ]
     overlaps, hits = [], []
     for spec in specs:
         for k in range(config.schedules):
@@ -116,9 +125,13 @@ def main():
             a, b = a / a.sum(), b / b.sum()
             overlaps.append(np.minimum(a, b).sum())
             hits.append(names[a.argmax()] == names[b.argmax()])
-            lines.append(f"| {spec.name} | {k} | {len(names)} | {spearmanr(a, b).statistic:.2f} | {overlaps[-1]:.0%} | {names[a.argmax()]} | {names[b.argmax()]} |")
+            lines.append(
+                f"| {spec.name} | {k} | {len(names)} | {spearmanr(a, b).statistic:.2f} | {overlaps[-1]:.0%} | {names[a.argmax()]} | {names[b.argmax()]} |"
+            )
             print(lines[-1], flush=True)
-    lines.append(f"\n{np.mean(overlaps):.0%} of the time is put on the right Func; the most expensive Func is the predicted one in {sum(hits)} of {len(hits)} schedules.")
+    lines.append(
+        f"\n{np.mean(overlaps):.0%} of the time is put on the right Func; the most expensive Func is the predicted one in {sum(hits)} of {len(hits)} schedules."
+    )
     folder = ROOT / "runs" / "stage_costs"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "table.md").write_text("\n".join(lines) + "\n")

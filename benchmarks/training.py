@@ -3,7 +3,7 @@
     python benchmarks/training.py                  # on data_path, as generate_dataset.py leaves it
     python benchmarks/training.py --device cuda
 
-- ours: train_model.train_epoch, as it is.
+- ours: train_utils.train_epoch, as it is.
 - naive: the same network and losses on batches that a Python loop takes from a list, every sequence padded to the longest of the
   data set.
 - tree-LSTM: a stand-in, written here, for the kind of model that Tiramisu's cost model is: an LSTM cell applied recursively to a
@@ -25,12 +25,11 @@ from torch.nn.utils import clip_grad_norm_
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import timing  # noqa: E402
+import common
 
-import data_utils  # noqa: E402
-import train_model  # noqa: E402
-import train_utils  # noqa: E402
-from config import Config, load_config, run_script  # noqa: E402
+import data_utils
+import train_utils
+from config import Config, load_config, run_script
 
 
 class TrainingConfig(Config):
@@ -83,8 +82,8 @@ def main():
     config = load_config(TrainingConfig)
     device = train_utils.pick_device(config)
     train = train_utils.Sequences(config.data_path, data_utils.read_meta(config.data_path), "train")
-    model, optimizer, _ = train_model.start(config, train, train, device)
-    naive, naive_optimizer, _ = train_model.start(config, train, train, device)
+    model, optimizer, _ = train_utils.start_or_resume(config, train, train, device)
+    naive, naive_optimizer, _ = train_utils.start_or_resume(config, train, train, device)
     longest = int(train.lengths.max())
     batches = []
     for rows in train.grouped_batches(config.batch_size, config.schedules_per_group, np.random.default_rng(config.seed)):
@@ -100,16 +99,19 @@ def main():
         programs.append((model.normalise(batch.features), batch.log_runtime))
     alone = train_utils.Processes()
     rivals = {
-        "ours": lambda: train_model.train_epoch(model, optimizer, train, 1, config, device, alone),
+        "ours": lambda: train_utils.train_epoch(model, optimizer, train, 1, config, device, alone),
         "naive: padded to the longest, batches from a list": lambda: naive_epoch(naive, naive_optimizer, batches, config),
         "recursive tree-LSTM, one member (stand-in)": lambda: tree_epoch(tree, tree_optimizer, programs, config),
     }
-    seconds = timing.take_turns(rivals, config.rounds)
+    seconds = common.take_turns(rivals, config.rounds)
     ours = seconds["ours"]
-    rows = [[name, timing.spread(len(train) / values), timing.spread(values / ours)] for name, values in seconds.items()]
+    rows = [[name, common.spread(len(train) / values), common.spread(values / ours)] for name, values in seconds.items()]
     facts = {"device": str(device), "threads": torch.get_num_threads(), "schedules": len(train)}
-    facts |= {name: {"schedules_per_second": (len(train) / values).tolist(), "times_as_long": (values / ours).tolist()} for name, values in seconds.items()}
-    timing.write("training", ["training", "schedules a second", "times as long as ours"], rows, facts)
+    facts |= {
+        name: {"schedules_per_second": (len(train) / values).tolist(), "times_as_long": (values / ours).tolist()}
+        for name, values in seconds.items()
+    }
+    common.write("training", ["training", "schedules a second", "times as long as ours"], rows, facts)
 
 
 if __name__ == "__main__":

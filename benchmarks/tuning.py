@@ -21,9 +21,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 matplotlib.use("Agg")
 
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
+from common import chosen_files
 
-from config import Config, UserError, load_config, run_script  # noqa: E402
+from config import Config, UserError, load_config, run_script
 
 RIVALS = ("random", "adams2019_retrained", "mullapudi2016", "li2018")
 
@@ -35,21 +36,17 @@ class TuningConfig(Config):
     proposals: int = Field(400, ge=1, description="as of tune_schedule.py")
 
 
-def chosen_files(applications):
-    """{name: file in pipelines/} of those named, separated by commas, or of all. Raises UserError for one that is not there."""
-    files = {f.stem: f for f in sorted((ROOT / "pipelines").glob("*.py")) if f.stem not in ("__init__", "random_programs")}
-    names = [name.strip() for name in applications.split(",") if name.strip()] or list(files)
-    for name in names:
-        if name not in files:
-            raise UserError(f"--applications: no {name!r} in pipelines/; there are {', '.join(files)}")
-    return {name: files[name] for name in names}
-
-
 def tune(config, file, folder):
     """The report of one application, or None where it could not be tuned (it has said why)."""
     report = folder / "report.json"
     if not report.exists():
-        flags = [f"--output={folder}", f"--budget={config.budget}", f"--proposals={config.proposals}", "--compare=true", f"--num_threads={config.num_threads}"]
+        flags = [
+            f"--output={folder}",
+            f"--budget={config.budget}",
+            f"--proposals={config.proposals}",
+            "--compare=true",
+            f"--num_threads={config.num_threads}",
+        ]
         if subprocess.run([sys.executable, ROOT / "tune_schedule.py", file, *flags]).returncode:
             return None
     return orjson.loads(report.read_bytes())
@@ -67,7 +64,10 @@ def table(reports):
     schedule over Adams2019's, both measured again in fresh processes, taking turns.
     """
     columns = ["confirmed", "tuned", *RIVALS]
-    lines = ["| application | stages | Adams2019, ms | tuned, ms | " + " | ".join(columns) + " | needed: tuned, random, retrained |", "|---" * (5 + len(columns)) + "|"]
+    lines = [
+        "| application | stages | Adams2019, ms | tuned, ms | " + " | ".join(columns) + " | needed: tuned, random, retrained |",
+        "|---" * (5 + len(columns)) + "|",
+    ]
     speedups = {name: [] for name in columns}
     for report in reports:
         best = {name: rival["best_ms"] for name, rival in report["rivals"].items()} | {"tuned": report["search"][-1]}
@@ -76,7 +76,11 @@ def table(reports):
             speedups[name].append(speedup)
         cells = [f"{found[name]:.2f}" if name in found else "-" for name in columns]
         needed = ", ".join(str(report["within_5_percent"][name] or "-") for name in ("lstm", "random", "adams2019_retrained"))
-        lines.append(f"| {report['program']} | {report['stages']} | {report['adams2019_ms']:.3f} | {report['best_ms']:.3f} | " + " | ".join(cells) + f" | {needed} |")
+        lines.append(
+            f"| {report['program']} | {report['stages']} | {report['adams2019_ms']:.3f} | {report['best_ms']:.3f} | "
+            + " | ".join(cells)
+            + f" | {needed} |"
+        )
     means = [f"{np.exp(np.mean(np.log(speedups[name]))):.2f}" if speedups[name] else "-" for name in columns]
     lines.append("| geometric mean | | | | " + " | ".join(means) + " | |")
     return "\n".join(lines)

@@ -21,9 +21,9 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
-import halide_utils
 import train_utils
 from features import SCHEDULE_FEATURES, TYPES
+from halide_tools.autoschedulers import WEIGHT_SHAPES, read_weights, write_weights
 
 TOOL = Path(hl.install_dir()) / "bin" / "adams2019_retrain_cost_model"
 FIT_PROGRAMS = 8  # in a batch
@@ -35,21 +35,21 @@ class Adams2019(nn.Module):
 
     Parameters
     ----------
-    weights : list of six arrays as halide_utils.baseline_weights or read_weights return them
+    weights : list of six arrays as baseline_weights or read_weights return them
     n_cores : of the machine that runs the schedules
     """
 
     def __init__(self, weights, n_cores):
         super().__init__()
         # Halide stores the first axis innermost, so its shapes are reversed here.
-        tensors = [torch.tensor(w).reshape(shape[::-1]) for w, shape in zip(weights, halide_utils.WEIGHT_SHAPES)]
+        tensors = [torch.tensor(w).reshape(shape[::-1]) for w, shape in zip(weights, WEIGHT_SHAPES)]
         names = ("algorithm_filter", "algorithm_bias", "schedule_filter", "schedule_bias", "filter", "bias")
         for name, tensor in zip(names, tensors):
             setattr(self, name, nn.Parameter(tensor))
         self.n_cores = n_cores
 
     def weights(self):
-        """The six arrays again, for halide_utils.write_weights."""
+        """The six arrays again, for write_weights."""
         return [p.detach().cpu().numpy() for p in self.parameters()]
 
     def coefficients(self, schedule_features, histograms):
@@ -129,7 +129,7 @@ def retrain(paths, rate, epochs, n_cores, initial_weights):
     """New weights (six arrays) from Halide's own retraining tool, run on `.sample` files. Raises RuntimeError where it fails."""
     with tempfile.TemporaryDirectory() as folder:
         before, after = f"{folder}/before.weights", f"{folder}/after.weights"
-        halide_utils.write_weights(before, initial_weights)
+        write_weights(before, initial_weights)
         command = [
             TOOL, f"--epochs={epochs}", f"--rates={rate}", f"--num_cores={n_cores}", f"--initial_weights={before}", f"--weights_out={after}",
             "--best_benchmark=", "--best_schedule=",
@@ -139,7 +139,7 @@ def retrain(paths, rate, epochs, n_cores, initial_weights):
         done = subprocess.run(command, input=names, capture_output=True, text=True, env=threads)
         if done.returncode or not Path(after).exists():
             raise RuntimeError(f"{TOOL.name} failed: {(done.stderr or done.stdout).strip()[-200:]}")
-        return halide_utils.read_weights(after)
+        return read_weights(after)
 
 
 def fit(weights, examples, n_cores, epochs, learning_rate, seed):

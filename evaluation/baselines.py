@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from sklearn.ensemble import HistGradientBoostingRegressor
 
-import adams2019 as halide_model
-import halide_utils
+from evaluation import adams2019
+from halide_tools.autoschedulers import baseline_weights
 
 TREE_SETTINGS = [{"max_leaf_nodes": 8, "min_samples_leaf": 10}, {"max_leaf_nodes": 31, "min_samples_leaf": 20}]
 TREE_RATE, TREE_ITERATIONS = 0.08, 300
@@ -68,9 +68,9 @@ def pooled_features(sequences):
     return np.concatenate(parts[1:] or parts)
 
 
-def adams2019(train, val, others):
+def adams2019_as_shipped(train, val, others):
     """Halide's own network with the weights it ships with, its predictions scaled to this machine on the training rows."""
-    return _scaled(halide_utils.baseline_weights(), train, others)
+    return _scaled(baseline_weights(), train, others)
 
 
 def adams2019_retrained(train, val, others):
@@ -78,9 +78,9 @@ def adams2019_retrained(train, val, others):
     n_cores = os.cpu_count()
     best = None
     with tempfile.TemporaryDirectory() as folder:
-        samples = halide_model.write_samples(folder, train.halide_batches(), train.log_runtime, train.instance)
+        samples = adams2019.write_samples(folder, train.halide_batches(), train.log_runtime, train.instance)
         for rate in RETRAIN_RATES:
-            weights = halide_model.retrain(samples, rate, RETRAIN_EPOCHS, n_cores, halide_utils.baseline_weights())
+            weights = adams2019.retrain(samples, rate, RETRAIN_EPOCHS, n_cores, baseline_weights())
             error = np.mean((_scaled(weights, train, [val])[0] - val.log_runtime) ** 2)
             if best is None or error < best[0]:
                 best = (error, weights)
@@ -89,7 +89,7 @@ def adams2019_retrained(train, val, others):
 
 def _scaled(weights, train, others):
     def predict(rows):
-        return halide_model.log_predictions(weights, rows.halide_batches(), os.cpu_count())
+        return adams2019.log_predictions(weights, rows.halide_batches(), os.cpu_count())
 
     offset = np.mean(train.log_runtime - predict(train))
     return [predict(rows) + offset for rows in others]
@@ -105,6 +105,6 @@ def why_no_halide_model(train, val, others):
 
 def why_no_retraining(train):
     """Why Halide's tool can't retrain on these rows, or ''."""
-    if np.unique(train.instance, return_counts=True)[1].max() < halide_model.MIN_SCHEDULES:
-        return f"Halide's tool trains on programs with {halide_model.MIN_SCHEDULES} schedules or more, and there is none"
+    if np.unique(train.instance, return_counts=True)[1].max() < adams2019.MIN_SCHEDULES:
+        return f"Halide's tool trains on programs with {adams2019.MIN_SCHEDULES} schedules or more, and there is none"
     return ""

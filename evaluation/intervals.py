@@ -1,4 +1,4 @@
-"""Correct the predictions for a program by the few of its schedules that have been measured.
+"""How far predictions may be off: conformal intervals, and the correction by a few measured schedules of a program.
 
 Most of the error on a new program is shared by its schedules: the model takes all of them for faster or slower than they are. A
 residual (ln measured - ln predicted) is taken for the sum of an offset of its program and an error of its own, with variances
@@ -7,6 +7,27 @@ predictor of the offset is their mean, shrunk by between / (between + within / k
 """
 
 import numpy as np
+
+
+def conformal_half_width(residuals, programs, level):
+    """Half the width of an interval in log-runtime that covers a new program's schedules with probability `level` on average.
+
+    Split conformal prediction with programs, not rows, as what is exchangeable: every program counts the same, and one more,
+    infinitely wrong, stands for the program to come (Lei et al. 2018; Dunn et al. 2022 for groups). With fewer programs than
+    level / (1 - level) that would be an infinite width; then the largest residual is returned, and the level is not promised.
+    """
+    _, program, count = np.unique(programs, return_inverse=True, return_counts=True)
+    order = np.argsort(np.abs(residuals))
+    reached = np.cumsum(1 / count[program[order]]) / (len(count) + 1)
+    at = np.searchsorted(reached, level)
+    return float(np.abs(residuals)[order[min(at, len(order) - 1)]])
+
+
+def errors_of(meta, counted):
+    """What a checkpoint knows of its errors on programs not seen, where the lowered code was counted and where it was not: {"log_half_width",
+    "offset_variance"}."""
+    return meta["errors" if counted else "errors_uncounted"]
+
 
 SHOTS = (1, 3, 8)
 DRAWS = 20  # random choices of the measured schedules that the report averages over

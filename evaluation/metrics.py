@@ -102,6 +102,7 @@ def summarise(programs):
 
     programs : list of program_metrics; a metric is left out of the mean where a program has no value for it.
     """
+
     def values(name):
         column = np.array([p[name] for p in programs], float)
         return column[~np.isnan(column)]
@@ -139,7 +140,9 @@ def bootstrap(programs, groups, log_runtime, log_predicted, n_samples, level, se
     tails = [50 * (1 - level), 50 * (1 + level)]
     with np.errstate(all="ignore"):
         return {
-            name: [float(v) for v in np.nanpercentile([s[name] for s in samples], tails)] if not all(np.isnan(s[name]) for s in samples) else [None, None]
+            name: [float(v) for v in np.nanpercentile([s[name] for s in samples], tails)]
+            if not all(np.isnan(s[name]) for s in samples)
+            else [None, None]
             for name in samples[0]
         }
 

@@ -16,52 +16,56 @@ from pathlib import Path
 import halide as hl
 import numpy as np
 
-import halide_utils
 from features import LOWERED
+from halide_tools.programs import CALL_PATTERNS, Region, estimated_arguments, functions
 
 NAME = re.compile(r"(?<![\w.$\"])[A-Za-z_][\w.$]*")
 NUMBER = re.compile(r"(?<![\w.$])(\d+\.\d+)f?\b")
-WHOLE, REAL = re.compile(r"\bu?int\d+\("), re.compile(r"\bb?float\d+\(")  # casts of scalars, as functions
+WHOLE, NON_INTEGER = re.compile(r"\bu?int\d+\("), re.compile(r"\bb?float\d+\(")  # casts of scalars, as functions
 CAST = re.compile(r"\((?:u?int|float|bfloat)\d+(?:x\d+)?\)")
 ELSEWHERE = re.compile("load_typed_struct_member|_halide_buffer_get|make_struct")  # a task's copies, and what is known of buffers
 STAGE = re.compile(r"(.+?)\.s(\d+)\.")  # how the names of a stage's loops begin
 LOAD = re.compile(r"(?<![\w.$])([A-Za-z_][\w.$]*)\[")
-OPERATION = re.compile(r"[*/%]| [+-] |[<>]=?|[=!]=|&&|\|\||\b(?:u?int|float)\d+(?:x\d+)?\(|\b(?:min|max|select|absd?|(?:saturating|rounding|widening|widen|halving)_\w+)\(")
+OPERATION = re.compile(
+    r"[*/%]| [+-] |[<>]=?|[=!]=|&&|\|\||\b(?:u?int|float)\d+(?:x\d+)?\(|\b(?:min|max|select|absd?|(?:saturating|rounding|widening|widen|halving)_\w+)\("
+)
 DIVISION = re.compile(r"[/%]")
 CAST_TO = re.compile(r"\b(?:u?int|float)\d+(?:x\d+)?\(|saturating_cast\(")
 SLICE = re.compile(r"\bslice_vectors\([^()]*, (\d+)\)")
 SHUFFLE = re.compile(r"\b(?:slice_vectors|interleave_vectors|concat_vectors|extract_element|mux)\(")
 LOADED = re.compile(r"\bloaded(\d+)\b")  # what a load has been replaced by, with its lanes
 PATTERNS = {"points_divided": DIVISION, "points_cast": CAST_TO, "points_shuffled": SHUFFLE}
-PATTERNS |= {f"points_{kind}": re.compile(halide_utils.CALL_PATTERNS[kind]) for kind in ("sin_cos", "library", "exp", "log", "pow", "sqrt")}
-MAX_ITERATIONS = 300_000  # run, of all loops together: two of each, so 2^n in n loops inside each other; the largest application takes 34,000
+PATTERNS |= {f"points_{kind}": re.compile(CALL_PATTERNS[kind]) for kind in ("sin_cos", "library", "exp", "log", "pow", "sqrt")}
+MAX_ITERATIONS = (
+    300_000  # run, of all loops together: two of each, so 2^n in n loops inside each other; the largest application takes 34,000
+)
 L1_BYTES, L2_BYTES = 2**15, 2**20  # a buffer that is larger is taken to lie beyond that cache
 
 
-class Real(float):
+class NonInteger(float):
     """A number of the lowered code that is no integer: `/` is translated to `//`, which divides integers there."""
 
     def __floordiv__(self, other):
-        return Real(float(self) / other)
+        return NonInteger(float(self) / other)
 
     def __rfloordiv__(self, other):
-        return Real(other / float(self))
+        return NonInteger(other / float(self))
 
 
 # What is called in the lowered code, and in its translation to Python.
 FUNCTIONS = {
-    "min": min, "max": max, "abs": abs, "select": lambda condition, a, b: a if condition else b, "whole": int, "real": Real,
+    "min": min, "max": max, "abs": abs, "select": lambda condition, a, b: a if condition else b, "whole": int, "real": NonInteger,
     "ceil_f32": math.ceil, "ceil_f64": math.ceil, "floor_f32": math.floor, "floor_f64": math.floor,
 }  # fmt: skip
 KEPT = {*FUNCTIONS, "let", "and", "or", "not", "lambda"}
 
 
 def _keeps_real(name):
-    return lambda self, other: Real(getattr(float, name)(self, other))
+    return lambda self, other: NonInteger(getattr(float, name)(self, other))
 
 
 for _name in ("__add__", "__radd__", "__sub__", "__rsub__", "__mul__", "__rmul__"):
-    setattr(Real, _name, _keeps_real(_name))
+    setattr(NonInteger, _name, _keeps_real(_name))
 
 
 # Text
@@ -104,12 +108,12 @@ def without_lets(text):
     return text
 
 
-def python(expression):
+def to_python(expression):
     """A scalar expression of the lowered code in Python: "None" where it can't be one."""
-    text = WHOLE.sub("whole(", REAL.sub("real(", CAST.sub("", without_lets(expression))))
+    text = WHOLE.sub("whole(", NON_INTEGER.sub("real(", CAST.sub("", without_lets(expression))))
     text = NUMBER.sub(r"real(\1)", text)
     text = re.sub(r"!(?!=)", " not ", text.replace("&&", " and ").replace("||", " or ").replace("/", "//"))
-    text = NAME.sub(lambda name: name[0] if name[0] in KEPT else f"v[{name[0]!r}]", text)
+    text = NAME.sub(lambda name: name[0] if name[0] in KEPT else f"variables[{name[0]!r}]", text)
     try:
         compile(text.strip(), "lowered", "eval")
     except SyntaxError:
@@ -194,9 +198,9 @@ def translate(lowered):
         elif found := re.match(r"for \((\S+), (.*)\) \{", line):
             (start, extent), _ = arguments(found[2], 0)
             opened, is_loop = stage_of(found[1]), True
-            emit(f"for _ in loop({found[1]!r}, lambda: {python(start)}, lambda: {python(extent)}):")
+            emit(f"for _ in loop({found[1]!r}, lambda: {to_python(start)}, lambda: {to_python(extent)}):")
         elif found := re.match(r"(?:\} else )?if \((.*)\) \{", line):
-            emit(f"{'elif' if line.startswith('}') else 'if'} holds(lambda: {python(found[1])}):")
+            emit(f"{'elif' if line.startswith('}') else 'if'} may_hold(lambda: {to_python(found[1])}):")
         elif line == "} else {":
             emit("else:")
         elif found := re.match(r"produce (\S+) \{", line):
@@ -206,16 +210,18 @@ def translate(lowered):
             emit("if True:")
         elif found := re.match(r"let \S+ = halide_do_par_for\(.*?::([\w$.]+), ", line):
             start, extent, *_ = arguments(line, found.end())[0]
-            emit(f"run_task({found[1]!r}, lambda: {python(start)}, lambda: {python(extent)})")
+            emit(f"run_task({found[1]!r}, lambda: {to_python(start)}, lambda: {to_python(extent)})")
         elif found := re.match(r"let (\S+) = (.*)", line):
             if not ELSEWHERE.search(found[2]):
                 counts, n = count_value(found[2], vectors, True)
                 if n > 1:
                     vectors[found[1]] = n
-                emit(f"assign({found[1]!r}, lambda: {python(found[2])})")
+                emit(f"assign({found[1]!r}, lambda: {to_python(found[2])})")
                 note(counts)
         elif found := re.match(r"allocate ([\w.$]+)\[[a-z]+(\d+)(?:x(\d+))? \* (.*?)\]", line):
-            emit(f"allocate({found[1]!r}, {max(int(found[2]) // 8, 1) * int(found[3] or 1)}, lambda: {python(found[4])}, {'in Stack' in line})")
+            emit(
+                f"allocate({found[1]!r}, {max(int(found[2]) // 8, 1) * int(found[3] or 1)}, lambda: {to_python(found[4])}, {'in Stack' in line})"
+            )
         elif found := re.match(r"([A-Za-z_][\w.$]*)\[", line):
             index, end = arguments(line, found.end())
             if " = " in line[end:]:
@@ -239,7 +245,7 @@ class Execution:
     """Runs a translation. A loop runs its middle iteration, which stands for all but the last, and the last."""
 
     def __init__(self, values, n_statements):
-        self.v, self.weight, self.tasks, self.iterations = dict(values), 1, {}, 0
+        self.variables, self.weight, self.tasks, self.iterations = dict(values), 1, {}, 0
         self.runs, self.allocated, self.all_known = np.zeros(n_statements), {}, True
 
     def value(self, function):
@@ -250,13 +256,13 @@ class Execution:
             return None
 
     def assign(self, name, function):
-        self.v[name] = self.value(function)
+        self.variables[name] = self.value(function)
 
     def let(self, name, value, function):
-        self.v[name] = value
+        self.variables[name] = value
         return function()
 
-    def holds(self, function):
+    def may_hold(self, function):
         known = self.value(function)
         return known is None or bool(known)
 
@@ -268,7 +274,7 @@ class Execution:
             self.iterations += 1
             if self.iterations > MAX_ITERATIONS:
                 raise TooLong
-            self.v[name], self.weight = first + index, outer * weight
+            self.variables[name], self.weight = first + index, outer * weight
             yield
         self.weight = outer
 
@@ -308,21 +314,23 @@ def count_lowered(pipeline):
         values, sizes = known_values(pipeline, names.split(", "))
         program, statements = translate(lowered)
         execution = Execution(values, len(statements))
-        methods = {method: getattr(execution, method) for method in ("assign", "let", "holds", "loop", "task", "run_task", "run", "allocate")}
-        exec(compile(program, name, "exec"), {"v": execution.v, **FUNCTIONS, **methods})
+        methods = {
+            method: getattr(execution, method) for method in ("assign", "let", "may_hold", "loop", "task", "run_task", "run", "allocate")
+        }
+        exec(compile(program, name, "exec"), {"variables": execution.variables, **FUNCTIONS, **methods})
         execution.tasks[name][1]()
     except (SyntaxError, RecursionError, TooLong, AttributeError, LookupError, NameError, ValueError):
         return None  # nested deeper than Python allows, or written as no code seen so far: the schedule is worth keeping all the same
-    return by_stage(halide_utils.functions(pipeline), statements, execution, sizes) if execution.all_known else None
+    return by_stage(functions(pipeline), statements, execution, sizes) if execution.all_known else None
 
 
 def known_values(pipeline, names):
     """What the lowered code's arguments, of these names, tell it: ({name in the code: number}, {name: (bytes a point, bytes in all)})."""
     values, sizes = {}, {}
-    inputs, outputs = halide_utils.estimated_arguments(pipeline)
+    inputs, outputs = estimated_arguments(pipeline)
     for name, given in zip(names, [*inputs, *outputs]):
-        if not isinstance(given, halide_utils.Region):
-            values[name] = Real(given) if isinstance(given, float) else given
+        if not isinstance(given, Region):
+            values[name] = NonInteger(given) if isinstance(given, float) else given
             continue
         stride = 1
         for i, (minimum, extent) in enumerate(given.bounds):
@@ -340,7 +348,9 @@ def by_stage(funcs, statements, execution, sizes):
         sizes[name] = itemsize, n_bytes / max(n, 1)
         stage = (name, 0) if (name, 0) in totals else (name.rpartition(".")[0], 0)  # `f.1` is a part of a Tuple's Func
         if stage in totals:
-            totals[stage] += Counter(dict(zip(("stack_allocations", "stack_bytes") if on_stack else ("allocations", "bytes_allocated"), (n, n_bytes))))
+            totals[stage] += Counter(
+                dict(zip(("stack_allocations", "stack_bytes") if on_stack else ("allocations", "bytes_allocated"), (n, n_bytes)))
+            )
     for (stage, counts), n in zip(statements, execution.runs):
         if stage not in totals or not n:
             continue

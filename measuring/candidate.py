@@ -21,8 +21,8 @@ from pathlib import Path
 import halide as hl
 import numpy as np
 
-import halide_utils
-import lowering
+from halide_tools import execution, lowered_code
+from halide_tools.programs import describe_stages, schedule_everything_at_root
 
 HALIDE_ERRORS = (hl.HalideError, ValueError, RuntimeError, MemoryError)
 RUN_SECONDS = 60
@@ -38,7 +38,7 @@ def run_candidate(connection, spec, proposal, counts, reference_path, log_path):
     counts : whether to count in its lowered code, too.
 
     Sends ("proposed", featurization, source, seconds, description of the stages), then, each after a word from the parent, ("compiled", seconds),
-    ("checked", lowering.as_dict of the counts or None) where its output is the reference's, and ("measured", halide_utils.Pass) as often as asked; or ("failed", reason, detail).
+    ("checked", lowered_code.as_dict of the counts or None) where its output is the reference's, and ("measured", execution.Pass) as often as asked; or ("failed", reason, detail).
     """
     _die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -54,7 +54,7 @@ def run_candidate(connection, spec, proposal, counts, reference_path, log_path):
             connection.send(("proposed", *proposed[:2], time.monotonic() - start, proposed[2]))
             connection.recv()
             start = time.monotonic()
-            program = elsewhere.submit(halide_utils.Program, pipeline).result()
+            program = elsewhere.submit(execution.Program, pipeline).result()
         if proposal is None:
             program.allocate(spec.seed)
             program()
@@ -64,7 +64,7 @@ def run_candidate(connection, spec, proposal, counts, reference_path, log_path):
         _send_from_fork(connection, lambda: _check(program, spec.seed, reference_path, counts))
         while True:
             connection.recv()
-            _send_from_fork(connection, lambda: ("measured", halide_utils.benchmark(program, spec.seed)))
+            _send_from_fork(connection, lambda: ("measured", execution.benchmark(program, spec.seed)))
     except EOFError:
         pass
     except HALIDE_ERRORS as error:
@@ -76,8 +76,8 @@ def _schedule(spec, proposal):
     pipeline = spec.build()
     if proposal:
         return pipeline, *proposal.apply(pipeline), {}
-    halide_utils.schedule_everything_at_root(pipeline)
-    return pipeline, b"", "", halide_utils.describe_stages(pipeline)
+    schedule_everything_at_root(pipeline)
+    return pipeline, b"", "", describe_stages(pipeline)
 
 
 def _check(program, seed, reference_path, counts):
@@ -85,11 +85,11 @@ def _check(program, seed, reference_path, counts):
     program.allocate(seed)
     program()
     with np.load(reference_path) as reference:
-        wrong = halide_utils.mismatch(program.results(), reference.values())
+        wrong = execution.mismatch(program.results(), reference.values())
     if wrong:
         return ("failed", "wrong_result", wrong)
-    found = lowering.count_lowered(program.pipeline) if counts else None
-    return ("checked", None if found is None else lowering.as_dict(found))
+    found = lowered_code.count_lowered(program.pipeline) if counts else None
+    return ("checked", None if found is None else lowered_code.as_dict(found))
 
 
 def _send_from_fork(connection, work):
@@ -103,7 +103,7 @@ def _send_from_fork(connection, work):
         code = 1
         try:
             _die_with_parent()
-            halide_utils.keep_memory()
+            execution.keep_memory()
             try:
                 message = work()
             except HALIDE_ERRORS as error:
@@ -134,11 +134,11 @@ def propose(spec, proposal):
 
 
 def count(spec, proposal):
-    """What lowering.count_lowered finds in the code of a proposal, neither compiled nor run; None where Halide can't lower it, too."""
+    """What lowered_code.count_lowered finds in the code of a proposal, neither compiled nor run; None where Halide can't lower it, too."""
     try:
         pipeline = spec.build()
         proposal.apply(pipeline)
-        return lowering.count_lowered(pipeline)
+        return lowered_code.count_lowered(pipeline)
     except (hl.HalideError, RuntimeError):
         return None
 
@@ -167,7 +167,7 @@ def _die_with_parent():
 
 def prepare_processes():
     """Have candidates' processes start from one that has imported Halide, and without the script: it is of no use to them, and slow."""
-    Candidate.context.set_forkserver_preload(["warm_halide", "candidate"])
+    Candidate.context.set_forkserver_preload(["measuring.warm_up", "measuring.candidate"])
     main = sys.modules["__main__"]
     if main.__spec__ is None:
         main.__file__ = struct.__file__  # multiprocessing has each process import what this names: something that costs nothing
@@ -186,7 +186,7 @@ class Candidate:
         self.proposal = None if key == "reference" else run.proposal(key.rstrip("r"))
         self.log = Path(folder, f"{run.spec.name}.{key}.log")
         self.connection, theirs = self.context.Pipe()
-        self.lowered = run.lowered(key)  # as of lowering.as_dict
+        self.lowered = run.lowered(key)  # as of lowered_code.as_dict
         counts = key.isdecimal() and self.lowered is None
         arguments = (theirs, run.spec, self.proposal, counts, str(Path(folder, f"{run.spec.name}.npz")), str(self.log))
         self.process = self.context.Process(target=run_candidate, args=arguments, daemon=True)
@@ -195,7 +195,7 @@ class Candidate:
         self.deadline, self.late = time.monotonic() + self.seconds, ("timeout", f"not compiled within {self.seconds:g} s")
         self.featurization, self.source, self.hash = b"", "", ""
         self.schedule_seconds = self.compile_seconds = 0.0
-        self.passes = []  # halide_utils.Pass each
+        self.passes = []  # execution.Pass each
         self.has_proposed = self.has_ended = False
 
     def receive(self, seconds):

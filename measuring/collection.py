@@ -20,19 +20,19 @@ import orjson
 from filelock import FileLock
 from tqdm import tqdm
 
-import halide_utils
-from candidate import RUN_SECONDS, Candidate, prepare_processes
 from config import replace_file
-from data_utils import LOWERED_SUFFIX
-from halide_utils import Proposal
-from machine import MAX_DRIFT, REPEATED_SHARE, TRIES, is_noisy, note_calibration, settled, summary, wait_for_calm
+from dumps.files import LOWERED_SUFFIX
+from halide_tools.autoschedulers import Proposal
+from measuring.candidate import RUN_SECONDS, Candidate, prepare_processes
+from measuring.machine import MAX_DRIFT, REPEATED_SHARE, TRIES, has_converged, is_noisy, record_calibration, summary, wait_for_calm
+from pipelines import random_programs
 
 PROPOSALS_A_SCHEDULE = 3  # give up on a program after this many proposals for each schedule wanted
 FEW_TIMEOUTS, MANY_TIMEOUTS = 2, 4  # or after this many that took too long to compile: few if fewer were fast enough, or many
 
 
 @dataclass(frozen=True)
-class Known:
+class PriorSchedule:
     """A schedule that was measured before: how to propose it, the hash of what comes out, and lowering.as_dict of its counts, if there are any."""
 
     proposal: Proposal
@@ -42,7 +42,7 @@ class Known:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be measured of each program, and where it goes: new schedules, or those of a program in `known`, {program: {key: Known}}."""
+    """What is to be measured of each program, and where it goes: new schedules, or those of a program in `known`, {program: {key: PriorSchedule}}."""
 
     folder: str
     schedules: int
@@ -66,12 +66,20 @@ class ProgramRun:
                 candidates = self.record["candidates"]
                 self.record["candidates"] = {k: c for k, c in candidates.items() if c["outcome"] != "timeout"}
         else:
-            self.record = {"name": spec.name, "seed": spec.seed, "stages": [], "edges": [], "calls": {}, "candidates": {}, "complete": False}
+            self.record = {
+                "name": spec.name,
+                "seed": spec.seed,
+                "stages": [],
+                "edges": [],
+                "calls": {},
+                "candidates": {},
+                "complete": False,
+            }
             if not spec.path:
-                self.record["stage_kinds"] = halide_utils.random_programs.build(spec.seed, spec.max_stages)[1]
-        self.decided = self.record["candidates"]
+                self.record["stage_kinds"] = random_programs.build(spec.seed, spec.max_stages)[1]
+        self.outcomes = self.record["candidates"]
         self.reference_ready, self.failed = False, "failure" in self.record
-        self.undecided = []  # candidates whose proposals may be duplicates of earlier ones, in the order of their keys
+        self.awaiting_deduplication = []  # candidates whose proposals may be duplicates of earlier ones, in the order of their keys
         self.compiling = {}  # {hash: key} of those that were not
         self.unchecked = []  # candidates that have compiled before the reference has run
         self.n_compiled = 0
@@ -94,16 +102,16 @@ class ProgramRun:
 
     def measured(self):
         """Keys of the schedules with a runtime, repetitions left out."""
-        return [k for k, c in self.decided.items() if c["outcome"] == "measured" and not k.endswith("r")]
+        return [k for k, c in self.outcomes.items() if c["outcome"] == "measured" and not k.endswith("r")]
 
-    def decide(self, candidate, outcome, **more):
+    def record_outcome(self, candidate, outcome, **more):
         """Note for good how a candidate ended."""
-        self.decided[candidate.key] = {**vars(candidate.proposal), "outcome": outcome, **more}
+        self.outcomes[candidate.key] = {**vars(candidate.proposal), "outcome": outcome, **more}
         self.save()
 
-    def gives_up(self):
+    def should_stop(self):
         """Whether no more candidates are worth their time: no reference, or mostly such that compile for too long."""
-        timeouts = sum(c["outcome"] == "timeout" for c in self.decided.values())
+        timeouts = sum(c["outcome"] == "timeout" for c in self.outcomes.values())
         fast_enough = len(self.measured()) + self.n_compiled
         too_many = timeouts >= MANY_TIMEOUTS or (timeouts >= FEW_TIMEOUTS and timeouts > fast_enough)
         return self.failed or (too_many and not self.known)
@@ -113,11 +121,11 @@ class ProgramRun:
 
         The set of schedules that a program ends with depends on nothing but the program, however often it was stopped.
         """
-        if self.gives_up():
+        if self.should_stop():
             return []
         missing = self.wanted - len(self.measured())
         keys = self.known or map(str, range(self.wanted * PROPOSALS_A_SCHEDULE))
-        open_keys = (key for key in keys if key not in self.decided)
+        open_keys = (key for key in keys if key not in self.outcomes)
         return list(itertools.islice(open_keys, missing))
 
     def repeat_keys(self):
@@ -125,26 +133,26 @@ class ProgramRun:
         if self.failed:
             return []
         chosen = (k for k in self.measured() if stable_share(f"{self.spec.name}/{k}") < REPEATED_SHARE)
-        return [f"{k}r" for k in chosen if f"{k}r" not in self.decided]
+        return [f"{k}r" for k in chosen if f"{k}r" not in self.outcomes]
 
-    def decide_proposals(self):
+    def deduplicate_proposals(self):
         """Compile or drop the proposals whose turn it is.
 
         In the order of the keys, so that which of two equal schedules counts as the duplicate does not depend on which process
         was faster. Returns the candidates dropped.
         """
         dropped = []
-        while self.undecided and (self.undecided[0].has_proposed or self.undecided[0].has_ended):
-            candidate = self.undecided.pop(0)
+        while self.awaiting_deduplication and (self.awaiting_deduplication[0].has_proposed or self.awaiting_deduplication[0].has_ended):
+            candidate = self.awaiting_deduplication.pop(0)
             if candidate.has_ended:
                 continue
-            earlier = {c.get("hash"): k for k, c in self.decided.items()} | self.compiling
+            earlier = {c.get("hash"): k for k, c in self.outcomes.items()} | self.compiling
             known = self.known.get(candidate.key)
             if known and known.hash != candidate.hash:
                 self.fail(candidate, "changed", "another schedule comes out today")
                 dropped.append(candidate)
             elif candidate.hash in earlier:
-                self.decide(candidate, "duplicate", of=earlier[candidate.hash], hash=candidate.hash)
+                self.record_outcome(candidate, "duplicate", of=earlier[candidate.hash], hash=candidate.hash)
                 candidate.end()
                 dropped.append(candidate)
             else:
@@ -170,7 +178,7 @@ class ProgramRun:
             self.failed = True
             self.record["failure"] = f"reference: {reason}: {detail}"
         else:
-            self.decide(candidate, reason, detail=detail, hash=candidate.hash)
+            self.record_outcome(candidate, reason, detail=detail, hash=candidate.hash)
         candidate.end()
 
     def write_sample(self, candidate, runtime_ms):
@@ -197,11 +205,11 @@ def measure_programs(specs, plan):
     """
     prepare_processes()
     with FileLock(Path(tempfile.gettempdir()) / f"collect_schedules.{os.getuid()}.lock"):
-        drift = note_calibration(Path(plan.folder))
+        drift = record_calibration(Path(plan.folder))
         if abs(drift) > MAX_DRIFT:
             return {"drift": drift}
         runs = [ProgramRun(spec, plan) for spec in specs]
-        done = {run: set(run.decided) for run in runs}
+        done = {run: set(run.outcomes) for run in runs}
         with tempfile.TemporaryDirectory() as folder:
             measured = []
             for open_keys in (ProgramRun.next_keys, ProgramRun.repeat_keys):
@@ -214,8 +222,11 @@ def measure_programs(specs, plan):
         for run in runs:
             run.record["complete"] = True
             run.save()
-    new = [(key, c["outcome"]) for run in runs for key, c in run.decided.items() if key not in done[run]]
-    return {"measured": sum(outcome == "measured" and key.isdecimal() for key, outcome in new), "failed": sum(outcome not in ("measured", "duplicate") for _, outcome in new)}
+    new = [(key, c["outcome"]) for run in runs for key, c in run.outcomes.items() if key not in done[run]]
+    return {
+        "measured": sum(outcome == "measured" and key.isdecimal() for key, outcome in new),
+        "failed": sum(outcome not in ("measured", "duplicate") for _, outcome in new),
+    }
 
 
 def compile_candidates(keys, folder):
@@ -233,12 +244,12 @@ def compile_candidates(keys, folder):
         # Those that wait for an earlier proposal or for the reference need no core.
         while queue and sum(candidate.deadline < math.inf for _, candidate in active.values()) < os.cpu_count():
             run, key = queue.pop()
-            if run.failed or (key.isdecimal() and run.gives_up()):
+            if run.failed or (key.isdecimal() and run.should_stop()):
                 continue
             candidate = Candidate(key, run, folder)
             active[candidate.connection] = (run, candidate)
             if key.isdecimal():
-                run.undecided.append(candidate)
+                run.awaiting_deduplication.append(candidate)
         nearest = min((candidate.deadline for _, candidate in active.values()), default=0)
         heard = wait(list(active), min(max(nearest - time.monotonic(), 0), 60))
         late = [c for c, (_, candidate) in active.items() if candidate.deadline <= time.monotonic() and c not in heard]
@@ -268,7 +279,7 @@ def compile_candidates(keys, folder):
                 else:
                     candidate.lowered = candidate.lowered or content[0]
                     ready.append((run, candidate))
-            for dropped in [*run.decide_proposals(), *run.check_compiled()]:
+            for dropped in [*run.deduplicate_proposals(), *run.check_compiled()]:
                 active.pop(dropped.connection, None)
         progress.update(progress.total - len(queue) - len(active) - progress.n)
     progress.close()
@@ -295,11 +306,11 @@ def measure(run, candidate):
         tries.append(message[1])
         if not is_noisy(message[1]):
             break
-    candidate.passes.append(min(tries, key=lambda p: p.foreign_share))
+    candidate.passes.append(min(tries, key=lambda p: p.background_cpu_share))
     found = summary(candidate.passes)
     run.write_sample(candidate, found["runtime_ms"])
     seconds = {"schedule_seconds": round(candidate.schedule_seconds, 2), "compile_seconds": round(candidate.compile_seconds, 2)}
-    run.decide(candidate, "measured", hash=candidate.hash, **found, **seconds)
+    run.record_outcome(candidate, "measured", hash=candidate.hash, **found, **seconds)
 
 
 def further_passes(measured):
@@ -308,7 +319,7 @@ def further_passes(measured):
     while measured := [(run, candidate) for run, candidate in measured if not candidate.has_ended]:
         progress.update(progress.total - len(measured) - progress.n)
         for run, candidate in measured:
-            if settled(candidate.passes):
+            if has_converged(candidate.passes):
                 candidate.end()
             else:
                 measure(run, candidate)

@@ -26,12 +26,16 @@ def fan_out(config):
     try:
         client = Client(config.scheduler_address, timeout=10)
     except (OSError, ValueError) as error:
-        raise UserError(f"--scheduler_address {config.scheduler_address}: no Dask scheduler answers there ({error}); start one, or give --backend loky") from None
+        raise UserError(
+            f"--scheduler_address {config.scheduler_address}: no Dask scheduler answers there ({error}); start one, or give --backend loky"
+        ) from None
     with client, parallel_config("dask"):
         workers = sum(client.nthreads().values())
         if not workers:
-            raise UserError(f"--scheduler_address {config.scheduler_address}: the cluster has no workers; start some with: dask worker ADDRESS")
-        client.run(_prepare_worker, str(Path(__file__).resolve().parent))
+            raise UserError(
+                f"--scheduler_address {config.scheduler_address}: the cluster has no workers; start some with: dask worker ADDRESS"
+            )
+        client.run(_prepare_worker, str(Path(__file__).resolve().parent.parent))
         yield workers
 
 

@@ -5,7 +5,7 @@ Halide compiles its runtime library (threads, allocation, errors) once a process
 
 import halide as hl
 
-import halide_utils  # noqa: F401  (what the children need, imported once)
+import halide_tools.execution  # noqa: F401  (what the children need, imported once)
 
 _x, _f = hl.Var("x"), hl.Func("warm_up")
 _f[_x] = _x

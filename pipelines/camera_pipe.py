@@ -139,9 +139,7 @@ def sharpen(f, strength):
     unsharp_y[x, y, c] = blur(f[x, y - 1, c], f[x, y, c], f[x, y + 1, c])
     unsharp[x, y, c] = blur(unsharp_y[x - 1, y, c], unsharp_y[x, y, c], unsharp_y[x + 1, y, c])
     mask[x, y, c] = hl.i16(f[x, y, c]) - hl.i16(unsharp[x, y, c])
-    sharpened[x, y, c] = hl.u8_sat(
-        hl.i32(f[x, y, c]) + hl.i32(mask[x, y, c]) * hl.i32(fixed) // 32
-    )
+    sharpened[x, y, c] = hl.u8_sat(hl.i32(f[x, y, c]) + hl.i32(mask[x, y, c]) * hl.i32(fixed) // 32)
     return sharpened
 
 

@@ -22,9 +22,7 @@ class DepthwiseSeparableConv(hl.Generator):
         rk = hl.RDom([(0, K), (0, K)], "rk")
         depthwise = hl.Func("depthwise")
         depthwise[d, x, y, b] = hl.f32(0)
-        depthwise[d, x, y, b] += (
-            self.depthwise_filter[d, rk.x, rk.y] * padded[d, x + rk.x - K // 2, y + rk.y - K // 2, b]
-        )
+        depthwise[d, x, y, b] += self.depthwise_filter[d, rk.x, rk.y] * padded[d, x + rk.x - K // 2, y + rk.y - K // 2, b]
 
         rc = hl.RDom([(0, CI)], "rc")
         pointwise = hl.Func("pointwise")

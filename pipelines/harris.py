@@ -19,21 +19,13 @@ class Harris(hl.Generator):
         clamped = hl.BoundaryConditions.repeat_edge(self.input)
 
         gray = hl.Func("gray")
-        gray[x, y] = (
-            hl.f32(0.299) * clamped[x, y, 0]
-            + hl.f32(0.587) * clamped[x, y, 1]
-            + hl.f32(0.114) * clamped[x, y, 2]
-        )
+        gray[x, y] = hl.f32(0.299) * clamped[x, y, 0] + hl.f32(0.587) * clamped[x, y, 1] + hl.f32(0.114) * clamped[x, y, 2]
 
         # Sobel gradients over the 3x3 window centred at (x, y).
         scale = hl.f32(1 / 12)
         ix, iy = hl.funcs("ix iy")
-        ix[x, y] = scale * sum(
-            w * (gray[x + 1, y + i] - gray[x - 1, y + i]) for i, w in ((-1, 1.0), (0, 2.0), (1, 1.0))
-        )
-        iy[x, y] = scale * sum(
-            w * (gray[x + i, y + 1] - gray[x + i, y - 1]) for i, w in ((-1, 1.0), (0, 2.0), (1, 1.0))
-        )
+        ix[x, y] = scale * sum(w * (gray[x + 1, y + i] - gray[x - 1, y + i]) for i, w in ((-1, 1.0), (0, 2.0), (1, 1.0)))
+        iy[x, y] = scale * sum(w * (gray[x + i, y + 1] - gray[x + i, y - 1]) for i, w in ((-1, 1.0), (0, 2.0), (1, 1.0)))
 
         ixx, iyy, ixy = hl.funcs("ixx iyy ixy")
         ixx[x, y] = ix[x, y] * ix[x, y]

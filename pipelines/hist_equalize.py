@@ -42,9 +42,7 @@ class HistEqualize(hl.Generator):
         red, green, blue = hl.funcs("red green blue")
         cr, cb = Cr[x, y] - 128.0, Cb[x, y] - 128.0
         red[x, y] = hl.u8_sat(hl.round(eq[x, y] + cr * hl.f32(1.4)))
-        green[x, y] = hl.u8_sat(
-            hl.round(eq[x, y] - cb * hl.f32(0.343) - cr * hl.f32(0.711))
-        )
+        green[x, y] = hl.u8_sat(hl.round(eq[x, y] - cb * hl.f32(0.343) - cr * hl.f32(0.711)))
         blue[x, y] = hl.u8_sat(hl.round(eq[x, y] + cb * hl.f32(1.765)))
         self.output[x, y, c] = hl.mux(c, [red[x, y], green[x, y], blue[x, y]])
 

@@ -31,9 +31,7 @@ class Interpolate(hl.Generator):
 
         # Premultiplied by alpha, so that a missing pixel adds nothing.
         premultiplied = hl.Func("downsampled_0")
-        premultiplied[x, y, c] = hl.select(
-            c < 3, clamped[x, y, c] * clamped[x, y, 3], clamped[x, y, 3]
-        )
+        premultiplied[x, y, c] = hl.select(c < 3, clamped[x, y, c] * clamped[x, y, 3], clamped[x, y, 3])
 
         downsampled = [premultiplied]
         for l in range(1, self.levels):

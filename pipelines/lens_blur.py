@@ -9,14 +9,10 @@ def downsample(f, name):
     down_x, down_y = hl.Func(name + "_down_x"), hl.Func(name + "_down_y")
     rest = f.args()[2:]
     down_x[[x, y] + rest] = (
-        f[[2 * x - 1, y] + rest]
-        + 3.0 * (f[[2 * x, y] + rest] + f[[2 * x + 1, y] + rest])
-        + f[[2 * x + 2, y] + rest]
+        f[[2 * x - 1, y] + rest] + 3.0 * (f[[2 * x, y] + rest] + f[[2 * x + 1, y] + rest]) + f[[2 * x + 2, y] + rest]
     ) / 8.0
     down_y[[x, y] + rest] = (
-        down_x[[x, 2 * y - 1] + rest]
-        + 3.0 * (down_x[[x, 2 * y] + rest] + down_x[[x, 2 * y + 1] + rest])
-        + down_x[[x, 2 * y + 2] + rest]
+        down_x[[x, 2 * y - 1] + rest] + 3.0 * (down_x[[x, 2 * y] + rest] + down_x[[x, 2 * y + 1] + rest]) + down_x[[x, 2 * y + 2] + rest]
     ) / 8.0
     return down_y
 
@@ -24,12 +20,8 @@ def downsample(f, name):
 def upsample(f, name):
     up_x, up_y = hl.Func(name + "_up_x"), hl.Func(name + "_up_y")
     rest = f.args()[2:]
-    up_x[[x, y] + rest] = (
-        0.25 * f[[x // 2 - 1 + 2 * (x % 2), y] + rest] + 0.75 * f[[x // 2, y] + rest]
-    )
-    up_y[[x, y] + rest] = (
-        0.25 * up_x[[x, y // 2 - 1 + 2 * (y % 2)] + rest] + 0.75 * up_x[[x, y // 2] + rest]
-    )
+    up_x[[x, y] + rest] = 0.25 * f[[x // 2 - 1 + 2 * (x % 2), y] + rest] + 0.75 * f[[x // 2, y] + rest]
+    up_y[[x, y] + rest] = 0.25 * up_x[[x, y // 2 - 1 + 2 * (y % 2)] + rest] + 0.75 * up_x[[x, y // 2] + rest]
     return up_y
 
 
@@ -69,18 +61,12 @@ class LensBlur(hl.Generator):
 
         # Push: the cost weighted by its confidence, down a pyramid.
         weighted = hl.Func("push_0")
-        weighted[x, y, z, c] = hl.select(
-            c == 0, cost[x, y, z] * cost_confidence[x, y], cost_confidence[x, y]
-        )
+        weighted[x, y, z, c] = hl.select(c == 0, cost[x, y, z] * cost_confidence[x, y], cost_confidence[x, y])
         w, h = self.left_im.width(), self.left_im.height()
         push = [weighted]
         for i in range(1, levels):
             w, h = w // 2, h // 2
-            push.append(
-                hl.BoundaryConditions.repeat_edge(
-                    downsample(push[-1], f"push_{i}"), [(0, w), (0, h)]
-                )
-            )
+            push.append(hl.BoundaryConditions.repeat_edge(downsample(push[-1], f"push_{i}"), [(0, w), (0, h)]))
 
         # Pull: each level mixed with the one above it upsampled.
         pull = push[-1]
@@ -129,15 +115,14 @@ class LensBlur(hl.Generator):
         reach = hl.f32(u * u + v * v)
         nearer = depth[x + u, y + v][0] > depth[x, y][0]
         within = reach < hl.select(
-            nearer, bokeh_radius_squared[x + u, y + v],
+            nearer,
+            bokeh_radius_squared[x + u, y + v],
             hl.min(bokeh_radius_squared[x + u, y + v], bokeh_radius_squared[x, y]),
         )
         sample_weight = hl.select(within, 1.0 / (bokeh_radius_squared[x + u, y + v] + 1.0), 0.0)
 
         with_alpha = hl.Func("with_alpha")
-        with_alpha[x, y, c] = hl.mux(
-            c, [hl.f32(left[x, y, i]) / 255.0 for i in range(3)] + [hl.f32(1)]
-        )
+        with_alpha[x, y, c] = hl.mux(c, [hl.f32(left[x, y, i]) / 255.0 for i in range(3)] + [hl.f32(1)])
         blurred = hl.Func("blurred")
         own_weight = 1.0 / (bokeh_radius_squared[x, y] + 1.0)
         blurred[x, y, c] = with_alpha[x, y, c] * own_weight

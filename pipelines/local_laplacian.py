@@ -9,14 +9,10 @@ def downsample(f, name):
     down_x, down_y = hl.Func(name + "_down_x"), hl.Func(name + "_down_y")
     rest = f.args()[2:]
     down_x[[x, y] + rest] = (
-        f[[2 * x - 1, y] + rest]
-        + 3.0 * (f[[2 * x, y] + rest] + f[[2 * x + 1, y] + rest])
-        + f[[2 * x + 2, y] + rest]
+        f[[2 * x - 1, y] + rest] + 3.0 * (f[[2 * x, y] + rest] + f[[2 * x + 1, y] + rest]) + f[[2 * x + 2, y] + rest]
     ) / 8.0
     down_y[[x, y] + rest] = (
-        down_x[[x, 2 * y - 1] + rest]
-        + 3.0 * (down_x[[x, 2 * y] + rest] + down_x[[x, 2 * y + 1] + rest])
-        + down_x[[x, 2 * y + 2] + rest]
+        down_x[[x, 2 * y - 1] + rest] + 3.0 * (down_x[[x, 2 * y] + rest] + down_x[[x, 2 * y + 1] + rest]) + down_x[[x, 2 * y + 2] + rest]
     ) / 8.0
     return down_y
 
@@ -24,12 +20,8 @@ def downsample(f, name):
 def upsample(f, name):
     up_x, up_y = hl.Func(name + "_up_x"), hl.Func(name + "_up_y")
     rest = f.args()[2:]
-    up_x[[x, y] + rest] = hl.lerp(
-        f[[(x + 1) // 2, y] + rest], f[[(x - 1) // 2, y] + rest], hl.f32((x % 2) * 2 + 1) / 4.0
-    )
-    up_y[[x, y] + rest] = hl.lerp(
-        up_x[[x, (y + 1) // 2] + rest], up_x[[x, (y - 1) // 2] + rest], hl.f32((y % 2) * 2 + 1) / 4.0
-    )
+    up_x[[x, y] + rest] = hl.lerp(f[[(x + 1) // 2, y] + rest], f[[(x - 1) // 2, y] + rest], hl.f32((x % 2) * 2 + 1) / 4.0)
+    up_y[[x, y] + rest] = hl.lerp(up_x[[x, (y + 1) // 2] + rest], up_x[[x, (y - 1) // 2] + rest], hl.f32((y % 2) * 2 + 1) / 4.0)
     return up_y
 
 
@@ -54,11 +46,7 @@ class LocalLaplacian(hl.Generator):
         clamped = hl.BoundaryConditions.repeat_edge(self.input)
         floating, gray = hl.funcs("floating gray")
         floating[x, y, c] = hl.f32(clamped[x, y, c]) / 65535.0
-        gray[x, y] = (
-            hl.f32(0.299) * floating[x, y, 0]
-            + hl.f32(0.587) * floating[x, y, 1]
-            + hl.f32(0.114) * floating[x, y, 2]
-        )
+        gray[x, y] = hl.f32(0.299) * floating[x, y, 0] + hl.f32(0.587) * floating[x, y, 1] + hl.f32(0.114) * floating[x, y, 2]
 
         # The processed Gaussian pyramid, one for each intensity level k.
         g_0 = hl.Func("g_0")

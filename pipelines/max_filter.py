@@ -20,15 +20,11 @@ class MaxFilter(hl.Generator):
         clamped = hl.BoundaryConditions.repeat_edge(self.input)
 
         # vert_log[x, y, c, t] is the maximum over the 2^t rows from y down.
-        rows = hl.RDom(
-            [(-radius, self.input.height() + 2 * radius), (1, slices - 1)], "rows"
-        )
+        rows = hl.RDom([(-radius, self.input.height() + 2 * radius), (1, slices - 1)], "rows")
         vert_log = hl.Func("vert_log")
         vert_log[x, y, c, t] = clamped[x, y, c]
         step = hl.clamp(1 << (rows.y - 1), 0, radius * 2)
-        vert_log[x, rows.x, c, rows.y] = hl.max(
-            vert_log[x, rows.x, c, rows.y - 1], vert_log[x, rows.x + step, c, rows.y - 1]
-        )
+        vert_log[x, rows.x, c, rows.y] = hl.max(vert_log[x, rows.x, c, rows.y - 1], vert_log[x, rows.x + step, c, rows.y - 1])
 
         # Two slices that overlap cover the 2t + 1 rows around y.
         slice_for_radius = hl.Func("slice_for_radius")
@@ -43,14 +39,10 @@ class MaxFilter(hl.Generator):
         half_height = hl.Func("half_height")
         dy = hl.RDom([(0, radius)], "dy")
         half_height[x] = 0
-        half_height[x] += hl.select(
-            x * x + (dy + 1) * (dy + 1) < hl.f32((radius + 0.25) ** 2), 1, 0
-        )
+        half_height[x] += hl.select(x * x + (dy + 1) * (dy + 1) < hl.f32((radius + 0.25) ** 2), 1, 0)
 
         dx = hl.RDom([(-radius, 2 * radius + 1)], "dx")
-        self.output[x, y, c] = hl.maximum(
-            dx, vert[x + dx, y, c, hl.clamp(half_height[dx], 0, radius)]
-        )
+        self.output[x, y, c] = hl.maximum(dx, vert[x + dx, y, c, hl.clamp(half_height[dx], 0, radius)])
 
         w, h = 768, 512
         self.input.set_estimates([(0, w), (0, h), (0, 3)])

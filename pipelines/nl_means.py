@@ -38,13 +38,9 @@ class NlMeans(hl.Generator):
 
         # The fourth channel sums the weights.
         with_alpha = hl.Func("with_alpha")
-        with_alpha[x, y, c] = hl.mux(
-            c, [clamped[x, y, 0], clamped[x, y, 1], clamped[x, y, 2], hl.f32(1)]
-        )
+        with_alpha[x, y, c] = hl.mux(c, [clamped[x, y, 0], clamped[x, y, 1], clamped[x, y, 2], hl.f32(1)])
 
-        s = hl.RDom(
-            [(-(search_area // 2), search_area), (-(search_area // 2), search_area)], "search"
-        )
+        s = hl.RDom([(-(search_area // 2), search_area), (-(search_area // 2), search_area)], "search")
         total = hl.Func("total")
         total[x, y, c] = hl.f32(0)
         total[x, y, c] += w[x, y, s.x, s.y] * with_alpha[x + s.x, y + s.y, c]

@@ -145,7 +145,14 @@ def integer_arithmetic(b):
     if s is None:
         return None
     v, k = hl.cast(hl.Int(32), s.at()), int(b.rng.integers(3, 200))
-    forms = [lambda: (v * k) // 256 + k, lambda: v % k, lambda: v >> 1, lambda: hl.cast(hl.Int(32), hl.absd(v, k)), lambda: v & k, lambda: v // k]
+    forms = [
+        lambda: (v * k) // 256 + k,
+        lambda: v % k,
+        lambda: v >> 1,
+        lambda: hl.cast(hl.Int(32), hl.absd(v, k)),
+        lambda: v & k,
+        lambda: v // k,
+    ]
     return b.add("integer", forms[b.rng.integers(len(forms))](), s.extents, s.type, [s])
 
 
@@ -153,8 +160,14 @@ def nonlinear(b):
     s = b.pick()
     v = as_float(s.at(), s.type)
     forms = [
-        lambda: hl.sqrt(hl.abs(v)), lambda: hl.exp(-hl.abs(v)), lambda: hl.log(f32(1) + hl.abs(v)), lambda: hl.sin(v * f32(3)),
-        lambda: hl.tanh(v), lambda: f32(1) / (f32(1) + hl.exp(-v)), lambda: hl.pow(hl.abs(v) + f32(0.01), f32(0.45)), lambda: hl.fast_exp(-hl.abs(v)),
+        lambda: hl.sqrt(hl.abs(v)),
+        lambda: hl.exp(-hl.abs(v)),
+        lambda: hl.log(f32(1) + hl.abs(v)),
+        lambda: hl.sin(v * f32(3)),
+        lambda: hl.tanh(v),
+        lambda: f32(1) / (f32(1) + hl.exp(-v)),
+        lambda: hl.pow(hl.abs(v) + f32(0.01), f32(0.45)),
+        lambda: hl.fast_exp(-hl.abs(v)),
         lambda: v / (f32(1) + hl.abs(v)),
     ]
     return b.add("nonlinear", forms[b.rng.integers(len(forms))](), s.extents, FLOAT, [s])
@@ -179,7 +192,11 @@ def threshold(b):
     other = b.pick(lambda o: o.extents == s.extents)
     v, w = as_float(s.at(), s.type), as_float(other.at(), other.type)
     # A ramp instead of a jump where the comparison is of computed floats: a last-bit difference must not flip a pixel.
-    value = hl.select((x + y) % 2 == 0, v, hl.min(v, w) * f32(0.9)) if b.rng.random() < 0.5 else hl.select(v > w, v, w * f32(0.9) + v * f32(0.1))
+    value = (
+        hl.select((x + y) % 2 == 0, v, hl.min(v, w) * f32(0.9))
+        if b.rng.random() < 0.5
+        else hl.select(v > w, v, w * f32(0.9) + v * f32(0.1))
+    )
     return b.add("select", from_float(value, s.type), s.extents, s.type, [s, other])
 
 
@@ -274,8 +291,10 @@ def upsample(b):
 def boundary(b):
     s = b.pick()
     conditions = [
-        hl.BoundaryConditions.repeat_edge, hl.BoundaryConditions.repeat_image,
-        hl.BoundaryConditions.mirror_image, hl.BoundaryConditions.mirror_interior,
+        hl.BoundaryConditions.repeat_edge,
+        hl.BoundaryConditions.repeat_image,
+        hl.BoundaryConditions.mirror_image,
+        hl.BoundaryConditions.mirror_interior,
     ]
     region = [(0, e) for e in s.extents[:2]] + [(hl.Expr(), hl.Expr())] * (len(s.extents) - 2)
     wrapped = conditions[b.rng.integers(len(conditions))](s.func, region)
@@ -311,7 +330,14 @@ def join(b):
     if other is None:
         return None
     v, w = as_float(s.at(), s.type), as_float(other.at(), other.type)
-    forms = [lambda: (v + w) * f32(0.5), lambda: v - w, lambda: v * w, lambda: hl.min(v, w), lambda: hl.max(v, w), lambda: v / (hl.abs(w) + f32(0.5))]
+    forms = [
+        lambda: (v + w) * f32(0.5),
+        lambda: v - w,
+        lambda: v * w,
+        lambda: hl.min(v, w),
+        lambda: hl.max(v, w),
+        lambda: v / (hl.abs(w) + f32(0.5)),
+    ]
     return b.add("join", forms[b.rng.integers(len(forms))](), s.extents, FLOAT, [s, other])
 
 

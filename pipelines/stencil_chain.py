@@ -16,9 +16,7 @@ class StencilChain(hl.Generator):
         f = hl.BoundaryConditions.repeat_edge(self.input)
         for s in range(self.stencils):
             stencil = hl.Func(f"stencil_{s}")
-            stencil[x, y] = sum(
-                f[x + i, y + j] * ((i + 3) * (j + 3)) for j in range(-2, 3) for i in range(-2, 3)
-            )
+            stencil[x, y] = sum(f[x + i, y + j] * ((i + 3) * (j + 3)) for j in range(-2, 3) for i in range(-2, 3))
             f = stencil
         self.output[x, y] = f[x, y]
 

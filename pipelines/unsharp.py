@@ -16,18 +16,12 @@ class Unsharp(hl.Generator):
 
     def generate(self):
         kernel = hl.Func("kernel")
-        kernel[x] = hl.exp(-hl.f32(x) * hl.f32(x) / hl.f32(2 * self.sigma**2)) / hl.f32(
-            math.sqrt(2 * math.pi) * self.sigma
-        )
+        kernel[x] = hl.exp(-hl.f32(x) * hl.f32(x) / hl.f32(2 * self.sigma**2)) / hl.f32(math.sqrt(2 * math.pi) * self.sigma)
 
         clamped = hl.BoundaryConditions.repeat_edge(self.input)
 
         gray = hl.Func("gray")
-        gray[x, y] = (
-            hl.f32(0.299) * clamped[x, y, 0]
-            + hl.f32(0.587) * clamped[x, y, 1]
-            + hl.f32(0.114) * clamped[x, y, 2]
-        )
+        gray[x, y] = hl.f32(0.299) * clamped[x, y, 0] + hl.f32(0.587) * clamped[x, y, 1] + hl.f32(0.114) * clamped[x, y, 2]
 
         def tap(f, dx, dy, i):
             return kernel[i] * (f[x + i * dx, y + i * dy] + f[x - i * dx, y - i * dy])

@@ -13,10 +13,27 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from dumps.files import Dump
+from dumps.parsing import parse_dump
 from features import OPS, SCHEDULE_FEATURES
+from halide_tools.programs import programs_in
 
 ROOT = Path(__file__).resolve().parent.parent
+BLUR = """
+import halide as hl
+
+def build():
+    x, y = hl.vars("x y")
+    image = hl.ImageParam(hl.Float(32), 2, "image")
+    image.set_estimates([(0, 258), (0, 256)])
+    blur, out = hl.Func("blur"), hl.Func("out")
+    blur[x, y] = image[x, y] + image[x + 1, y] + image[x + 2, y]
+    out[x, y] = blur[x, y] * hl.f32(0.3)
+    out.set_estimates([(0, 256), (0, 256)])
+    return hl.Pipeline(out)
+"""
 
 
 def make_stages(program=0, schedule=0, n_stages=3, size=1024):
@@ -36,6 +53,7 @@ def sample_bytes(stages, runtime_ms, program_id=0, schedule_id=0):
 
 def json_tree(runtime_ms=2.0, schedule=0):
     """A dump of `blur`, with an update, reading `input`'s wrapper: pure stage first within a Func, as the real ones have it."""
+
     def node(name, add):
         ops = [f"      {op}:   {add if op == 'add' else 0}" for op in OPS]
         return {"Name": name, "Details": {"Op histogram": ops, "Memory access patterns": ["      Pointwise:      1 0 0 1"] * 4}}
@@ -50,7 +68,20 @@ def json_tree(runtime_ms=2.0, schedule=0):
 
 # Scripts run in processes that have these loaded already: importing them takes longer than most of what is tested.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["torch", "pandas", "sklearn.ensemble", "scipy.stats", "matplotlib.pyplot", "pydantic_settings", "joblib", "pytest", "warm_halide", "collection"])
+PROCESSES.set_forkserver_preload(
+    [
+        "torch",
+        "pandas",
+        "sklearn.ensemble",
+        "scipy.stats",
+        "matplotlib.pyplot",
+        "pydantic_settings",
+        "joblib",
+        "pytest",
+        "measuring.warm_up",
+        "measuring.collection",
+    ]
+)
 
 
 def run(script, *arguments, cwd=ROOT, check=True):
@@ -92,3 +123,14 @@ def expect_user_error(done, *words):
 
 def write_json(path, tree):
     path.write_text(json.dumps(tree))
+
+
+def parse(data, name="x.sample", **options):
+    return parse_dump(Dump(name, "c", data=data, **options), max_runtime_ms=1e5)
+
+
+@pytest.fixture
+def blur(tmp_path):
+    path = tmp_path / "blur.py"
+    path.write_text(BLUR)
+    return programs_in(path)[0]

@@ -9,10 +9,13 @@ import torch
 from conftest import ROOT, expect_user_error, make_stages, run, sample_bytes
 from torch.nn.utils.rnn import pad_sequence
 
-import data_utils
-import halide_utils
 import train_utils
+from dumps.files import iter_dumps
+from dumps.parsing import parse_dump
+from evaluation import intervals
 from features import FEATURES, featurize
+from halide_tools.autoschedulers import WithWeights, baseline_weights, read_weights
+from halide_tools.programs import programs_in
 
 
 def test_onnx_gives_the_predictions_of_pytorch(tmp_path):
@@ -23,8 +26,8 @@ def test_onnx_gives_the_predictions_of_pytorch(tmp_path):
     assert json.loads(session.get_modelmeta().custom_metadata_map["features"]) == FEATURES
     model, meta = train_utils.load_model(train_utils.SHIPPED_MODEL, "cpu")
     # Measured schedules that the model was never trained on, of 2 to 52 stages.
-    dumps = data_utils.iter_dumps(str(ROOT / "data" / "raw" / "applications.tar.xz"))
-    measured = [torch.from_numpy(x) for x in featurize([data_utils.parse_dump(dump, 1e5) for dump in dumps])]
+    dumps = iter_dumps(str(ROOT / "data" / "raw" / "applications.tar.xz"))
+    measured = [torch.from_numpy(x) for x in featurize([parse_dump(dump, 1e5) for dump in dumps])]
     assert len({len(x) for x in measured}) > 4
     for batch in (measured[:1], measured[20:22], measured):
         features = pad_sequence(batch, batch_first=True)
@@ -32,7 +35,7 @@ def test_onnx_gives_the_predictions_of_pytorch(tmp_path):
         expected = model(features, lengths).mean(0).exp().detach().numpy()
         got = session.run(["predicted_ms", "lower_ms", "upper_ms"], {"features": features.numpy(), "lengths": lengths.numpy()})
         assert np.allclose(got[0], expected, rtol=1e-4, atol=0)
-        factor = np.exp(train_utils.errors_of(meta, counted=True)["log_half_width"])
+        factor = np.exp(intervals.errors_of(meta, counted=True)["log_half_width"])
         assert np.allclose(got[1], expected / factor, rtol=1e-4, atol=0) and np.allclose(got[2], expected * factor, rtol=1e-4, atol=0)
 
 
@@ -45,18 +48,42 @@ def test_halide_takes_the_exported_weights(tmp_path):
     data = f"--data_path={tmp_path / 'data'}"
     run("generate_dataset.py", f"--raw_path={tmp_path / 'raw'}", data)
     path = tmp_path / "exported.weights"
-    done = run("export_model.py", "--format=weights", f"--output={path}", data, "--unmeasured_programs=1", "--unmeasured_schedules=3", "--fit_epochs=2")
+    done = run(
+        "export_model.py",
+        "--format=weights",
+        f"--output={path}",
+        data,
+        "--unmeasured_programs=1",
+        "--unmeasured_schedules=3",
+        "--fit_epochs=2",
+    )
     assert " predicted schedules" in done.stdout and " and 0 predicted" not in done.stdout
-    changed = [not np.array_equal(a, b) for a, b in zip(halide_utils.read_weights(path), halide_utils.baseline_weights())]
+    changed = [not np.array_equal(a, b) for a, b in zip(read_weights(path), baseline_weights())]
     assert all(changed)
-    run("export_model.py", "--format=weights", f"--output={tmp_path / 'shipped.weights'}", data, "--unmeasured_programs=0", "--fit_epochs=2", "--fit_share=0")
-    assert all(np.array_equal(a, b) for a, b in zip(halide_utils.read_weights(tmp_path / "shipped.weights"), halide_utils.baseline_weights()))
+    run(
+        "export_model.py",
+        "--format=weights",
+        f"--output={tmp_path / 'shipped.weights'}",
+        data,
+        "--unmeasured_programs=0",
+        "--fit_epochs=2",
+        "--fit_share=0",
+    )
+    assert all(np.array_equal(a, b) for a, b in zip(read_weights(tmp_path / "shipped.weights"), baseline_weights()))
 
-    spec = next(iter(halide_utils.programs_in(ROOT / "pipelines" / "blur.py")))
-    _, source = halide_utils.WithWeights(str(path), beam_size=1).apply(spec.build())
+    spec = next(iter(programs_in(ROOT / "pipelines" / "blur.py")))
+    _, source = WithWeights(str(path), beam_size=1).apply(spec.build())
     assert "pipeline.get_func" in source
 
 
-@pytest.mark.parametrize("arguments, words", [(["--format=tflite"], ["format"]), (["--checkpoint=none.safetensors"], ["none.safetensors"]), (["--output=/proc/x/y.onnx"], ["/proc/x", "output"]), (["--output=/tmp"], ["/tmp", "folder"])])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--format=tflite"], ["format"]),
+        (["--checkpoint=none.safetensors"], ["none.safetensors"]),
+        (["--output=/proc/x/y.onnx"], ["/proc/x", "output"]),
+        (["--output=/tmp"], ["/tmp", "folder"]),
+    ],
+)
 def test_mistakes_get_one_clear_line(arguments, words):
     expect_user_error(run("export_model.py", *arguments, check=False), *words)

@@ -6,20 +6,21 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 
-import baselines  # noqa: F401  (its trees have threads of their own)
 import data_utils
 import train_utils
 from config import UserError, load_config
-from features import COST_COLUMNS, COUNTED_COLUMN, FEATURES, LOWERED_COLUMNS, PARALLEL_COLUMN
+from evaluation import intervals
+from features import COST_COLUMNS, FEATURES, HAS_LOWERED_COUNTS_COLUMN, LOWERED_COLUMNS, PARALLEL_COLUMN
+from linear_costs import LinearCosts, _fit, fit_linear_costs
 from modeling import CostModel
-from train_utils import Batch, LinearCosts, Sequences
+from train_utils import Batch, Sequences
 
 F = len(FEATURES)
 
 
 def make_model(lstm_layers=1):
     torch.manual_seed(0)
-    columns = (COST_COLUMNS, PARALLEL_COLUMN, COUNTED_COLUMN)
+    columns = (COST_COLUMNS, PARALLEL_COLUMN, HAS_LOWERED_COUNTS_COLUMN)
     return CostModel(F, *columns, members=2, embed_size=16, hidden_size=8, lstm_layers=lstm_layers, dropout=0.0)
 
 
@@ -107,7 +108,7 @@ def test_conformal_intervals_count_programs_not_rows():
         sizes = rng.integers(1, 40, 60)
         programs = np.repeat(np.arange(60), sizes)
         residuals = np.repeat(rng.normal(size=60), sizes) + 0.1 * rng.normal(size=len(programs))
-        half_width = train_utils.conformal_half_width(residuals[programs < 30], programs[programs < 30], 0.8)
+        half_width = intervals.conformal_half_width(residuals[programs < 30], programs[programs < 30], 0.8)
         inside = np.abs(residuals[programs >= 30]) <= half_width
         covered.append(np.mean([inside[programs[programs >= 30] == p].mean() for p in range(30, 60)]))
     assert np.mean(covered) == pytest.approx(0.8, abs=0.03)
@@ -117,7 +118,9 @@ def test_conformal_intervals_count_programs_not_rows():
 def sequences(tmp_path):
     """Twelve schedules of three programs, in two shards."""
     rng = np.random.default_rng(0)
-    rows = pd.DataFrame({"runtime_ms": np.arange(1, 13), "program": np.repeat([5, 6, 7], 4), "instance": np.repeat([5, 6, 7], 4), "schedule": range(12)})
+    rows = pd.DataFrame(
+        {"runtime_ms": np.arange(1, 13), "program": np.repeat([5, 6, 7], 4), "instance": np.repeat([5, 6, 7], 4), "schedule": range(12)}
+    )
     arrays = [rng.normal(size=(2 + i // 4, F)).astype(np.float32) for i in range(12)]
     data_utils.write_shard(tmp_path / "a", arrays[:7], rows[:7])
     data_utils.write_shard(tmp_path / "b", arrays[7:], rows[7:])
@@ -137,7 +140,7 @@ def test_statistics_are_of_stages_not_of_padding(sequences):
     arrays, data = sequences
     mean, std = data.feature_statistics()
     stages = np.concatenate(arrays)
-    varies = np.arange(F) != COUNTED_COLUMN
+    varies = np.arange(F) != HAS_LOWERED_COUNTS_COLUMN
     assert np.allclose(mean, stages.mean(0), atol=1e-5) and np.allclose(std[varies], stages.std(0)[varies], atol=1e-4)
 
 
@@ -164,7 +167,7 @@ def test_the_linear_model_is_told_only_where_it_holds(tmp_path):
         rows = pd.DataFrame({"runtime_ms": runtime_ms, "program": programs, "instance": programs, "schedule": range(60)})
         data_utils.write_shard(tmp_path / "a", arrays, rows)
         data = Sequences(tmp_path, {"shards": {"train": ["a"]}}, "train")
-        return train_utils.fit_linear_costs(data, torch.ones(F, dtype=torch.bool))
+        return fit_linear_costs(data, torch.ones(F, dtype=torch.bool))
 
     assert np.allclose(fit(events @ [1e-3, 5e-3]).event_ms[0, 0, :2], [1e-3, 5e-3], rtol=1e-2)
     unrelated = fit(np.exp(rng.normal(0, 2, 60)))
@@ -179,13 +182,13 @@ def test_each_kind_of_dump_has_a_linear_model_of_its_own(tmp_path, model):
     for array in arrays:
         events = 10 ** rng.uniform(1, 5)
         array[:, [said, counted]] = np.log1p([events * rng.uniform(0.5, 1.5), events])
-        array[:, COUNTED_COLUMN] = 1
+        array[:, HAS_LOWERED_COUNTS_COLUMN] = 1
     runtime_ms = np.array([np.expm1(array[0, counted]) * 1e-3 for array in arrays])
     rows = pd.DataFrame({"runtime_ms": runtime_ms, "program": range(80), "instance": range(80), "schedule": range(80)})
     data_utils.write_shard(tmp_path / "a", arrays, rows)
     data = Sequences(tmp_path, {"shards": {"train": ["a"]}}, "train")
-    assert data.counted.all()
-    model.set_statistics(*data.feature_statistics(), train_utils.fit_linear_costs(data, torch.ones(F, dtype=torch.bool)))
+    assert data.has_lowered_counts.all()
+    model.set_statistics(*data.feature_statistics(), fit_linear_costs(data, torch.ones(F, dtype=torch.bool)))
     batch = data.batch(np.arange(80))
     hidden = batch.without_lowered(np.arange(80) < 40)
     assert torch.equal(hidden.features[40:], batch.features[40:]) and not hidden.features[:40, :, LOWERED_COLUMNS].any()
@@ -201,12 +204,12 @@ def test_events_that_are_rare_in_serial_stages_get_no_absurd_cost():
     serial[:5, 1] = 1  # in five schedules, which are slow for another reason
     runtime_ms = (parallel + serial) @ cost_ms
     runtime_ms[:5] *= 4
-    serial_ms, parallel_ms = train_utils._fit(np.hstack([serial, parallel]), np.log(runtime_ms)).reshape(2, 2)
+    serial_ms, parallel_ms = _fit(np.hstack([serial, parallel]), np.log(runtime_ms)).reshape(2, 2)
     assert np.allclose(parallel_ms, cost_ms, rtol=0.2)
     assert serial_ms[1] < 2 * parallel_ms[1], "one such event would cost more than a thousand in parallel stages"
     serial = rng.uniform(10, 1000, (200, 2))  # where the data say that serial ones cost three times as much, that is believed
     runtime_ms = (parallel + 3 * serial) @ cost_ms
-    serial_ms, parallel_ms = train_utils._fit(np.hstack([serial, parallel]), np.log(runtime_ms)).reshape(2, 2)
+    serial_ms, parallel_ms = _fit(np.hstack([serial, parallel]), np.log(runtime_ms)).reshape(2, 2)
     assert np.allclose(serial_ms, 3 * parallel_ms, rtol=0.3)
 
 
@@ -220,9 +223,9 @@ def test_grouped_batches_cover_an_epoch_once(sequences):
 
 def test_counts_are_hidden_for_whole_programs(sequences):
     _, data = sequences
-    drawn = [data.some_programs(0.5, np.random.default_rng(seed)) for seed in range(20)]
+    drawn = [data.sample_instances(0.5, np.random.default_rng(seed)) for seed in range(20)]
     assert all(len(set(hidden[data.instance == i])) == 1 for hidden in drawn for i in data.instance)
-    assert 0.3 < np.mean(drawn) < 0.7 and not data.some_programs(0.0, np.random.default_rng(0)).any()
+    assert 0.3 < np.mean(drawn) < 0.7 and not data.sample_instances(0.0, np.random.default_rng(0)).any()
 
 
 def test_a_checkpoint_gives_the_same_predictions_back(tmp_path, model):

@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 
 import halide as hl
 import numpy as np
@@ -15,14 +14,17 @@ import pytest
 import torch
 from conftest import expect_user_error, run
 
-import data_utils
-import halide_utils
-import search
 import train_utils
-import tune_schedule
+from dumps.files import iter_dumps
+from dumps.parsing import parse_dump
 from features import featurize
+from halide_tools.autoschedulers import LIBRARIES, Proposal, load_autoscheduler
+from halide_tools.programs import programs_in
+from tuning import results
+from tuning.pool import COUNTED_SHARE, Pool
+from tuning.run import TuningRun
 
-GENERATORS = '''
+GENERATORS = """
 import halide as hl
 
 x, y = hl.vars("x y")
@@ -63,7 +65,7 @@ class Raising:
 
     def generate(self):
         raise KeyError("no such thing")
-'''
+"""
 
 MAIN = """
 #include <cstdio>
@@ -84,7 +86,14 @@ int main() {
 def tuned(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tune")
     (folder / "generators.py").write_text(GENERATORS)
-    flags = [folder / "generators.py", "--generator=narrow_blur", "--budget=8", "--proposals=24", f"--output={folder / 'out'}", "--compare=true"]
+    flags = [
+        folder / "generators.py",
+        "--generator=narrow_blur",
+        "--budget=8",
+        "--proposals=24",
+        f"--output={folder / 'out'}",
+        "--compare=true",
+    ]
     return folder, flags, run("tune_schedule.py", *flags)
 
 
@@ -99,8 +108,8 @@ def test_tuning_finds_measures_and_builds_a_schedule(tuned):
     assert report["search"] == sorted(report["search"], reverse=True) and len(report["search"]) == report["measured"]
     assert (out / "search.png").stat().st_size > 1000
 
-    dumps = list(data_utils.iter_dumps(str(out)))
-    schedules = [data_utils.parse_dump(dump, 1e5) for dump in dumps if dump.file.endswith(".sample")]
+    dumps = list(iter_dumps(str(out)))
+    schedules = [parse_dump(dump, 1e5) for dump in dumps if dump.file.endswith(".sample")]
     assert len(schedules) >= report["measured"] and len({s.program for s in schedules}) == 1
     assert all(s.lowered is not None for s in schedules)
     assert {dump.collection for dump in dumps if dump.file.endswith(".sample")} == {"measurements"}
@@ -113,93 +122,72 @@ def test_the_best_schedule_can_be_applied_again_and_linked(tuned, tmp_path):
     folder, _, _ = tuned
     out = folder / "out"
     best = orjson.loads((out / "report.json").read_bytes())["best"]
-    parameters = best["autoscheduler_params"] | ({"weights_path": str(out / "best.weights")} if "weights_path" in best["autoscheduler_params"] else {})
-    spec = next(spec for spec in halide_utils.programs_in(folder / "generators.py") if spec.name == "narrow_blur")
-    halide_utils.load_autoscheduler(best["autoscheduler"])
+    parameters = best["autoscheduler_params"] | (
+        {"weights_path": str(out / "best.weights")} if "weights_path" in best["autoscheduler_params"] else {}
+    )
+    spec = next(spec for spec in programs_in(folder / "generators.py") if spec.name == "narrow_blur")
+    load_autoscheduler(best["autoscheduler"])
     applied = spec.build().apply_autoscheduler(hl.get_host_target(), hl.AutoschedulerParams(best["autoscheduler"], parameters))
     assert applied.schedule_source in (out / "best.schedule.h").read_text()
 
     if shutil.which("g++"):
         (tmp_path / "main.cpp").write_text(MAIN)
-        include = halide_utils.LIBRARIES.parent / "include"
-        subprocess.run(["g++", "-std=c++17", f"-I{include}", f"-I{out}", "main.cpp", out / "narrow_blur.a", "-o", "main", "-lpthread", "-ldl"], cwd=tmp_path, check=True)
+        include = LIBRARIES.parent / "include"
+        subprocess.run(
+            ["g++", "-std=c++17", f"-I{include}", f"-I{out}", "main.cpp", out / "narrow_blur.a", "-o", "main", "-lpthread", "-ldl"],
+            cwd=tmp_path,
+            check=True,
+        )
         # A C++ Generator can include the schedule and apply it.
-        (tmp_path / "user.cpp").write_text('#include "best.schedule.h"\nvoid use(Halide::Pipeline p, Halide::Target t) { apply_schedule_narrow_blur(p, t); }\n')
+        (tmp_path / "user.cpp").write_text(
+            '#include "best.schedule.h"\nvoid use(Halide::Pipeline p, Halide::Target t) { apply_schedule_narrow_blur(p, t); }\n'
+        )
         subprocess.run(["g++", "-std=c++17", "-fsyntax-only", f"-I{include}", f"-I{out}", "user.cpp"], cwd=tmp_path, check=True)
         assert subprocess.run([tmp_path / "main"], capture_output=True, text=True, check=True).stdout == "9\n"  # 3 x 3 x 2 / 2
 
 
 def test_another_autoscheduler_may_win(tuned, tmp_path):
-    spec = next(spec for spec in halide_utils.programs_in(tuned[0] / "generators.py") if spec.name == "narrow_blur")
-    run = search.TuningRun(spec, tmp_path / "measurements", 60)
+    spec = next(spec for spec in programs_in(tuned[0] / "generators.py") if spec.name == "narrow_blur")
+    run = TuningRun(spec, tmp_path / "measurements", 60)
     run.measure(run.others[:1])
     (tmp_path / "best.weights").write_text("of an earlier search")
-    best = tune_schedule.build_best(run, run.others[0], tmp_path)
+    best = results.build_best(run, run.others[0], tmp_path)
     assert best["autoscheduler"] == "Mullapudi2016" and "weights_path" not in best["autoscheduler_params"]
     assert (tmp_path / "narrow_blur.a").exists() and not (tmp_path / "best.weights").exists()
-    halide_utils.load_autoscheduler(best["autoscheduler"])
+    load_autoscheduler(best["autoscheduler"])
     parameters = hl.AutoschedulerParams(best["autoscheduler"], best["autoscheduler_params"])
-    applied, kept = spec.build().apply_autoscheduler(hl.get_host_target(), parameters).schedule_source, (tmp_path / "best.schedule.h").read_text()
+    applied, kept = (
+        spec.build().apply_autoscheduler(hl.get_host_target(), parameters).schedule_source,
+        (tmp_path / "best.schedule.h").read_text(),
+    )
     number = re.compile(r"_\d+\b")  # behind a Func's name where this process built the program before
     assert number.sub("", applied) in number.sub("", kept)
     if shutil.which("g++"):
-        (tmp_path / "user.cpp").write_text('#include "best.schedule.h"\nvoid use(Halide::Pipeline p, Halide::Target t) { apply_schedule_narrow_blur(p, t); }\n')
-        include = halide_utils.LIBRARIES.parent / "include"
+        (tmp_path / "user.cpp").write_text(
+            '#include "best.schedule.h"\nvoid use(Halide::Pipeline p, Halide::Target t) { apply_schedule_narrow_blur(p, t); }\n'
+        )
+        include = LIBRARIES.parent / "include"
         subprocess.run(["g++", "-std=c++17", "-fsyntax-only", f"-I{include}", "user.cpp"], cwd=tmp_path, check=True)
 
 
-def test_other_autoschedulers_are_measured_where_the_budget_allows():
-    run = SimpleNamespace(others=["1", "2"], failed=False, measure=lambda keys: None, runtime_ms=lambda key: 1.0)
-    pool = SimpleNamespace(run=run, keys=[str(i) for i in range(3, 30)])
-    measured = {budget: search.search(pool, lambda pool, measured, still_open, n: still_open[:n], budget, 4, math.inf) for budget in (1, 4, 8, 16)}
-    assert measured[1] == ["0"] and measured[4] == ["0", "3", "4", "5"]
-    assert measured[8][:3] == ["0", "1", "3"] and measured[16][:4] == ["0", "1", "2", "3"] and len(measured[16]) == 16
-
-
-def fake_pool(log_predicted, runtimes, x):
-    keys = [str(i) for i in range(len(log_predicted))]
-    measured = dict(zip(keys, runtimes))
-    fake_run = SimpleNamespace(runtime_ms=lambda key: measured[key])
-    return SimpleNamespace(
-        keys=keys, log_predicted=np.array(log_predicted), descriptors=lambda: np.array(x), run=fake_run,
-        meta={"errors": {"offset_variance": {"between": 0.2, "within": 0.3}}}, schedules=[SimpleNamespace(lowered=None) for _ in keys],
-    )  # fmt: skip
-
-
-def test_a_measurement_corrects_the_predictions_of_schedules_like_it():
-    # 0 and 1 are alike and predicted the fastest; 0 turned out far slower, so 2 goes before 1.
-    pool = fake_pool([0.0, 0.0, 0.3, 2.0], [math.exp(2.0), 0, 0, 0], [[0.0, 0.0], [0.05, 0.0], [3.0, 0.0], [0.0, 3.0]])
-    assert search.choose_by_model(pool, ["0"], ["1", "2", "3"], 2) == ["2", "1"]
-    # Nothing measured is like any of these: the predictions alone decide, but a batch is not of one kind.
-    pool = fake_pool([0.0, 0.0, 0.01, 5.0], [1.0, 1.0, 1.0, 1.0], [[0.0, 0.0], [0.0, 0.01], [3.0, 0.0], [0.0, 3.0]])
-    assert set(search.choose_by_model(pool, [], ["0", "1", "2", "3"], 2)) in ({"0", "2"}, {"1", "2"})
-
-
-def test_only_what_was_counted_is_measured_as_long_as_there_is_enough_of_it():
-    pool = fake_pool([0.0, 0.1, 0.2, 5.0], [1.0] * 4, [[0.0, 0.0], [3.0, 0.0], [0.0, 3.0], [3.0, 3.0]])
-    pool.schedules[1].lowered = pool.schedules[3].lowered = np.ones((1, 1))
-    assert search.choose_by_model(pool, [], ["0", "1", "2", "3"], 2) == ["1", "3"]
-    assert search.choose_by_model(pool, [], ["0", "1", "2", "3"], 3) == ["0", "1", "2"]
-
-
 def test_proposals_that_look_fast_are_lowered_and_predicted_again(tuned, tmp_path):
-    spec = next(spec for spec in halide_utils.programs_in(tuned[0] / "generators.py") if spec.name == "narrow_blur")
+    spec = next(spec for spec in programs_in(tuned[0] / "generators.py") if spec.name == "narrow_blur")
     device = torch.device("cpu")
-    pool = search.Pool(search.TuningRun(spec, tmp_path / "measurements", 60), *train_utils.load_model(train_utils.SHIPPED_MODEL, device), device)
-    pool.propose([halide_utils.Proposal.draw(1, k) for k in range(12)])
+    pool = Pool(TuningRun(spec, tmp_path / "measurements", 60), *train_utils.load_model(train_utils.SHIPPED_MODEL, device), device)
+    pool.propose([Proposal.draw(1, k) for k in range(12)])
     at_first = train_utils.predict_sequences(pool.model, featurize([dataclasses.replace(s, lowered=None) for s in pool.schedules]), device)
     at_first = np.array([log_predicted for log_predicted, _, _ in at_first])
     counted = [i for i, schedule in enumerate(pool.schedules) if schedule.lowered is not None]
-    assert sorted(np.argsort(at_first)[: math.ceil(len(pool.keys) * search.COUNTED_SHARE)]) == counted and len(pool.keys) > 4
+    assert sorted(np.argsort(at_first)[: math.ceil(len(pool.keys) * COUNTED_SHARE)]) == counted and len(pool.keys) > 4
     changed = ~np.isclose(pool.log_predicted, at_first, atol=1e-4)
     assert changed[counted].all() and changed.sum() == len(counted)
 
 
 def test_variations_are_reproducible_and_near():
-    parent = halide_utils.Proposal(sigma=0.3, dropout=1, beam_size=1, seed=5)
+    parent = Proposal(sigma=0.3, dropout=1, beam_size=1, seed=5)
     child = parent.varied(np.random.default_rng(0))
-    assert child == parent.varied(np.random.default_rng(0)) == halide_utils.Proposal.from_record(orjson.loads(orjson.dumps(vars(child))))
-    far = halide_utils.Proposal(sigma=0.3, dropout=1, beam_size=1, seed=6)
+    assert child == parent.varied(np.random.default_rng(0)) == Proposal.from_record(orjson.loads(orjson.dumps(vars(child))))
+    far = Proposal(sigma=0.3, dropout=1, beam_size=1, seed=6)
 
     def distance(other):
         return sum(float(((a - b) ** 2).sum()) for a, b in zip(parent.weights(), other.weights()))

@@ -10,14 +10,16 @@ import pytest
 import torch
 from conftest import ROOT, make_stages, sample_bytes
 
-import adams2019
-import data_utils
-import halide_utils
+from dumps.files import Dump
+from dumps.parsing import parse_dump
+from evaluation import adams2019
 from features import SCHEDULE_FEATURES
+from halide_tools.autoschedulers import baseline_weights
 
 ASK_HALIDE = """
 import sys
-from halide_utils import ProgramSpec, Proposal
+from halide_tools.autoschedulers import Proposal
+from halide_tools.programs import ProgramSpec
 pipeline = ProgramSpec("p", int(sys.argv[1])).build()
 featurization, _ = Proposal(sigma=0.0, dropout=100, beam_size=1, seed=0).apply(pipeline)
 open(sys.argv[2], "wb").write(featurization)
@@ -32,9 +34,11 @@ def test_the_cost_is_the_one_halide_prints(tmp_path, seed):
         env=os.environ | {"HL_DEBUG_AUTOSCHEDULE": "1"},
     )  # fmt: skip
     printed = float(re.findall(r"[Cc]ost: ([-+.e\d]+)", done.stdout + done.stderr)[-1])
-    schedule = data_utils.parse_dump(data_utils.Dump("p.featurization", "", path=str(path)), 1e5, need_runtime=False)
-    batch = [torch.from_numpy(a)[None] for a in (schedule.schedule_features, schedule.algorithm_features)] + [torch.tensor([len(schedule.schedule_features)])]
-    ours = np.exp(adams2019.log_predictions(halide_utils.baseline_weights(), [batch], os.cpu_count()))[0]
+    schedule = parse_dump(Dump("p.featurization", "", path=str(path)), 1e5, need_runtime=False)
+    batch = [torch.from_numpy(a)[None] for a in (schedule.schedule_features, schedule.algorithm_features)] + [
+        torch.tensor([len(schedule.schedule_features)])
+    ]
+    ours = np.exp(adams2019.log_predictions(baseline_weights(), [batch], os.cpu_count()))[0]
     assert ours == pytest.approx(printed, rel=1e-3)
 
 
@@ -42,9 +46,9 @@ def test_padding_does_not_matter():
     stages = torch.from_numpy(make_stages(1, 2, 4))
     schedule, counts = stages[None, :, :39], torch.zeros(1, 4, 41, 8)
     counts[0, :, :, :7] = stages[:, 39:].reshape(4, 41, 7)
-    alone = adams2019.log_predictions(halide_utils.baseline_weights(), [(schedule, counts, torch.tensor([4]))], 2)
+    alone = adams2019.log_predictions(baseline_weights(), [(schedule, counts, torch.tensor([4]))], 2)
     padded = [torch.cat([a, torch.ones_like(a)], 1) for a in (schedule, counts)]
-    assert adams2019.log_predictions(halide_utils.baseline_weights(), [(*padded, torch.tensor([4]))], 2) == pytest.approx(alone)
+    assert adams2019.log_predictions(baseline_weights(), [(*padded, torch.tensor([4]))], 2) == pytest.approx(alone)
 
 
 def test_retraining_makes_predictions_better(tmp_path):
@@ -60,7 +64,7 @@ def test_retraining_makes_predictions_better(tmp_path):
     log_runtime = np.log(runtimes)
     paths = adams2019.write_samples(tmp_path, batches, log_runtime, np.zeros(10, np.int64))
     assert paths[3].read_bytes() == sample_bytes(torch.cat([batches[3][0][0], batches[3][1][0, :, :, :7].flatten(1)], 1).numpy(), 4.0, 0, 3)
-    before = halide_utils.baseline_weights()
+    before = baseline_weights()
     after = adams2019.retrain(paths, 1e-3, 50, 2, before)
 
     def error(weights):  # of the throughput relative to the fastest, which Halide's tool makes small

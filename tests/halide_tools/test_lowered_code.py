@@ -3,13 +3,13 @@
 import halide as hl
 import numpy as np
 
-import lowering
 from features import LOWERED
+from halide_tools import lowered_code
 
 
 def count(func, **stages):
     """{stage: {kind: number}} of a scheduled pipeline; `stages` name the rows, output first."""
-    counts = lowering.count_lowered(hl.Pipeline(func))
+    counts = lowered_code.count_lowered(hl.Pipeline(func))
     assert len(counts) == len(stages)
     return {name: {kind: n for kind, n in zip(LOWERED, row) if n} for name, row in zip(stages, counts)}
 
@@ -41,7 +41,12 @@ def test_what_a_schedule_stores_loads_and_allocates_is_counted():
 
 def test_loads_are_told_apart_and_inlined_stages_belong_to_their_callers():
     x = hl.Var("x")
-    image, table, f, g = estimated("told_image", 4, 1024), estimated("told_table", 256, type=hl.UInt(8)), hl.Func("told_f"), hl.Func("told_g")
+    image, table, f, g = (
+        estimated("told_image", 4, 1024),
+        estimated("told_table", 256, type=hl.UInt(8)),
+        hl.Func("told_f"),
+        hl.Func("told_g"),
+    )
     f[x] = image[3, x] + image[0, hl.i32(table[x % 256])]
     g[x] = f[x] + image[0, 0]
     g.set_estimates([(0, 1024)]).vectorize(x, 16)
@@ -66,11 +71,13 @@ def test_updates_have_counts_of_their_own():
 
 
 def test_what_depends_on_a_buffer_is_not_guessed():
-    lowered = "\n".join(["external func f (n) {", "for (f.s0.x, 0, n) {", "f[f.s0.x] = 1", "}", "for (f.s1.x, 0, b[3]) {", "f[f.s1.x] = 1", "}", "}"])
-    program, statements = lowering.translate(lowered)
-    for text, known in ((program, False), (program.replace("lambda: v['b'][3]", "lambda: 3"), True)):
-        execution = lowering.Execution({"n": 5}, len(statements))
-        scope = {name: getattr(execution, name) for name in ("task", "loop", "run")} | {"v": execution.v}
+    lowered = "\n".join(
+        ["external func f (n) {", "for (f.s0.x, 0, n) {", "f[f.s0.x] = 1", "}", "for (f.s1.x, 0, b[3]) {", "f[f.s1.x] = 1", "}", "}"]
+    )
+    program, statements = lowered_code.translate(lowered)
+    for text, known in ((program, False), (program.replace("lambda: variables['b'][3]", "lambda: 3"), True)):
+        execution = lowered_code.Execution({"n": 5}, len(statements))
+        scope = {name: getattr(execution, name) for name in ("task", "loop", "run")} | {"variables": execution.variables}
         exec(text, scope)
         execution.tasks["f"][1]()
         assert execution.all_known is known
@@ -83,9 +90,9 @@ def test_counting_gives_up_where_it_would_take_too_long(monkeypatch):
     f = hl.Func("long_f")
     f[x, y] = x + y
     f.set_estimates([(0, 64), (0, 64)])
-    assert lowering.count_lowered(hl.Pipeline(f))[0, LOWERED.index("stores")] == 64 * 64
-    monkeypatch.setattr(lowering, "MAX_ITERATIONS", 5)  # two rows, and two points in each: six
-    assert lowering.count_lowered(hl.Pipeline(f)) is None
+    assert lowered_code.count_lowered(hl.Pipeline(f))[0, LOWERED.index("stores")] == 64 * 64
+    monkeypatch.setattr(lowered_code, "MAX_ITERATIONS", 5)  # two rows, and two points in each: six
+    assert lowered_code.count_lowered(hl.Pipeline(f)) is None
 
 
 def test_code_that_is_not_understood_costs_the_counts_alone(monkeypatch):
@@ -93,26 +100,34 @@ def test_code_that_is_not_understood_costs_the_counts_alone(monkeypatch):
     f = hl.Func("strange_f")
     f[x] = x
     f.set_estimates([(0, 64)])
-    monkeypatch.setattr(lowering, "translate", lambda lowered: ("unheard_of()", []))
-    assert lowering.count_lowered(hl.Pipeline(f)) is None
+    monkeypatch.setattr(lowered_code, "translate", lambda lowered: ("unheard_of()", []))
+    assert lowered_code.count_lowered(hl.Pipeline(f)) is None
 
 
 def test_expressions_of_lowered_code():
-    scope = {"v": {"a.b$1": 7, "t": 3, "r": lowering.Real(0.2)}, "let": lambda name, value, rest: (scope["v"].__setitem__(name, value), rest())[1], **lowering.FUNCTIONS}
+    scope = {
+        "variables": {"a.b$1": 7, "t": 3, "r": lowered_code.NonInteger(0.2)},
+        "let": lambda name, value, rest: (scope["variables"].__setitem__(name, value), rest())[1],
+        **lowered_code.FUNCTIONS,
+    }
 
     def value(text):
-        return eval(lowering.python(text), scope)
+        return eval(lowered_code.to_python(text), scope)
 
     assert value("max(let u = (a.b$1 + -1) in (let w = u/4 in w*2), int32(t)) % 5") == 3
     assert value("(0 < t) && !(a.b$1 == 7)") is False
     assert value("int32((1.000000f/r)*2.000000f + 0.500000f)/3") == 3  # of integers, once they are cast
     assert value("int32((float32)ceil_f32(r*16.000000f)) + 1") == 5
-    assert lowering.python("(struct halide_buffer_t *)input.buffer") == "None"
-    assert lowering.lanes("ramp(ramp(x, 1, 8), x8(t), 4) + x32(2)") == 32 and lowering.lanes("x*4 + 1") == 1 and lowering.lanes("x + t", {"t": 4}) == 4
+    assert lowered_code.to_python("(struct halide_buffer_t *)input.buffer") == "None"
+    assert (
+        lowered_code.lanes("ramp(ramp(x, 1, 8), x8(t), 4) + x32(2)") == 32
+        and lowered_code.lanes("x*4 + 1") == 1
+        and lowered_code.lanes("x + t", {"t": 4}) == 4
+    )
 
 
 def test_counts_are_written_in_four_digits():
     counts = np.zeros((2, len(LOWERED)))
     counts[:, LOWERED.index("stores")] = [1234567, 0]
     counts[1, LOWERED.index("iterations")] = 9999
-    assert lowering.as_dict(counts) == {"iterations": [0, 9999], "stores": [1235000, 0]}
+    assert lowered_code.as_dict(counts) == {"iterations": [0, 9999], "stores": [1235000, 0]}

@@ -1,0 +1,1 @@
+"""Dumps of measured schedules: where they lie (files) and what is in them (parsing)."""

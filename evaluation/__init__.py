@@ -1,0 +1,1 @@
+"""How good predictions are: metrics, rivals, intervals, and the report."""

@@ -1,0 +1,1 @@
+"""All that imports Halide: programs, autoschedulers, execution, and what lowered code does."""

@@ -1,0 +1,1 @@
+"""Schedules measured on this machine, each in a process of its own."""
