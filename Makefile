@@ -1,19 +1,25 @@
 # make          set up .venv, then generate, train and evaluate on the measurements in data/raw
-# make test     the same environment, then the tests
-# make folds    the README's five-fold table on data/raw
+# make test     the same environment and what developers need, then the tests
+# make lint     the same, then ruff: lint and format
+# make folds    the five-fold table of docs/results.md on data/raw
+# make clean    delete .venv and caches; measurements, processed data and runs stay
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: all test folds clean
+.PHONY: all test lint folds clean
 
 all: .venv/installed
 	$(BIN)/python generate_dataset.py
 	$(BIN)/python train_model.py
 	$(BIN)/python evaluate_model.py
 
-test: .venv/installed
+test: .venv/installed-dev
 	$(BIN)/python -m pytest -q
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 folds: .venv/installed
 	$(BIN)/python benchmarks/cross_validation.py
@@ -24,5 +30,10 @@ folds: .venv/installed
 	$(BIN)/pip install -r requirements.txt
 	touch $@
 
+.venv/installed-dev: .venv/installed requirements-dev.txt
+	$(BIN)/pip install -r requirements-dev.txt
+	touch $@
+
 clean:
-	rm -rf .venv runs data/processed
+	rm -rf .venv .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
