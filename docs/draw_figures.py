@@ -62,25 +62,17 @@ def draw_speedup(path, applications):
     save(figure, path)
 
 
-BOXES = {  # what: (column, row, who makes or reads it)
+BOXES = {  # what, in the order in which data flows: (column, row, what it is and where its code lives)
     "programs": (0, 1, "Python Generators,\nbuild(), random ones"),
     "schedules": (1, 1, "of Halide's\nautoschedulers"),
-    "measurements": (2, 1, "compiled, checked,\ntimed: measuring/"),
+    "measurements": (2, 1, "checked and timed:\nmeasuring/"),
     "dumps": (3, 1, ".sample, .json,\narchives: dumps/"),
     "processed shards": (3, 0, "features.py,\ndata_utils.py"),
-    "batches": (2, 0, "train_utils.py"),
-    "predictions": (1, 0, "modeling.py:\nms and interval"),
-    "report": (0, 0, "evaluation/:\nerrors, rivals"),
+    "batches": (2, 0, "padded, by program:\ntrain_utils.py"),
+    "predictions": (1, 0, "ms, with intervals:\nmodeling.py"),
+    "report": (0, 0, "errors, beside rivals:\nevaluation/"),
 }
-ARROWS = [  # from, to, the command that takes this step
-    ("programs", "schedules", ""),
-    ("schedules", "measurements", ""),
-    ("measurements", "dumps", ""),
-    ("dumps", "processed shards", "generate_dataset.py"),
-    ("processed shards", "batches", ""),
-    ("batches", "predictions", "train_model.py"),
-    ("predictions", "report", "evaluate_\nmodel.py"),
-]
+COMMAND = {"fontsize": 9, "family": "DejaVu Sans Mono"}
 BOX_WIDTH, BOX_HEIGHT, COLUMN, ROW = 1.72, 0.92, 2.36, 2.0
 
 
@@ -88,25 +80,24 @@ def draw_flow(path):
     """Boxes in the order in which data flows, the first row to the right, the second back to the left, and the tuner's loop."""
     figure, axis = plt.subplots(figsize=(WIDTH, 3.9), layout="constrained")
     center = {name: (column * COLUMN, row * ROW) for name, (column, row, _) in BOXES.items()}
-    for name, (_, _, who) in BOXES.items():
+    for name, (_, _, note) in BOXES.items():
         x, y = center[name]
         corner = (x - BOX_WIDTH / 2, y - BOX_HEIGHT / 2)
         axis.add_patch(FancyBboxPatch(corner, BOX_WIDTH, BOX_HEIGHT, "round,pad=0,rounding_size=0.1", fc="#eef3f9", ec=BLUE, lw=1.2))
         axis.text(x, y + 0.24, name, ha="center", va="center", weight="bold", fontsize=11)
-        axis.text(x, y - 0.17, who, ha="center", va="center", fontsize=9, linespacing=1.15)
-    for start, end, command in ARROWS:
+        axis.text(x, y - 0.17, note, ha="center", va="center", fontsize=9, linespacing=1.15)
+    for start, end in zip(list(BOXES), list(BOXES)[1:]):
         arrow(axis, center[start], center[end], INK)
-        (x0, y0), (x1, y1) = center[start], center[end]
-        if x0 == x1:
-            axis.text(x0 - 0.1, (y0 + y1) / 2, command, ha="right", va="center", fontsize=9, family="DejaVu Sans Mono")
-    # Commands of more than one step stand above or below the steps they take.
-    bracket(axis, center["programs"][0], center["dumps"][0], ROW + BOX_HEIGHT / 2 + 0.16, "collect_schedules.py", up=True)
-    bracket(axis, center["predictions"][0], center["processed shards"][0], -BOX_HEIGHT / 2 - 0.16, "train_model.py", up=False)
-    bracket(axis, center["report"][0], center["predictions"][0] - 0.95, -BOX_HEIGHT / 2 - 0.16, "evaluate_model.py", up=False)
+    # A command that takes several steps stands above or below them, one that takes a single step beside its arrow.
+    x = {name: at for name, (at, _) in center.items()}
+    top, bottom, middle = ROW + BOX_HEIGHT / 2 + 0.16, -BOX_HEIGHT / 2 - 0.16, ROW / 2
+    bracket(axis, x["programs"], x["dumps"], top, "collect_schedules.py", up=True)
+    bracket(axis, x["predictions"] + 0.12, x["processed shards"], bottom, "train_model.py", up=False)
+    bracket(axis, x["report"], x["predictions"] - 0.12, bottom, "evaluate_model.py", up=False)
+    axis.text(x["dumps"] - 0.12, middle, "generate_dataset.py", ha="right", va="center", **COMMAND)
     arrow(axis, center["predictions"], center["schedules"], ORANGE)
-    x, y = center["schedules"][0] + 0.1, ROW / 2
-    axis.text(x, y + 0.13, "tune_schedule.py", ha="left", va="center", fontsize=9, family="DejaVu Sans Mono", color=INK)
-    axis.text(x, y - 0.13, "measures what is predicted fastest", ha="left", va="center", fontsize=9, color=INK)
+    axis.text(x["schedules"] + 0.12, middle + 0.13, "tune_schedule.py", va="center", **COMMAND)
+    axis.text(x["schedules"] + 0.12, middle - 0.13, "measures what is predicted fastest", va="center", fontsize=9)
     axis.set(xlim=(-1.0, 3 * COLUMN + 1.0), ylim=(-1.0, ROW + 1.0), aspect="equal")
     axis.axis("off")
     save(figure, path)
@@ -125,7 +116,7 @@ def bracket(axis, left, right, y, command, up):
     tick = -0.08 if up else 0.08
     axis.plot([left, left, right, right], [y + tick, y, y, y + tick], color=GREY, lw=1.2)
     text = y + 0.06 if up else y - 0.06
-    axis.text((left + right) / 2, text, command, ha="center", va="bottom" if up else "top", fontsize=9, family="DejaVu Sans Mono")
+    axis.text((left + right) / 2, text, command, ha="center", va="bottom" if up else "top", **COMMAND)
 
 
 def save(figure, path):
