@@ -112,7 +112,7 @@ def comparison(reports):
         if name != "lstm":
             ratios = [report["rivals"][name]["best_ms"] / report["search"][-1] for report in reports if report["rivals"][name]["best_ms"]]
             line += f"; tuned is {np.exp(np.mean(np.log(ratios))):.2f} x as fast"
-        lines.append(line)
+        lines.append(f"- {line}")
     return "\n".join(lines)
 
 
@@ -137,8 +137,8 @@ def main():
     reports = [report for name, file in files.items() if (report := tune(config, file, folder / name)) and report["speedup"]]
     if not reports:
         raise UserError("none of the applications could be tuned")
-    text = table(reports)
-    print(f"{text}\n\n{comparison(reports)}")
+    text = f"{table(reports)}\n\n{comparison(reports)}"
+    print(text)
     results = make_folder(ROOT / config.results, "results")
     (results / "tuning.md").write_text(text + "\n")
     settings = {"budget": config.budget, "proposals": config.proposals}
