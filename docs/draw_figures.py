@@ -15,11 +15,15 @@ import numpy as np
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.patches import FancyBboxPatch  # noqa: E402
+from matplotlib.patches import FancyBboxPatch, Patch  # noqa: E402
+from matplotlib.patheffects import withStroke  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 TUNING = ROOT / "benchmarks" / "results" / "tuning.json"
 GREY, ORANGE, BLUE, INK = "#b8bec6", "#e08e45", "#2f6db5", "#24292f"
+SERIES = {"Halide's Adams2019 = 1": GREY, "hand-written": ORANGE, "tuned by this project": BLUE}
+OUTLINE = withStroke(linewidth=2, foreground="white")
+BAR = 0.3  # width
 WIDTH = 9.2  # inches, which GitHub shows at about 90 pixels each
 STYLE = {"font.family": "DejaVu Sans", "font.size": 10, "text.color": INK, "svg.hashsalt": "cost_model_LSTM"}
 
@@ -42,15 +46,12 @@ def draw_speedup(path, applications):
     place = np.arange(len(rows), dtype=float)
     place[-1] += 0.5  # the mean stands apart
     figure, axis = plt.subplots(figsize=(WIDTH, 3.9), layout="constrained")
-    any_written = any(written for _, written, _ in rows)
-    width = 0.27 if any_written else 0.38
-    offsets = {"adams2019": -width, "hand_written": 0.0, "tuned": width} if any_written else {"adams2019": -width / 2, "tuned": width / 2}
-    axis.bar(place + offsets["adams2019"], 1, width, color=GREY, label="Halide's Adams2019 = 1")
-    if any_written:
-        shown = [(x, written) for x, (_, written, _) in zip(place, rows) if written]
-        axis.bar([x for x, _ in shown], [written for _, written in shown], width, color=ORANGE, label="hand-written")
-    tuned = axis.bar(place + offsets["tuned"], [row[2] for row in rows], width, color=BLUE, label="tuned by this project")
-    axis.bar_label(tuned, [f"{row[2]:.2f}" for row in rows], padding=2, fontsize=9)
+    for x, (_, *heights) in zip(place, rows):
+        shown = [(height, color) for height, color in zip([1, *heights], SERIES.values()) if height]
+        for i, (height, color) in enumerate(shown):
+            at = x + BAR * (i - (len(shown) - 1) / 2)
+            axis.bar(at, height, BAR, color=color)
+        axis.text(at, height, f"{height:.2f}", ha="center", va="bottom", fontsize=8.5, path_effects=[OUTLINE])  # of the tuned one, the last
     axis.axhline(1, color=GREY, lw=0.8, zorder=0)
     axis.set_xticks(place, [row[0].replace("_", " ") for row in rows], rotation=35, ha="right", rotation_mode="anchor")
     axis.get_xticklabels()[-1].set_fontweight("bold")
@@ -58,7 +59,9 @@ def draw_speedup(path, applications):
     axis.margins(x=0.015, y=0.12)
     axis.tick_params(length=0)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, loc="upper right")
+    has_series = [any(column) for column in zip(*([1, *heights] for _, *heights in rows))]
+    handles = [Patch(color=color, label=label) for (label, color), has in zip(SERIES.items(), has_series) if has]
+    axis.legend(handles=handles, frameon=False, loc="upper right")
     save(figure, path)
 
 
