@@ -1,5 +1,6 @@
 """The documents that people read: their links lead somewhere, and the README stays short."""
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -75,3 +76,34 @@ def test_readme_soon_shows_a_command():
     before, fence, _ = README.read_text().partition("```")
     assert fence, "README.md has no fenced command"
     assert len(before.split()) < 300
+
+
+def test_bars_of_the_speedup_chart():
+    draw_figures = load_script(ROOT / "docs" / "draw_figures.py")
+    applications = [
+        {"name": "blur", "adams2019_ms": 1.0, "hand_written_ms": None, "speedup": 2.0},
+        {"name": "harris", "adams2019_ms": 3.0, "hand_written_ms": 2.0, "speedup": 8.0},
+    ]
+    # The mean of the hand-written ones is left out: they are other applications than the tuned ones.
+    assert draw_figures.bars(applications) == [("harris", 1.5, 8.0), ("blur", None, 2.0), ("geometric mean", None, pytest.approx(4.0))]
+    applications[0]["hand_written_ms"] = 1 / 6
+    assert draw_figures.bars(applications)[-1] == ("geometric mean", pytest.approx(3.0), pytest.approx(4.0))
+
+
+def test_tuning_results_are_what_the_chart_reads():
+    tuning = load_script(ROOT / "benchmarks" / "tuning.py")
+    report = {
+        "program": "blur", "stages": 2, "adams2019_ms": 0.6, "best_ms": 0.3, "speedup": 2.0, "search": [0.5, 0.25],
+        "rivals": {"random": {"best_ms": 0.4}, "li2018": {"best_ms": None}},
+    }  # fmt: skip
+    # Rivals are compared with the faster of Adams2019's two measurements, 0.5; one that measured nothing is left out.
+    expected = {"name": "blur", "stages": 2, "adams2019_ms": 0.6, "hand_written_ms": None, "best_ms": 0.3, "speedup": 2.0}
+    assert tuning.summary(report) == expected | {"rivals": {"random": pytest.approx(1.25)}}
+    assert tuning.summary(report | {"hand_written_ms": 0.45})["hand_written_ms"] == 0.45
+
+
+def load_script(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
