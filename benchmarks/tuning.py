@@ -3,8 +3,9 @@
     python benchmarks/tuning.py
     python benchmarks/tuning.py --applications blur,harris --budget 16
 
-Runs tune_schedule.py with --compare for each application in pipelines/ and prints the table; the same as JSON, and a plot, in
-runs/tuning/NAME. Speed-ups are over Adams2019 with its beam of 32, in the same run. Started again it goes on.
+Runs tune_schedule.py with --compare for each application in pipelines/, in runs/tuning/NAME, and prints the table. Writes tuning.json
+(which docs/draw_figures.py draws), tuning.md and tuning.png to benchmarks/results, or to --results. Speed-ups are over Adams2019 with
+its beam of 32, in the same run. Started again it goes on.
 """
 
 import math
@@ -24,7 +25,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from common import chosen_files
 
-from config import Config, UserError, load_config, run_script
+from config import Config, UserError, load_config, make_folder, run_script
 
 RIVALS = ("random", "adams2019_retrained", "mullapudi2016", "li2018")
 
@@ -34,19 +35,15 @@ class TuningConfig(Config):
     applications: str = Field("", description="files of pipelines/ without their suffix, separated by commas; empty: all")
     budget: int = Field(32, ge=1, description="measurements for each way to choose")
     proposals: int = Field(400, ge=1, description="as of tune_schedule.py")
+    results: str = Field("benchmarks/results", min_length=1, description="folder for tuning.json, tuning.md and tuning.png")
 
 
 def tune(config, file, folder):
     """The report of one application, or None where it could not be tuned (it has said why)."""
     report = folder / "report.json"
     if not report.exists():
-        flags = [
-            f"--output={folder}",
-            f"--budget={config.budget}",
-            f"--proposals={config.proposals}",
-            "--compare=true",
-            f"--num_threads={config.num_threads}",
-        ]
+        flags = [f"--{key}={getattr(config, key)}" for key in ("budget", "proposals", "num_threads")]
+        flags += [f"--output={folder}", "--compare=true"]
         if subprocess.run([sys.executable, ROOT / "tune_schedule.py", file, *flags]).returncode:
             return None
     return orjson.loads(report.read_bytes())
@@ -57,30 +54,40 @@ def adams2019_ms(report):
     return min(report["search"][0], report["adams2019_ms"])
 
 
-def table(reports):
-    """Markdown: a line an application, and the geometric means.
+def speedups_found(report):
+    """{way to choose: times as fast as Adams2019} of what each found in one application; a way that found nothing is left out.
 
     "tuned" and the rivals are what the search measured, over the faster of Adams2019's measurements; "confirmed" is the tuned
-    schedule over Adams2019's, both measured again in fresh processes, taking turns.
+    schedule over Adams2019's, both measured again in fresh processes, interleaved.
     """
+    best = {name: rival["best_ms"] for name, rival in report["rivals"].items()} | {"tuned": report["search"][-1]}
+    return {name: adams2019_ms(report) / ms for name, ms in best.items() if ms} | {"confirmed": report["speedup"]}
+
+
+def summary(report):
+    """What tuning.json keeps of one application; `rivals` are {name: times as fast as Adams2019}."""
+    found = speedups_found(report)
+    return {
+        "name": report["program"], "stages": report["stages"], "adams2019_ms": report["adams2019_ms"],
+        "hand_written_ms": report.get("hand_written_ms"), "best_ms": report["best_ms"], "speedup": report["speedup"],
+        "rivals": {name: found[name] for name in RIVALS if name in found},
+    }  # fmt: skip
+
+
+def table(reports):
+    """Markdown: a line an application, and the geometric means; the columns are those of speedups_found."""
     columns = ["confirmed", "tuned", *RIVALS]
-    lines = [
-        "| application | stages | Adams2019, ms | tuned, ms | " + " | ".join(columns) + " | needed: tuned, random, retrained |",
-        "|---" * (5 + len(columns)) + "|",
-    ]
+    header = "| application | stages | Adams2019, ms | tuned, ms | " + " | ".join(columns) + " | needed: tuned, random, retrained |"
+    lines = [header, "|---" * (5 + len(columns)) + "|"]
     speedups = {name: [] for name in columns}
     for report in reports:
-        best = {name: rival["best_ms"] for name, rival in report["rivals"].items()} | {"tuned": report["search"][-1]}
-        found = {name: adams2019_ms(report) / ms for name, ms in best.items() if ms} | {"confirmed": report["speedup"]}
+        found = speedups_found(report)
         for name, speedup in found.items():
             speedups[name].append(speedup)
         cells = [f"{found[name]:.2f}" if name in found else "-" for name in columns]
         needed = ", ".join(str(report["within_5_percent"][name] or "-") for name in ("lstm", "random", "adams2019_retrained"))
-        lines.append(
-            f"| {report['program']} | {report['stages']} | {report['adams2019_ms']:.3f} | {report['best_ms']:.3f} | "
-            + " | ".join(cells)
-            + f" | {needed} |"
-        )
+        ms = f"{report['adams2019_ms']:.3f} | {report['best_ms']:.3f}"
+        lines.append(f"| {report['program']} | {report['stages']} | {ms} | " + " | ".join(cells) + f" | {needed} |")
     means = [f"{np.exp(np.mean(np.log(speedups[name]))):.2f}" if speedups[name] else "-" for name in columns]
     lines.append("| geometric mean | | | | " + " | ".join(means) + " | |")
     return "\n".join(lines)
@@ -96,7 +103,7 @@ def comparison(reports):
         if name != "lstm":
             ratios = [report["rivals"][name]["best_ms"] / report["search"][-1] for report in reports if report["rivals"][name]["best_ms"]]
             line += f"; tuned is {np.exp(np.mean(np.log(ratios))):.2f} x as fast"
-        lines.append(line)
+        lines.append(f"- {line}")
     return "\n".join(lines)
 
 
@@ -121,11 +128,14 @@ def main():
     reports = [report for name, file in files.items() if (report := tune(config, file, folder / name)) and report["speedup"]]
     if not reports:
         raise UserError("none of the applications could be tuned")
-    text = table(reports)
-    print(f"{text}\n\n{comparison(reports)}")
-    (folder / "table.md").write_text(text + "\n")
-    (folder / "table.json").write_bytes(orjson.dumps(reports, option=orjson.OPT_INDENT_2))
-    plot(folder / "tuning.png", reports)
+    text = f"{table(reports)}\n\n{comparison(reports)}"
+    print(text)
+    results = make_folder(ROOT / config.results, "results")
+    (results / "tuning.md").write_text(text + "\n")
+    settings = {"budget": config.budget, "proposals": config.proposals}
+    written = settings | {"applications": [summary(report) for report in reports]}
+    (results / "tuning.json").write_bytes(orjson.dumps(written, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+    plot(results / "tuning.png", reports)
 
 
 if __name__ == "__main__":

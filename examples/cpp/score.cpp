@@ -1,6 +1,6 @@
 // Scores one schedule with ONNX Runtime: score cost_model.onnx features.bin
 //
-// features.bin holds a schedule's features as features.featurize gives them: float32, stage after stage, 169 a stage.
+// features.bin holds a schedule's features as features.featurize gives them: float32, stage after stage, 217 a stage.
 // The model takes any number of schedules at once, padded to the longest; lengths says how many stages each has.
 
 #include <onnxruntime_cxx_api.h>
