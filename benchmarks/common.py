@@ -18,8 +18,8 @@ from config import UserError
 RESULTS = ROOT / "benchmarks" / "results"
 
 
-def take_turns(rivals, rounds):
-    """Seconds of each round of each of `rivals` {name: function}: {name: (rounds,)}. They take turns, after one round that does not count."""
+def interleave(rivals, rounds):
+    """{name: (rounds,) seconds} of each of `rivals` {name: function}, interleaved, after one round that does not count."""
     seconds = {name: [] for name in rivals}
     for i in range(rounds + 1):
         for name, function in rivals.items():
@@ -47,7 +47,7 @@ def machine():
 
 
 def write(name, header, rows, facts=()):
-    """Print a table of `rows` (lists of text) under `header`, and write it as benchmarks/results/NAME.md, with `facts` {name: value} as NAME.json."""
+    """Print a table of `rows` (lists of text) under `header`; write it as benchmarks/results/NAME.md, and with `facts` {name: value} as NAME.json."""
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|", *(f"| {' | '.join(map(str, row))} |" for row in rows)]
     text = "\n".join([*lines, "", f"({machine()}; median, and 10th to 90th percentile)"])
     print(text)

@@ -87,9 +87,8 @@ def main():
         lstm, trees = (summary[model]["mse_log"][0] for model in ("lstm", "hist_gradient_boosting"))
         print(f"{name}: mse_log of lstm is {1 - lstm / trees:.1%} below that of hist_gradient_boosting")
     coverage = [r["interval"]["coverage"] for r in reports]
-    print(
-        f"coverage of the {reports[0]['interval']['level']:.0%} interval: {np.mean(coverage):.1%} (by fold: {', '.join(f'{v:.1%}' for v in coverage)})"
-    )
+    by_fold = ", ".join(f"{v:.1%}" for v in coverage)
+    print(f"coverage of the {reports[0]['interval']['level']:.0%} interval: {np.mean(coverage):.1%} (by fold: {by_fold})")
     (folder / "table.json").write_bytes(orjson.dumps(tables, option=orjson.OPT_INDENT_2))
 
 

@@ -65,6 +65,7 @@ def median_p90(shares):
 
 
 def describe(name, rows):
+    """A line of the table, {column: text}."""
     measured = rows[(rows.outcome == "measured") & rows.key.str.isdecimal()]
     failures = Counter(rows.outcome[~rows.outcome.isin(["measured", "duplicate"])])
     differences = repeat_differences(rows)
@@ -72,12 +73,20 @@ def describe(name, rows):
     spread = measured.groupby(["collection", "program"]).runtime_ms.agg(lambda ms: ms.max() / ms.min())
     noise = f"{median_p90(differences)} ({len(differences)})" if len(differences) else "-"
     excess = (measured.first_pass_ms / measured.runtime_ms - 1).dropna()
-    cells = [
-        name, f"{len(sizes):,}", f"{len(measured):,}", f"{(sizes >= 8).sum():,}", f"{measured.stages.median():.0f} ({measured.stages.min()}-{measured.stages.max()})",
-        f"{measured.runtime_ms.median():.2g} ({measured.runtime_ms.min():.2g}-{measured.runtime_ms.max():,.0f})", f"{spread.median():.1f}",
-        f"{measured.noisy.mean():.1%}", noise, median_p90(excess) if len(excess) else "-", ", ".join(f"{n} {reason}" for reason, n in failures.most_common()) or "-",
-    ]  # fmt: skip
-    return "| " + " | ".join(cells) + " |"
+    stages, ms = measured.stages, measured.runtime_ms
+    return {
+        "collection": name,
+        "programs": f"{len(sizes):,}",
+        "schedules": f"{len(measured):,}",
+        "programs with 8 or more": f"{(sizes >= 8).sum():,}",
+        "stages, median (range)": f"{stages.median():.0f} ({stages.min()}-{stages.max()})",
+        "ms, median (range)": f"{ms.median():.2g} ({ms.min():.2g}-{ms.max():,.0f})",
+        "slowest/fastest, median": f"{spread.median():.1f}",
+        "noisy": f"{measured.noisy.mean():.1%}",
+        "repeats differ: median, p90 (n)": noise,
+        "one pass alone is slower by: median, p90": median_p90(excess) if len(excess) else "-",
+        "failures": ", ".join(f"{n} {reason}" for reason, n in failures.most_common()) or "-",
+    }
 
 
 def plot(path, rows):
@@ -111,16 +120,12 @@ def main():
     rows = pd.DataFrame([row for path in archives for row in read_candidates(path)])
     if rows.empty:
         raise UserError(f"{config.raw_path}: no packed collection in it; collect_schedules.py --pack true makes them")
-    print(
-        "| collection | programs | schedules | programs with 8 or more | stages, median (range) | ms, median (range) | slowest/fastest, median | noisy | repeats differ: median, p90 (n) | one pass alone is slower by: median, p90 | failures |"
-    )
-    print("|---" * 11 + "|")
-    for name, part in rows.groupby("collection"):
-        print(describe(name, part))
     is_random = ~rows.collection.str.startswith("app")
-    print(describe("**random programs**", rows[is_random]))
+    parts = [*rows.groupby("collection"), ("**random programs**", rows[is_random])]
     if (is_random & rows.as_now).any():
-        print(describe("those measured in the passes of today", rows[is_random & rows.as_now]))
+        parts.append(("those measured in the passes of today", rows[is_random & rows.as_now]))
+    lines = [describe(name, part) for name, part in parts]
+    print("\n".join([f"| {' | '.join(lines[0])} |", "|---" * len(lines[0]) + "|", *(f"| {' | '.join(line.values())} |" for line in lines)]))
     if config.plot:
         plot(config.plot, rows)
 

@@ -91,7 +91,7 @@ def main():
                 one_at_a_time(s, p, model, device)
             ),
         }
-        seconds = common.take_turns(rivals, config.rounds)
+        seconds = common.interleave(rivals, config.rounds)
         for name, values in seconds.items():
             share = predicting[name][1:] / values
             rows.append(

@@ -82,7 +82,7 @@ def main():
             )
             rivals = {f"{kind}: generate_dataset.py": partial(read_all, config, files[0].parent)}
             rivals |= {f"{kind}: {name}": partial(load_all, parse, files, n_jobs) for name, parse in parsers.items()}
-            seconds = common.take_turns(rivals, config.rounds)
+            seconds = common.interleave(rivals, config.rounds)
             ours = next(iter(seconds.values()))
             for name, values in seconds.items():
                 rows.append([name, common.spread(len(files) / values), common.spread(megabytes / values), common.spread(ours / values)])

@@ -6,7 +6,8 @@
 Schedules of data_path that lie side by side in its shards, so of like lengths, at batch 1, 32 and 1,024, which the LSTM scores in
 slices as train_utils.predict does. "share" is the floating-point operations of the model's matrix products over the rate at which the
 machine multiplies large float32 and bfloat16 matrices, measured between the rounds. adams2019 is Halide's network as adams2019.py
-writes it in PyTorch, in float32; hist_gradient_boosting predicts from pooled features that are ready. Writes benchmarks/results/scoring.md and .json.
+writes it in PyTorch, in float32; hist_gradient_boosting predicts from pooled features that are ready.
+Writes benchmarks/results/scoring.md and .json.
 """
 
 import subprocess
@@ -103,7 +104,13 @@ class Rivals:
             with torch.no_grad():
                 return self.adams(s, h, batch.lengths).cpu()
 
-        return {"PyTorch": eager, "PyTorch, bfloat16": partial(eager, "bfloat16"), "ONNX Runtime": lambda: [self.onnx.run(None, part) for part in fed], "hist_gradient_boosting": lambda: self.trees.predict(pooled), "adams2019": adams}  # fmt: skip
+        return {
+            "PyTorch": eager,
+            "PyTorch, bfloat16": partial(eager, "bfloat16"),
+            "ONNX Runtime": lambda: [self.onnx.run(None, part) for part in fed],
+            "hist_gradient_boosting": lambda: self.trees.predict(pooled),
+            "adams2019": adams,
+        }
 
 
 def main():
@@ -119,7 +126,7 @@ def main():
         rates = {dtype: [] for dtype in (torch.float32, torch.bfloat16)}
         for dtype in rates:
             functions[str(dtype)] = lambda dtype=dtype, found=rates[dtype]: found.append(multiply_rate(device, dtype))
-        seconds = common.take_turns(functions, config.rounds)
+        seconds = common.interleave(functions, config.rounds)
         work = flops(rivals.model, sequences.lengths[chosen])
         for name in list(functions)[:-2]:
             shares = (

@@ -103,7 +103,7 @@ def main():
         "naive: padded to the longest, batches from a list": lambda: naive_epoch(naive, naive_optimizer, batches, config),
         "recursive tree-LSTM, one member (stand-in)": lambda: tree_epoch(tree, tree_optimizer, programs, config),
     }
-    seconds = common.take_turns(rivals, config.rounds)
+    seconds = common.interleave(rivals, config.rounds)
     ours = seconds["ours"]
     rows = [[name, common.spread(len(train) / values), common.spread(values / ours)] for name, values in seconds.items()]
     facts = {"device": str(device), "threads": torch.get_num_threads(), "schedules": len(train)}
