@@ -188,7 +188,8 @@ class CameraPipe(hl.Generator):
             vec = self.natural_vector_size(hl.UInt(16))
             matrix.compute_root()
             curve.compute_root()
-            self.output.bound(c, 0, 3).split(y, y, yi, 32).split(yi, yi, yp, 2).reorder(c, x, yp, yi, y).unroll(c).vectorize(x, vec).parallel(y)
+            self.output.bound(c, 0, 3).split(y, y, yi, 32).split(yi, yi, yp, 2).reorder(c, x, yp, yi, y)
+            self.output.unroll(c).vectorize(x, vec).parallel(y)
             for f in (denoised, *sites):
                 f.store_at(self.output, y).compute_at(self.output, yi).vectorize(x, vec)
             deinterleaved.store_at(self.output, y).compute_at(self.output, yi).reorder(c, x, y).unroll(c).vectorize(x, vec)

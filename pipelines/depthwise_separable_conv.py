@@ -1,4 +1,4 @@
-"""Depthwise separable convolution of MobileNet (Halide's apps/depthwise_separable_conv): 3x3 a channel, 1x1 over channels, bias, ReLU; float."""
+"""Depthwise separable convolution of MobileNet (Halide's apps/depthwise_separable_conv), float: 3x3 a channel, 1x1 over all, bias, ReLU."""
 
 import halide as hl
 
@@ -38,7 +38,7 @@ class DepthwiseSeparableConv(hl.Generator):
         self.output.set_estimates([(0, CO), (0, W), (0, H), (0, N)])
 
         if not self.using_autoscheduler():
-            # A row at a time: the padded rows slide, the depthwise row stays in the first cache; tiles of both convolutions accumulate in registers.
+            # A row at a time: the padded rows slide, the depthwise row stays in the L1 cache. Both convolutions sum tiles in registers.
             yo, yi, di, xi = hl.vars("yo yi di xi")
             vec = self.natural_vector_size(hl.Float(32))
             self.output.split(y, yo, yi, 8, hl.TailStrategy.GuardWithIf).tile(d, x, di, xi, 2 * vec, 4).reorder(di, xi, d, x, yi, yo, b)

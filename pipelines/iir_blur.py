@@ -36,7 +36,7 @@ class IirBlur(hl.Generator):
         self.output.set_estimates([(0, w), (0, h), (0, 3)])
 
         if not self.using_autoscheduler():
-            # Strips of columns in parallel: a strip is scanned down and up in vectors, and written transposed, a row of the output at a time.
+            # Strips of columns in parallel: a strip is scanned down and up in vectors, and then written transposed.
             yo = hl.Var("yo")
             vec = self.natural_vector_size(hl.Float(32))
             rows.compute_root()

@@ -1,4 +1,7 @@
-"""Synthetic lens blur (after Halide's apps/lens_blur): stereo depth from a cost volume filled in by a confidence pyramid, then a blur that grows with the distance to the focal plane."""
+"""Synthetic lens blur (after Halide's apps/lens_blur).
+
+Stereo depth from a cost volume filled in by a confidence pyramid, then a blur that grows with the distance to the focal plane.
+"""
 
 import halide as hl
 
@@ -139,7 +142,7 @@ class LensBlur(hl.Generator):
         self.output.set_estimates([(0, w), (0, h), (0, 3)])
 
         if not self.using_autoscheduler():
-            # The pyramids and the depth in full, in parallel rows; a pixel's samples are unrolled, which makes the spiral a table of constants.
+            # The pyramids and the depth in full, in parallel rows. A pixel's samples are unrolled, which makes the spiral constant.
             yi = hl.Var("yi")
             vec = self.natural_vector_size(hl.Float(32))
             weighted.compute_root().bound_extent(c, 2).reorder(c, z, x, y).unroll(c).vectorize(x, vec).parallel(y, 4)

@@ -100,7 +100,7 @@ class LocalLaplacian(hl.Generator):
         self.output.set_estimates([(0, w), (0, h), (0, 3)])
 
         if not self.using_autoscheduler():
-            # The pyramids of the input and of all intensity levels in full, in parallel strips; the output's pyramid slides down the strips of the output.
+            # The pyramids of the input and of all intensity levels in full, in parallel strips; the output's slides down its own strips.
             yi = hl.Var("yi")
             vec = self.natural_vector_size(hl.Float(32))
             remap.compute_root()

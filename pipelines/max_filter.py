@@ -1,4 +1,4 @@
-"""Maximum over a disc (Halide's apps/max_filter): vertical runs from slices of power-of-two height, then their maximum along x; float RGB."""
+"""Maximum over a disc (Halide's apps/max_filter), float RGB: runs of rows from slices of power-of-two height, then the maximum along x."""
 
 import math
 

@@ -59,7 +59,7 @@ class Wavelet(hl.Generator):
         self.output.set_estimates([(0, w), (0, h)])
 
         if not self.using_autoscheduler():
-            # A level at a time, in parallel strips; what is transformed along x slides down a strip, and all bands of a row are made at once.
+            # A level at a time, in parallel strips: what is transformed along x slides down a strip; all bands of a row are made at once.
             yi = hl.Var("yi")
             vec = self.natural_vector_size(hl.Float(32))
             for along_x, along_xy in zip(rows, bands):
