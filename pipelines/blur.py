@@ -25,4 +25,4 @@ class Blur(hl.Generator):
             yi = hl.Var("yi")
             vec = self.natural_vector_size(hl.UInt(16))
             self.output.split(y, y, yi, 64, hl.TailStrategy.GuardWithIf).parallel(y).vectorize(x, vec)
-            blur_x.store_at(self.output, y).compute_at(self.output, yi).vectorize(x, vec, hl.TailStrategy.GuardWithIf)
+            blur_x.store_at(self.output, y).compute_at(self.output, yi).vectorize(x, vec)

@@ -55,7 +55,7 @@ class HistEqualize(hl.Generator):
             vec = self.natural_vector_size(hl.Float(32))
             rows = hist_rows.in_()
             rows.compute_root().vectorize(x, vec).parallel(y, 8, hl.TailStrategy.GuardWithIf)
-            Y.clone_in(hist_rows).compute_at(rows, y).vectorize(x, vec, hl.TailStrategy.GuardWithIf)
+            Y.clone_in(hist_rows).compute_at(rows, y).vectorize(x, vec)
             hist_rows.compute_at(rows, y).vectorize(x, vec)
             hist_rows.update().unscheduled()
             hist.compute_root().vectorize(x, vec).update().reorder(x, ry).vectorize(x, vec).unroll(x, 4)
