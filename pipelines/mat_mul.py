@@ -24,7 +24,7 @@ class MatMul(hl.Generator):
             f.set_estimates([(0, self.size), (0, self.size)])
 
         if not self.using_autoscheduler():
-            # A tile of the product stays in registers: two vectors wide and six rows high, less than the sixteen that AVX2 has.
+            # A tile of the product, two vectors wide and six rows high, stays in registers: AVX2 has sixteen of them.
             xi, yi, yo = hl.vars("xi yi yo")
             vec = self.natural_vector_size(hl.Float(32))
             self.output.tile(x, y, xi, yi, 2 * vec, 6).split(y, yo, y, 8, hl.TailStrategy.GuardWithIf)
