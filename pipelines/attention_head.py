@@ -46,3 +46,27 @@ class AttentionHead(hl.Generator):
 
         for f in (self.q, self.k, self.v, self.output):
             f.set_estimates([(0, self.head_dim), (0, self.length)])
+
+        if not self.using_autoscheduler():
+            # Blocks of eight queries in parallel: their scores stay in the cache, and both products accumulate tiles in registers.
+            io, ii, di, ji, u = hl.vars("io ii di ji u")
+            vec = self.natural_vector_size(hl.Float(32))
+            k_t.compute_root().vectorize(j, vec).parallel(d, 8)
+            self.output.split(i, io, i, 8).tile(d, i, di, ii, 2 * vec, 4).reorder(di, ii, d, i, io)
+            self.output.vectorize(di, vec).unroll(di).unroll(ii).parallel(io)
+
+            scaled.compute_at(self.output, io).tile(j, i, ji, ii, 2 * vec, 4).vectorize(ji, vec).unroll(ji).unroll(ii)
+            scores.compute_at(scaled, j).vectorize(j, vec).unroll(j).unroll(i)
+            scores.update().reorder(j, i, rd).vectorize(j, vec).unroll(j).unroll(i)
+
+            # A vector of partial results for each row, which only the end combines.
+            exp.compute_at(self.output, io).vectorize(j, vec)
+            for f in (row_max, row_sum):
+                f.compute_at(self.output, io)
+                ro, ri = hl.RVar("ro"), hl.RVar("ri")
+                partial = f.update().split(rj, ro, ri, vec).rfactor(ri, u)
+                partial.compute_at(f, i).vectorize(u)
+                partial.update().vectorize(u)
+
+            weighted.compute_at(self.output, d).vectorize(d, vec).unroll(d).unroll(i)
+            weighted.update().reorder(d, i, rj).vectorize(d, vec).unroll(d).unroll(i)

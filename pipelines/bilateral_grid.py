@@ -57,3 +57,13 @@ class BilateralGrid(hl.Generator):
         self.input.set_estimates([(0, w), (0, h)])
         self.r_sigma.set_estimate(0.1)
         self.output.set_estimates([(0, w), (0, h)])
+
+        if not self.using_autoscheduler():
+            # The histogram is made a row of cells at a time, right before it is blurred along z.
+            vec = self.natural_vector_size(hl.Float(32))
+            blur_z.compute_root().reorder(c, z, x, y).unroll(c).vectorize(x, vec).parallel(y)
+            histogram.compute_at(blur_z, y).vectorize(x, vec)
+            histogram.update().reorder(c, r.x, r.y, x, y).unroll(c)
+            blur_x.compute_root().reorder(c, x, y, z).unroll(c).vectorize(x, vec).parallel(z)
+            blur_y.compute_root().reorder(c, x, y, z).unroll(c).vectorize(x, vec).parallel(z)
+            self.output.vectorize(x, vec).parallel(y)

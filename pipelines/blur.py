@@ -19,3 +19,10 @@ class Blur(hl.Generator):
         w, h = 3072, 2048
         self.input.set_estimates([(0, w + 2), (0, h + 2)])
         self.output.set_estimates([(0, w), (0, h)])
+
+        if not self.using_autoscheduler():
+            # Strips in parallel; blur_x slides down a strip, so that each of its rows is computed once.
+            yi = hl.Var("yi")
+            vec = self.natural_vector_size(hl.UInt(16))
+            self.output.split(y, y, yi, 64, hl.TailStrategy.GuardWithIf).parallel(y).vectorize(x, vec)
+            blur_x.store_at(self.output, y).compute_at(self.output, yi).vectorize(x, vec)

@@ -94,7 +94,7 @@ def demosaic(deinterleaved):
 
     demosaiced = hl.Func("demosaiced")
     demosaiced[x, y, c] = hl.mux(c, [r[x, y], g[x, y], b[x, y]])
-    return demosaiced
+    return demosaiced, [g_r, g_b, r_gr, b_gr, r_gb, b_gb, r_b, b_r]
 
 
 def color_correct(f, matrix_3200, matrix_7000, color_temp):
@@ -111,7 +111,7 @@ def color_correct(f, matrix_3200, matrix_7000, color_temp):
             acc += hl.i32(matrix[i, j]) * hl.i32(hl.i16(hl.min(f[x, y, i], hl.u16(32767))))
         channels.append(hl.i16_sat(acc // 256))
     corrected[x, y, c] = hl.mux(c, channels)
-    return corrected
+    return corrected, matrix
 
 
 def apply_curve(f, gamma, contrast, black_level, white_level):
@@ -126,7 +126,7 @@ def apply_curve(f, gamma, contrast, black_level, white_level):
 
     curved = hl.Func("curved")
     curved[x, y, c] = curve[hl.clamp(hl.i32(f[x, y, c]) // 8, 0, 1023)]
-    return curved
+    return curved, curve
 
 
 def sharpen(f, strength):
@@ -140,7 +140,7 @@ def sharpen(f, strength):
     unsharp[x, y, c] = blur(unsharp_y[x - 1, y, c], unsharp_y[x, y, c], unsharp_y[x + 1, y, c])
     mask[x, y, c] = hl.i16(f[x, y, c]) - hl.i16(unsharp[x, y, c])
     sharpened[x, y, c] = hl.u8_sat(hl.i32(f[x, y, c]) + hl.i32(mask[x, y, c]) * hl.i32(fixed) // 32)
-    return sharpened
+    return sharpened, unsharp_y
 
 
 @hl.generator(name="camera_pipe")
@@ -162,12 +162,13 @@ class CameraPipe(hl.Generator):
         shifted = hl.Func("shifted")
         shifted[x, y] = clamped[x + 16, y + 12]
 
-        f = hot_pixel_suppression(shifted)
-        f = demosaic(deinterleave(f))
-        f = color_correct(f, self.matrix_3200, self.matrix_7000, self.color_temp)
-        f = apply_curve(f, self.gamma, self.contrast, self.black_level, self.white_level)
-        f = sharpen(f, self.sharpen_strength)
-        self.output[x, y, c] = f[x, y, c]
+        denoised = hot_pixel_suppression(shifted)
+        deinterleaved = deinterleave(denoised)
+        demosaiced, sites = demosaic(deinterleaved)
+        corrected, matrix = color_correct(demosaiced, self.matrix_3200, self.matrix_7000, self.color_temp)
+        curved, curve = apply_curve(corrected, self.gamma, self.contrast, self.black_level, self.white_level)
+        sharpened, unsharp_y = sharpen(curved, self.sharpen_strength)
+        self.output[x, y, c] = sharpened[x, y, c]
 
         w, h = 1536, 1024
         self.input.set_estimates([(0, w + 32), (0, h + 24)])
@@ -180,3 +181,21 @@ class CameraPipe(hl.Generator):
         self.black_level.set_estimate(25)
         self.white_level.set_estimate(1023)
         self.output.set_estimates([(0, w), (0, h), (0, 3)])
+
+        if not self.using_autoscheduler():
+            # Strips in parallel; each part of the pipeline slides down a strip, two rows at a time: a row of the sensor's cells.
+            yi, yp, xi = hl.vars("yi yp xi")
+            vec = self.natural_vector_size(hl.UInt(16))
+            matrix.compute_root()
+            curve.compute_root()
+            self.output.bound(c, 0, 3).split(y, y, yi, 32).split(yi, yi, yp, 2).reorder(c, x, yp, yi, y)
+            self.output.unroll(c).vectorize(x, vec).parallel(y)
+            for f in (denoised, *sites):
+                f.store_at(self.output, y).compute_at(self.output, yi).vectorize(x, vec)
+            deinterleaved.store_at(self.output, y).compute_at(self.output, yi).reorder(c, x, y).unroll(c).vectorize(x, vec)
+            # Even bounds, so that which site of its cell a pixel is can be told when this is compiled.
+            curved.store_at(self.output, y).compute_at(self.output, yi).align_bounds(x, 2).align_bounds(y, 2)
+            curved.tile(x, y, xi, yp, 2 * vec, 2).reorder(c, xi, yp, x, y).unroll(c).unroll(yp).vectorize(xi)
+            for f in (demosaiced, corrected):
+                f.compute_at(curved, x).reorder(c, x, y).unroll(c).unroll(y).vectorize(x)
+            unsharp_y.compute_at(self.output, yi).vectorize(x, vec)

@@ -25,3 +25,12 @@ class ConvLayer(hl.Generator):
         self.filter.set_estimates([(0, CO), (0, 3), (0, 3), (0, CI)])
         self.bias.set_estimates([(0, CO)])
         self.relu.set_estimates([(0, CO), (0, W), (0, H), (0, N)])
+
+        if not self.using_autoscheduler():
+            # A tile of two vectors of channels by five pixels accumulates in registers.
+            co, ci, xo, xi = hl.vars("co ci xo xi")
+            vec = self.natural_vector_size(hl.Float(32))
+            self.relu.split(c, co, ci, 2 * vec).split(x, xo, xi, 5).reorder(ci, xi, xo, y, n, co)
+            self.relu.vectorize(ci, vec).unroll(ci).unroll(xi).parallel(y).parallel(n).parallel(co)
+            conv.compute_at(self.relu, xo).vectorize(c, vec).unroll(c).unroll(x)
+            conv.update().reorder(c, x, r.x, r.y, r.z, y, n).vectorize(c, vec).unroll(c).unroll(x).unroll(r.x, 2)

@@ -45,3 +45,12 @@ class Harris(hl.Generator):
         w, h = 1536, 1024
         self.input.set_estimates([(0, w), (0, h), (0, 3)])
         self.output.set_estimates([(0, w), (0, h)])
+
+        if not self.using_autoscheduler():
+            # Strips in parallel; the grey image and its gradients slide down a strip, their products are cheap enough to compute again.
+            yi = hl.Var("yi")
+            vec = self.natural_vector_size(hl.Float(32))
+            self.output.split(y, y, yi, 32, hl.TailStrategy.GuardWithIf).parallel(y).vectorize(x, vec)
+            for f in (gray, ix, iy):
+                f.store_at(self.output, y).compute_at(self.output, yi).vectorize(x, vec)
+            ix.compute_with(iy, x)

@@ -49,3 +49,15 @@ class HistEqualize(hl.Generator):
         w, h = 1536, 1024
         self.input.set_estimates([(0, w), (0, h), (0, 3)])
         self.output.set_estimates([(0, w), (0, h), (0, 3)])
+
+        if not self.using_autoscheduler():
+            # Rows of histograms in parallel, each over a row of luma computed in vectors; then they are added up, and the curve is applied.
+            vec = self.natural_vector_size(hl.Float(32))
+            rows = hist_rows.in_()
+            rows.compute_root().vectorize(x, vec).parallel(y, 8, hl.TailStrategy.GuardWithIf)
+            Y.clone_in(hist_rows).compute_at(rows, y).vectorize(x, vec)
+            hist_rows.compute_at(rows, y).vectorize(x, vec)
+            hist_rows.update().unscheduled()
+            hist.compute_root().vectorize(x, vec).update().reorder(x, ry).vectorize(x, vec).unroll(x, 4)
+            cdf.compute_root()
+            self.output.bound(c, 0, 3).reorder(c, x, y).unroll(c).vectorize(x, vec).parallel(y, 8, hl.TailStrategy.GuardWithIf)

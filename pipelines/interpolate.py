@@ -9,7 +9,7 @@ def downsample(prev, level):
     down_x, down_y = hl.Func(f"down_x_{level}"), hl.Func(f"downsampled_{level}")
     down_x[x, y, c] = (prev[x * 2 - 1, y, c] + 2.0 * prev[x * 2, y, c] + prev[x * 2 + 1, y, c]) * 0.25
     down_y[x, y, c] = (down_x[x, y * 2 - 1, c] + 2.0 * down_x[x, y * 2, c] + down_x[x, y * 2 + 1, c]) * 0.25
-    return down_y
+    return down_x, down_y
 
 
 def upsample(coarse, level):
@@ -33,7 +33,7 @@ class Interpolate(hl.Generator):
         premultiplied = hl.Func("downsampled_0")
         premultiplied[x, y, c] = hl.select(c < 3, clamped[x, y, c] * clamped[x, y, 3], clamped[x, y, 3])
 
-        downsampled = [premultiplied]
+        downsampled, rows = [premultiplied], []
         for l in range(1, self.levels):
             prev = downsampled[-1]
             if l == 4:
@@ -43,17 +43,34 @@ class Interpolate(hl.Generator):
                 bounded = hl.Func("bounded")
                 bounded[x, y, c] = prev[hl.clamp(x, 0, w), hl.clamp(y, 0, h), c]
                 prev = bounded
-            downsampled.append(downsample(prev, l))
+            down_x, down_y = downsample(prev, l)
+            rows.append(down_x)
+            downsampled.append(down_y)
 
-        interpolated = downsampled[-1]
+        interpolated, filled = downsampled[-1], []
         for l in reversed(range(self.levels - 1)):
             upsampled = upsample(interpolated, l)
             interpolated = hl.Func(f"interpolated_{l}")
             alpha = downsampled[l][x, y, 3]
             interpolated[x, y, c] = downsampled[l][x, y, c] + (1.0 - alpha) * upsampled[x, y, c]
+            filled.append(interpolated)
 
         self.output[x, y, c] = interpolated[x, y, c] / interpolated[x, y, 3]
 
         w, h = 1536, 1024
         self.input.set_estimates([(0, w), (0, h), (0, 4)])
         self.output.set_estimates([(0, w), (0, h), (0, 3)])
+
+        if not self.using_autoscheduler():
+            # Each level of both pyramids in full, in parallel strips; down a strip, what is sampled along x slides.
+            yi = hl.Var("yi")
+            vec = self.natural_vector_size(hl.Float(32))
+            for down_x, down_y in zip(rows, downsampled[1:]):
+                down_y.compute_root().split(y, y, yi, 8).reorder(x, c, yi, y).vectorize(x, vec).parallel(y)
+                down_x.store_at(down_y, y).compute_at(down_y, yi).reorder(x, c, y).vectorize(x, vec)
+            first = premultiplied.in_(rows[0])
+            first.store_at(downsampled[1], y).compute_at(downsampled[1], yi).reorder(x, c, y).vectorize(x, vec)
+            for level in filled[:-1]:
+                level.compute_root().reorder(x, c, y).vectorize(x, vec).parallel(y, 8)
+            self.output.bound(c, 0, 3).reorder(c, x, y).unroll(c).vectorize(x, vec).parallel(y, 8)
+            filled[-1].compute_at(self.output, x).vectorize(x, vec)

@@ -1,4 +1,7 @@
-"""Synthetic lens blur (after Halide's apps/lens_blur): stereo depth from a cost volume filled in by a confidence pyramid, then a blur that grows with the distance to the focal plane."""
+"""Synthetic lens blur (after Halide's apps/lens_blur).
+
+Stereo depth from a cost volume filled in by a confidence pyramid, then a blur that grows with the distance to the focal plane.
+"""
 
 import halide as hl
 
@@ -14,7 +17,7 @@ def downsample(f, name):
     down_y[[x, y] + rest] = (
         down_x[[x, 2 * y - 1] + rest] + 3.0 * (down_x[[x, 2 * y] + rest] + down_x[[x, 2 * y + 1] + rest]) + down_x[[x, 2 * y + 2] + rest]
     ) / 8.0
-    return down_y
+    return down_x, down_y
 
 
 def upsample(f, name):
@@ -63,17 +66,19 @@ class LensBlur(hl.Generator):
         weighted = hl.Func("push_0")
         weighted[x, y, z, c] = hl.select(c == 0, cost[x, y, z] * cost_confidence[x, y], cost_confidence[x, y])
         w, h = self.left_im.width(), self.left_im.height()
-        push = [weighted]
+        push, down = [weighted], []
         for i in range(1, levels):
             w, h = w // 2, h // 2
-            push.append(hl.BoundaryConditions.repeat_edge(downsample(push[-1], f"push_{i}"), [(0, w), (0, h)]))
+            down.append(downsample(push[-1], f"push_{i}"))
+            push.append(hl.BoundaryConditions.repeat_edge(down[-1][1], [(0, w), (0, h)]))
 
         # Pull: each level mixed with the one above it upsampled.
-        pull = push[-1]
+        pull, mixed = push[-1], []
         for i in reversed(range(levels - 1)):
             up = upsample(pull, f"pull_{i}")
             pull = hl.Func(f"pull_{i}")
             pull[x, y, z, c] = hl.lerp(up[x, y, z, c], push[i][x, y, z, c], hl.f32(0.5))
+            mixed.append(pull)
 
         filtered_cost = hl.Func("filtered_cost")
         filtered_cost[x, y, z] = pull[x, y, z, 0] / (pull[x, y, z, 1] + hl.f32(1e-3))
@@ -135,3 +140,28 @@ class LensBlur(hl.Generator):
         self.focus_depth.set_estimate(slices // 2)
         self.blur_radius_scale.set_estimate(1.0)
         self.output.set_estimates([(0, w), (0, h), (0, 3)])
+
+        if not self.using_autoscheduler():
+            # The pyramids and the depth in full, in parallel rows. A pixel's samples are unrolled, which makes the spiral constant.
+            yi = hl.Var("yi")
+            vec = self.natural_vector_size(hl.Float(32))
+            weighted.compute_root().bound_extent(c, 2).reorder(c, z, x, y).unroll(c).vectorize(x, vec).parallel(y, 4)
+            for f in (cost, a, b, cost_confidence):
+                f.compute_at(weighted, x).vectorize(x, vec)
+            for f in (a, b):
+                f.update().reorder(x, r).vectorize(x, vec)
+            for down_x, down_y in down:
+                down_y.compute_root().split(y, y, yi, 4).reorder(x, z, c, yi, y).vectorize(x, vec).parallel(y)
+                down_x.store_at(down_y, y).compute_at(down_y, yi).vectorize(x, vec)
+            for f in mixed[:-1]:
+                f.compute_root().reorder(x, z, c, y).vectorize(x, vec).parallel(y, 4)
+
+            depth.compute_root().vectorize(x, vec).parallel(y, 8)
+            depth.update().reorder(x, rz, y).vectorize(x, vec).parallel(y, 8)
+            with_alpha.compute_root().bound_extent(c, 4).reorder(c, x, y).unroll(c).vectorize(x, vec).parallel(y, 8)
+            self.output.bound(c, 0, 3).split(y, y, yi, 16).reorder(c, x, yi, y).unroll(c).vectorize(x, vec).parallel(y)
+            for f in (bokeh_radius, worst_x):
+                f.store_at(self.output, y).compute_at(self.output, yi).vectorize(x, vec)
+            worst.compute_at(self.output, x).vectorize(x, vec)
+            blurred.compute_at(self.output, x).bound_extent(c, 4).reorder(c, x, y).unroll(c).vectorize(x, vec)
+            blurred.update().reorder(c, x, rs, y).unroll(c).vectorize(x, vec).unroll(rs)

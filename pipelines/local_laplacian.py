@@ -14,7 +14,7 @@ def downsample(f, name):
     down_y[[x, y] + rest] = (
         down_x[[x, 2 * y - 1] + rest] + 3.0 * (down_x[[x, 2 * y] + rest] + down_x[[x, 2 * y + 1] + rest]) + down_x[[x, 2 * y + 2] + rest]
     ) / 8.0
-    return down_y
+    return down_x, down_y
 
 
 def upsample(f, name):
@@ -53,10 +53,12 @@ class LocalLaplacian(hl.Generator):
         level = hl.f32(k) / float(levels - 1)
         idx = hl.clamp(hl.i32(gray[x, y] * float((levels - 1) * 256)), 0, (levels - 1) * 256)
         g_0[x, y, k] = self.beta * (gray[x, y] - level) + level + remap[idx - 256 * k]
-        g_pyramid, in_pyramid = [g_0], [gray]
+        g_pyramid, in_pyramid, g_rows, in_rows = [g_0], [gray], [], []
         for j in range(1, J):
-            g_pyramid.append(downsample(g_pyramid[-1], f"g_{j}"))
-            in_pyramid.append(downsample(in_pyramid[-1], f"in_{j}"))
+            for pyramid, rows, name in ((g_pyramid, g_rows, f"g_{j}"), (in_pyramid, in_rows, f"in_{j}")):
+                down_x, down_y = downsample(pyramid[-1], name)
+                rows.append(down_x)
+                pyramid.append(down_y)
 
         # Its Laplacian pyramid.
         l_pyramid = []
@@ -78,10 +80,12 @@ class LocalLaplacian(hl.Generator):
             out_l_pyramid.append(out_l)
 
         collapsed = out_l_pyramid[J - 1]
+        out_pyramid = [collapsed]
         for j in reversed(range(J - 1)):
             up = upsample(collapsed, f"out_g_{j}")
             collapsed = hl.Func(f"out_g_{j}")
             collapsed[x, y] = up[x, y] + out_l_pyramid[j][x, y]
+            out_pyramid.append(collapsed)
 
         # Reintroduces the colour.
         color = hl.Func("color")
@@ -94,3 +98,18 @@ class LocalLaplacian(hl.Generator):
         self.alpha.set_estimate(1.0 / (levels - 1))
         self.beta.set_estimate(1.0)
         self.output.set_estimates([(0, w), (0, h), (0, 3)])
+
+        if not self.using_autoscheduler():
+            # The pyramids of the input and of all intensity levels in full, in parallel strips; the output's slides down its own strips.
+            yi = hl.Var("yi")
+            vec = self.natural_vector_size(hl.Float(32))
+            remap.compute_root()
+            gray.compute_root().vectorize(x, vec).parallel(y, 16)
+            for down_x, down_y in zip(in_rows + g_rows, in_pyramid[1:] + g_pyramid[1:]):
+                # Of a row all intensity levels at once: they read the same pixels.
+                down_y.compute_root().split(y, y, yi, 8).reorder(x, *down_y.args()[2:], yi, y).vectorize(x, vec).parallel(y)
+                down_x.store_at(down_y, y).compute_at(down_y, yi).reorder(x, *down_x.args()[2:], y).vectorize(x, vec)
+            self.output.bound(c, 0, 3).split(y, y, yi, 32).reorder(c, x, yi, y).unroll(c).vectorize(x, vec).parallel(y)
+            out_pyramid[0].compute_root().vectorize(x, vec)
+            for level in out_pyramid[1:]:
+                level.store_at(self.output, y).compute_at(self.output, yi).vectorize(x, vec)

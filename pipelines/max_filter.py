@@ -1,4 +1,4 @@
-"""Maximum over a disc (Halide's apps/max_filter): vertical runs from slices of power-of-two height, then their maximum along x; float RGB."""
+"""Maximum over a disc (Halide's apps/max_filter), float RGB: runs of rows from slices of power-of-two height, then the maximum along x."""
 
 import math
 
@@ -47,3 +47,14 @@ class MaxFilter(hl.Generator):
         w, h = 768, 512
         self.input.set_estimates([(0, w), (0, h), (0, 3)])
         self.output.set_estimates([(0, w), (0, h), (0, 3)])
+
+        if not self.using_autoscheduler():
+            # Strips of columns and channels in parallel: the slices of all rows are made in full, then a row at a time is read from them.
+            xo, xi, strip = hl.vars("xo xi strip")
+            vec = self.natural_vector_size(hl.Float(32))
+            slice_for_radius.compute_root()
+            half_height.compute_root()
+            self.output.split(x, xo, xi, 16 * vec).reorder(xi, y, xo, c).fuse(xo, c, strip).parallel(strip).vectorize(xi, vec)
+            vert_log.compute_at(self.output, strip).vectorize(x, vec)
+            vert_log.update().reorder(x, rows.x, rows.y).vectorize(x, vec)
+            vert.compute_at(self.output, y).vectorize(x, vec)

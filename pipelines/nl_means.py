@@ -51,3 +51,17 @@ class NlMeans(hl.Generator):
         self.input.set_estimates([(0, width), (0, height), (0, 3)])
         self.sigma.set_estimate(0.12)
         self.output.set_estimates([(0, width), (0, height), (0, 3)])
+
+        if not self.using_autoscheduler():
+            # Tiles in parallel; for each shift the weights of a tile are made and added at once, while the tile is in the cache.
+            xi, yi = hl.vars("xi yi")
+            vec = self.natural_vector_size(hl.Float(32))
+            self.output.bound(c, 0, 3).tile(x, y, xi, yi, 8 * vec, 32).reorder(c, xi, yi, x, y).unroll(c).vectorize(xi, vec).parallel(y)
+            with_alpha.compute_at(self.output, x).reorder(c, x, y).vectorize(x, vec)
+            total.compute_at(self.output, x).bound_extent(c, 4).reorder(c, x, y).unroll(c).vectorize(x, vec)
+            total.update().reorder(c, x, y, s.x, s.y).unroll(c).vectorize(x, vec)
+            d.compute_at(total, s.x).vectorize(x, vec)
+            blur_d_y.compute_at(total, s.x).vectorize(x, vec)
+            blur_d_y.update().reorder(patch, x, y).unroll(patch).vectorize(x, vec)
+            blur_d.compute_at(total, x).vectorize(x, vec)
+            blur_d.update().reorder(x, patch).vectorize(x, vec).unroll(patch)

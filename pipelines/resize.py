@@ -58,3 +58,16 @@ class Resize(hl.Generator):
         self.input.set_estimates([(0, w), (0, h), (0, 3)])
         self.scale_factor.set_estimate(0.5)
         self.output.set_estimates([(0, w // 2), (0, h // 2), (0, 3)])
+
+        if not self.using_autoscheduler():
+            # Strips in parallel; a row is first resized along y, in vectors, and then along x.
+            yi = hl.Var("yi")
+            vec = self.natural_vector_size(hl.Float(32))
+            unnormalized.compute_root().vectorize(x, vec)
+            total.compute_root().vectorize(x, vec).update().reorder(x, r).vectorize(x, vec)
+            kernel.compute_root().vectorize(x, vec)
+            self.output.split(y, y, yi, 8).reorder(x, yi, c, y).vectorize(x, vec).parallel(y)
+            resized_y.compute_at(self.output, yi).vectorize(x, vec)
+            resized_y.update().reorder(r, x, y, c).unroll(r).vectorize(x, vec)
+            resized_x.compute_at(self.output, x).vectorize(x, vec)
+            resized_x.update().reorder(x, r, y, c).unroll(r).vectorize(x, vec)

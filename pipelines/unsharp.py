@@ -39,3 +39,14 @@ class Unsharp(hl.Generator):
         w, h = 1536, 1024
         self.input.set_estimates([(0, w), (0, h), (0, 3)])
         self.output.set_estimates([(0, w), (0, h), (0, 3)])
+
+        if not self.using_autoscheduler():
+            # Strips in parallel; what the vertical blur reads slides down a strip, and the rest is computed a row at a time.
+            yi = hl.Var("yi")
+            vec = self.natural_vector_size(hl.Float(32))
+            kernel.compute_root()
+            self.output.bound(c, 0, 3).reorder(c, x, y).unroll(c)
+            self.output.split(y, y, yi, 32, hl.TailStrategy.GuardWithIf).parallel(y).vectorize(x, vec)
+            gray.store_at(self.output, y).compute_at(self.output, yi).vectorize(x, vec)
+            blur_y.compute_at(self.output, yi).vectorize(x, vec)
+            ratio.compute_at(self.output, yi).vectorize(x, vec)

@@ -23,7 +23,7 @@ def level(f, name):
     along_x[x, y, b] = hl.select(b == 0, low, high)
     low, high = daubechies(lambda i: along_x[x, 2 * y + i, b % 2])
     along_xy[x, y, b] = hl.select(b < 2, low, high)
-    return along_xy
+    return along_x, along_xy
 
 
 @hl.generator(name="wavelet")
@@ -37,9 +37,11 @@ class Wavelet(hl.Generator):
         w, h = 1536, 1024
 
         clamped = hl.BoundaryConditions.mirror_image(self.input, [(0, w), (0, h)])
-        f, bands = clamped, []
+        f, bands, rows = clamped, [], []
         for l in range(self.levels):
-            bands.append(level(f, f"level_{l}"))
+            along_x, along_xy = level(f, f"level_{l}")
+            rows.append(along_x)
+            bands.append(along_xy)
             low = hl.Func(f"low_{l}")
             low[x, y] = bands[-1][x, y, 0]
             # The next level continues the low band by its own mirror.
@@ -55,3 +57,12 @@ class Wavelet(hl.Generator):
 
         self.input.set_estimates([(0, w), (0, h)])
         self.output.set_estimates([(0, w), (0, h)])
+
+        if not self.using_autoscheduler():
+            # A level at a time, in parallel strips: what is transformed along x slides down a strip; all bands of a row are made at once.
+            yi = hl.Var("yi")
+            vec = self.natural_vector_size(hl.Float(32))
+            for along_x, along_xy in zip(rows, bands):
+                along_xy.compute_root().split(y, y, yi, 16).reorder(b, x, yi, y).vectorize(x, vec).parallel(y)
+                along_x.store_at(along_xy, y).compute_at(along_xy, yi).reorder(b, x, y).vectorize(x, vec)
+            self.output.vectorize(x, vec).parallel(y, 16)
