@@ -227,7 +227,7 @@ def _one_line(error, flags, where):
 
 
 def usable_cores(root=Path("/")):
-    """Processor cores that this process may use: at most its affinity mask (taskset) and its cgroup's limit (a container's), version 1 or 2.
+    """Processor cores that this process may use, by its affinity mask (taskset) and by the limits of its cgroup (a container), v1 or v2.
 
     root : where /proc and /sys are; tests give a folder of their own. At least 1; a limit of 1.5 cores counts as 2.
     """
