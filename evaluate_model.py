@@ -79,8 +79,8 @@ def describe_checkpoint(path, trained, config, splits):
         seen = len(tested & known) if recorded else None
         if seen:
             raise UserError(
-                f"{path}: was trained on {seen} of the {len(tested)} programs that {config.data_path} would test it on; evaluate it on data with "
-                "the split it was trained with"
+                f"{path}: was trained on {seen} of the {len(tested)} programs that {config.data_path} would test it on; evaluate it on "
+                "data with the split it was trained with"
             )
     return {"file": str(path), "data": trained["data"], "trained_here": here, "programs_seen": seen}
 
@@ -159,19 +159,16 @@ def report_notes(report, trained, test, data_path):
         lines.append(f"Note: {warning}.")
     lines += [f"Note: {line}." for line in intervals.coverage_warnings(coverage_of(report))]
     if report["assumed_cores"]:
-        lines.append(
-            f"The data do not say how many cores the measuring machine has: Adams2019 is given {report['assumed_cores']}, those of this machine."
-        )
+        cores = report["assumed_cores"]
+        lines.append(f"The data do not say how many cores the measuring machine has: Adams2019 gets {cores}, the number of this machine.")
     return lines
 
 
 def write_report(run, report, splits, predicted, half_widths):
     """report.json, report.md, the predictions and the plots. An older report on another checkpoint is moved aside."""
     before = run / "report.json"
-    if (
-        before.exists()
-        and (orjson.loads(before.read_bytes()).get("checkpoint") or report["checkpoint"])["file"] != report["checkpoint"]["file"]
-    ):
+    of = report["checkpoint"]
+    if before.exists() and (orjson.loads(before.read_bytes()).get("checkpoint") or of)["file"] != of["file"]:
         print(f"{run}: the report on another checkpoint is now in {set_aside(run, REPORT_FILES)}")
     replace_file(run / "report.json", orjson.dumps(report, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY))
     write_markdown(run / "report.md", report)

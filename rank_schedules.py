@@ -75,10 +75,11 @@ def rank(files, schedules, predictions, corrected, meta):
     ]
     log_predicted = np.array([p for p, _, _ in predictions]) + [c.offset for c in own]
     half_width = np.array([c.half_width for c in own])
+    lower, upper = log_predicted - half_width, log_predicted + half_width
     table = pd.DataFrame({
         "program": [hex_id(s.program) for s in schedules], "instance": [hex_id(s.instance) for s in schedules],
-        "predicted_ms": np.exp(log_predicted), "lower_ms": np.exp(log_predicted - half_width), "upper_ms": np.exp(log_predicted + half_width),
-        "file": files, "outside": [o for _, _, o in predictions], "stages": [s for _, s, _ in predictions], "widened": [c.widened for c in own],
+        "predicted_ms": np.exp(log_predicted), "lower_ms": np.exp(lower), "upper_ms": np.exp(upper), "file": files,
+        "outside": [o for _, _, o in predictions], "stages": [s for _, s, _ in predictions], "widened": [c.widened for c in own],
     })  # fmt: skip
     table = table.sort_values(["program", "instance", "predicted_ms", "file"], kind="stable", ignore_index=True)
     table.insert(2, "rank", table.groupby("instance").cumcount() + 1)
@@ -105,8 +106,8 @@ def warnings_of(table, schedules, meta, checkpoint):
         )
     if widened := table.instance[table.widened].nunique():
         lines.append(
-            f"the measured schedules of {widened} of {table.instance.nunique()} programs contradict the intervals of {checkpoint.name} (another "
-            "machine or kind of program?): these programs' intervals are widened to hold what was measured"
+            f"the measured schedules of {widened} of {table.instance.nunique()} programs contradict the intervals of {checkpoint.name} "
+            "(another machine or kind of program?): these programs' intervals are widened to hold what was measured"
         )
     lines += intervals.coverage_warnings(meta.get("coverage", {}))
     if warning := intervals.calibration_warning(meta, [schedule.lowered is not None for schedule in schedules]):

@@ -143,8 +143,8 @@ def plan_further_epochs(config, meta):
     if config.epochs > planned:
         meta["cycles"].append(config.epochs)
         lines.append(
-            f"planned for {planned} epochs: epochs {planned + 1} to {config.epochs} are a further cycle of the learning rate, with a warm-up "
-            "of its own; best.safetensors is replaced by a better epoch only"
+            f"planned for {planned} epochs: epochs {planned + 1} to {config.epochs} are a further cycle of the learning rate, with its own "
+            "warm-up; best.safetensors is replaced by a better epoch only"
         )
     elif config.epochs < planned:
         lines.append(f"planned for {planned} epochs: stops after {config.epochs}, before the learning rate has come down")
@@ -158,7 +158,8 @@ def read_splits(config, meta):
     for name, split in (("train", train), ("val", val)):
         if len(split) == 0:
             raise UserError(
-                f"{config.data_path}: its {name} split is empty; measure more programs, or generate with another val_fraction or test_fraction"
+                f"{config.data_path}: its {name} split is empty; measure more programs, or generate with another val_fraction or "
+                "test_fraction"
             )
     return train, val
 
@@ -180,8 +181,8 @@ def train_on(config, meta, model, optimizer, train, val, device, processes, reco
                 recorder.discard()
             processes.close()
             raise UserError(
-                f"epoch {epoch}: the training diverges (loss {losses[1]:.3g}, validation mse_log {error:.3g}); give a smaller --learning_rate "
-                f"than {config.learning_rate}"
+                f"epoch {epoch}: the training diverges (loss {losses[1]:.3g}, validation mse_log {error:.3g}); give a smaller "
+                f"--learning_rate than {config.learning_rate}"
             )
         meta["epoch"] = epoch
         if recorder:

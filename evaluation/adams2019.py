@@ -132,8 +132,8 @@ def retrain(paths, rate, epochs, n_cores, initial_weights):
         before, after = f"{folder}/before.weights", f"{folder}/after.weights"
         write_weights(before, initial_weights)
         command = [
-            TOOL, f"--epochs={epochs}", f"--rates={rate}", f"--num_cores={n_cores}", f"--initial_weights={before}", f"--weights_out={after}",
-            "--best_benchmark=", "--best_schedule=",
+            TOOL, f"--epochs={epochs}", f"--rates={rate}", f"--num_cores={n_cores}", f"--initial_weights={before}",
+            f"--weights_out={after}", "--best_benchmark=", "--best_schedule=",
         ]  # fmt: skip
         names = "\n".join(str(p) for p in paths)
         threads = os.environ | {"HL_NUM_THREADS": str(torch.get_num_threads())}

@@ -145,16 +145,16 @@ def uncertainty_lines(report):
     lines.append(interval_line(report["interval"], "test rows") + "\n")
     seen = report["leakage"]
     expected = " (a split by schedule shares programs by design)" if report["split_by"] == "schedule" else ""
-    lines.append(
-        f"Leakage: {seen['programs']} test programs and {seen['schedules']} test schedules are in the training or validation split{expected}.\n"
-    )
+    shared = f"{seen['programs']} test programs and {seen['schedules']} test schedules"
+    lines.append(f"Leakage: {shared} are in the training or validation split{expected}.\n")
     return lines
 
 
 def interval_line(found, rows):
     return (
-        f"Intervals: {found['coverage']:.1%} of the {rows} lie within the {found['level']:.0%} interval, {found['coverage_by_program']:.1%} "
-        f"where each program weighs the same (a factor of {np.exp(found['log_half_width']):.2f} either way)."
+        f"Intervals: {found['coverage']:.1%} of the {rows} lie within the {found['level']:.0%} interval, "
+        f"{found['coverage_by_program']:.1%} where each program weighs the same "
+        f"(a factor of {np.exp(found['log_half_width']):.2f} either way)."
     )
 
 
