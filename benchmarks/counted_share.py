@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 import data_utils
 import train_utils
+from batches import Sequences
 from config import Config, UserError, load_config, run_script
 
 SHARES = (0, 1 / 8, 1 / 4, 1 / 3, 1 / 2, 1)
@@ -46,7 +47,7 @@ def main():
     meta = data_utils.read_meta(config.data_path)
     lines = ["| regret on | " + " | ".join(f"{share:.0%} counted" for share in SHARES) + " |", "|---" * (1 + len(SHARES)) + "|"]
     for split, name in (("val", "validation programs"), ("holdout", "applications")):
-        rows = train_utils.Sequences(config.data_path, meta, split)
+        rows = Sequences(config.data_path, meta, split)
         if not len(rows) or not rows.has_lowered_counts.all():
             raise UserError(
                 f"{config.data_path}: its {split} split is empty, or holds schedules whose lowered code was not counted; run generate_dataset.py on the shipped data"
