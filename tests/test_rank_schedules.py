@@ -119,7 +119,8 @@ def test_what_is_known_against_the_intervals_is_said(trained, dumps, tmp_path):
     train_utils.write_checkpoint(path, tensors, meta)
     lines = run("rank_schedules.py", raw, f"--checkpoint={path}").stderr.splitlines()
     assert [line for line in lines if "too narrow" in line] == [
-        "warning: the 90% intervals are too narrow for programs like those of `cameras`: they cover 57% of a program's schedules there (61% of the rows)"
+        "warning: the 90% intervals are too narrow for programs like those of `cameras`: they cover 57% of a program's schedules there "
+        "(61% of the rows)"
     ]
     meta["errors_uncounted"] |= {"programs": 2}
     train_utils.write_checkpoint(path, tensors, meta | {"coverage": {}})
