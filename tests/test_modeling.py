@@ -11,7 +11,7 @@ import data_utils
 import train_utils
 from batches import Batch, Sequences
 from config import UserError, load_config
-from evaluation import baselines, intervals
+from evaluation import baselines
 from features import COST_COLUMNS, FEATURES, HAS_LOWERED_COUNTS_COLUMN, LOWERED_COLUMNS, PARALLEL_COLUMN
 from linear_costs import LinearCosts, _fit, fit_linear_costs
 from modeling import CostModel
@@ -100,19 +100,6 @@ def test_learning_rate_rises_and_falls():
     rates = [train_utils.one_cycle(step, 100, config) for step in range(100)]
     assert max(rates) == pytest.approx(0.01) and int(np.argmax(rates)) == 20
     assert rates[0] < 0.001 and rates[-1] < 1e-5
-
-
-def test_conformal_intervals_count_programs_not_rows():
-    rng = np.random.default_rng(0)
-    covered = []
-    for _ in range(500):
-        sizes = rng.integers(1, 40, 60)
-        programs = np.repeat(np.arange(60), sizes)
-        residuals = np.repeat(rng.normal(size=60), sizes) + 0.1 * rng.normal(size=len(programs))
-        half_width = intervals.conformal_half_width(residuals[programs < 30], programs[programs < 30], 0.8)
-        inside = np.abs(residuals[programs >= 30]) <= half_width
-        covered.append(np.mean([inside[programs[programs >= 30] == p].mean() for p in range(30, 60)]))
-    assert np.mean(covered) == pytest.approx(0.8, abs=0.03)
 
 
 @pytest.fixture
