@@ -29,6 +29,7 @@ import onnx
 import torch
 from pydantic import Field
 from torch import nn
+from torch.onnx.operators import shape_as_tensor
 from tqdm import tqdm
 
 import data_utils
@@ -66,11 +67,12 @@ class Milliseconds(nn.Module):
         self.model, self.log_half_widths = model, [intervals.errors_of(meta, has)["log_half_width"] for has in (False, True)]
 
     def forward(self, features, lengths):
-        # ONNX Runtime's LSTM refuses an empty batch, so that one gets a row of zeros, which is cut off in the end.
-        n = torch.onnx.operators.shape_as_tensor(lengths)[0]
-        t = torch.onnx.operators.shape_as_tensor(features)[1]
-        extra = (n == 0).long()
-        features = torch.cat([features, features.new_zeros(1, 1, features.shape[2]).expand(1, t, -1)[:extra]])  # (B + extra, T, F)
+        # ONNX Runtime's LSTM refuses an empty batch, so that one gets a row of a zero stage, which is cut off in the end.
+        n, t = shape_as_tensor(features)[:2]
+        extra, extra_stage = (n == 0).long(), (t == 0).long()
+        row = features.new_zeros(1, 1, features.shape[2]).expand(1, t + extra_stage, -1)[:extra]
+        features = torch.cat([features, features.new_zeros(n, 1, features.shape[2])[:, :extra_stage]], 1)
+        features = torch.cat([features, row])  # (B + extra, T, F)
         lengths = torch.cat([lengths, lengths.new_ones(1)[:extra]])
         log_runtime = self.model(features, lengths).mean(0)  # (B + extra,)
         has_counts = features[:, 0, HAS_LOWERED_COUNTS_COLUMN] > 0

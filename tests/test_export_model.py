@@ -16,7 +16,7 @@ from config import usable_cores
 from dumps.files import iter_dumps
 from dumps.parsing import parse_dump
 from evaluation import adams2019, intervals
-from features import FEATURES, SCHEDULE_FEATURES, featurize
+from features import FEATURES, featurize
 from halide_tools.autoschedulers import WithWeights, baseline_weights, read_weights
 from halide_tools.programs import programs_in
 
@@ -48,14 +48,12 @@ def test_onnx_gives_the_predictions_of_pytorch(tmp_path):
 
 @pytest.fixture
 def data(tmp_path):
-    """Processed data of six programs, whose schedules take longer the more vectors they compute."""
+    """Processed data of six programs, whose schedules' runtimes have nothing to do with what Halide's weights make of their features."""
     for program in range(6):
-        for schedule in range(6):
-            stages = make_stages(program, 0)
-            stages[:, [SCHEDULE_FEATURES.index(name) for name in ("num_vectors", "num_scalars", "points_computed_total")]] *= 1 + schedule
+        for schedule in range(4):
             file = tmp_path / "raw" / str(program) / f"{schedule}.sample"
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(sample_bytes(stages, 0.1 * (1 + (3 * schedule) % 7)))
+            file.write_bytes(sample_bytes(make_stages(program, schedule), 0.1 * (1 + schedule)))
     run("generate_dataset.py", f"--raw_path={tmp_path / 'raw'}", f"--data_path={tmp_path / 'data'}")
     return tmp_path / "data"
 
@@ -65,9 +63,8 @@ def export_weights(data, path, *more):
 
 
 def test_exported_weights_predict_better_than_those_halide_ships(data, tmp_path):
-    export_weights(
-        data, tmp_path / "mine.weights", "--unmeasured_programs=0", "--fit_epochs=60", "--fit_share=1", "--fit_learning_rate=0.01"
-    )
+    fit = ["--unmeasured_programs=0", "--fit_epochs=150", "--fit_share=1", "--fit_learning_rate=0.01", "--num_threads=1"]
+    export_weights(data, tmp_path / "mine.weights", *fit)
     train = Sequences(data, data_utils.read_meta(data), "train")
 
     def error(weights):
@@ -75,7 +72,7 @@ def test_exported_weights_predict_better_than_those_halide_ships(data, tmp_path)
         residuals = adams2019.log_predictions(weights, train.halide_batches(), usable_cores()) - train.log_runtime
         return np.mean([residuals[train.program == p].var() for p in np.unique(train.program)])
 
-    assert error(read_weights(tmp_path / "mine.weights")) < 0.8 * error(baseline_weights())
+    assert error(read_weights(tmp_path / "mine.weights")) < 0.5 * error(baseline_weights())
 
 
 def test_halide_takes_the_exported_weights(data, tmp_path):
