@@ -7,17 +7,26 @@ A mistake of the user's ends in one line on standard error and exit code 2: see 
 
 import argparse
 import difflib
+import itertools
+import math
+import os
 import re
+import select
 import sys
 import tempfile
 from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
 
 SHIPPED = Path(__file__).resolve().parent / "config.yaml"
+PATH_KEYS = ("raw_path", "init_from")
+EPILOG = """Every key of config.yaml is a flag of every script, so that one set of flags serves them all. A flag that a script does not need
+changes nothing there: --epochs for evaluate_model.py, --shard_size for train_model.py. raw_path, holdout, max_runtime_ms and
+the keys of the split are settings of generate_dataset.py. A script that reads data_path takes them only where they agree with it.
+Likewise a script that reads a checkpoint takes the keys of its network, drop_features and init_from only where they agree."""
 
 
 class UserError(Exception):
@@ -25,55 +34,53 @@ class UserError(Exception):
 
 
 class Config(BaseSettings):
-    """Every key of config.yaml, which holds all the defaults. The descriptions are the --help."""
+    """Every key of config.yaml, which holds the defaults and, in its comments, what each key means: they are the --help."""
 
     model_config = SettingsConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    _given: frozenset = PrivateAttr(frozenset())  # keys given as flags, rather than by a yaml file
 
-    raw_path: str = Field(min_length=1, description="measured schedules: a folder, a file, or several separated by commas")
-    data_path: str = Field(min_length=1, description="processed shards: generate_dataset.py writes them, train_model.py reads them")
-    run_path: str = Field(min_length=1, description="checkpoints, logs, plots and report of one training run")
+    raw_path: str = Field(min_length=1)
+    data_path: str = Field(min_length=1)
+    run_path: str = Field(min_length=1)
 
-    split_by: Literal["program", "schedule"] = Field(description="what a split keeps together")
-    val_fraction: float = Field(ge=0, lt=1, description="share of the programs (or schedules) for validation")
-    test_fraction: float = Field(ge=0, lt=1, description="share of the programs (or schedules) for the report")
-    folds: int = Field(ge=0, description="0: one split by a stable hash; n: cross-validation in n folds")
-    fold: int = Field(ge=0, description="which fold is the test split, from 0 to folds - 1")
-    holdout: str = Field(description="collections never trained on and reported apart, separated by commas")
-    max_runtime_ms: float = Field(gt=0, description="a longer runtime is dropped as implausible")
-    shard_size: int = Field(ge=1, description="schedules a shard")
+    split_by: Literal["program", "schedule"]
+    val_fraction: float = Field(ge=0, lt=1)
+    test_fraction: float = Field(ge=0, lt=1)
+    folds: int = Field(ge=0)
+    fold: int = Field(ge=0)
+    holdout: str
+    max_runtime_ms: float = Field(gt=0)
+    shard_size: int = Field(ge=1)
 
-    epochs: int = Field(ge=1, description="passes over the training split")
-    batch_size: int = Field(ge=1, description="schedules a step")
-    schedules_per_group: int = Field(ge=1, description="schedules of one program that share a batch")
-    learning_rate: float = Field(gt=0, lt=10, description="peak learning rate of the one-cycle schedule")
-    warmup_fraction: float = Field(gt=0, lt=1, description="share of the steps in which the rate rises")
-    weight_decay: float = Field(ge=0, description="weight decay of AdamW")
-    gradient_clip: float = Field(gt=0, description="largest norm of the gradient")
-    centred_loss_weight: float = Field(ge=0, description="weight of the loss on residuals centred per program")
-    ranking_loss_weight: float = Field(ge=0, description="weight of the pairwise ranking loss within a program")
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    schedules_per_group: int = Field(ge=1)
+    learning_rate: float = Field(gt=0, lt=10)
+    warmup_fraction: float = Field(gt=0, lt=1)
+    weight_decay: float = Field(ge=0)
+    gradient_clip: float = Field(gt=0)
+    centred_loss_weight: float = Field(ge=0)
+    ranking_loss_weight: float = Field(ge=0)
+    lowered_dropout: float = Field(ge=0, lt=1)
+    drop_features: str
+    init_from: str
 
-    lowered_dropout: float = Field(ge=0, lt=1, description="share of the programs whose counts in the lowered code are hidden in an epoch")
-    drop_features: str = Field(description="features the model is not shown, as patterns separated by commas, say log_cost_*; empty: none")
-    init_from: str = Field(description="checkpoint to start from instead of random weights; empty: none")
+    members: int = Field(ge=1)
+    embed_size: int = Field(ge=1)
+    hidden_size: int = Field(ge=1)
+    lstm_layers: int = Field(ge=1)
+    dropout: float = Field(ge=0, lt=1)
 
-    members: int = Field(ge=1, description="LSTMs trained side by side and averaged")
-    embed_size: int = Field(ge=1, description="width of a stage's embedding")
-    hidden_size: int = Field(ge=1, description="width of the LSTM in each direction")
-    lstm_layers: int = Field(ge=1, description="layers of the LSTM")
-    dropout: float = Field(ge=0, lt=1, description="dropout probability")
+    interval: float = Field(gt=0, lt=1)
+    bootstrap_samples: int = Field(ge=0)
 
-    interval: float = Field(gt=0, lt=1, description="share of runtimes that should lie within the predicted interval")
-    bootstrap_samples: int = Field(ge=0, description="resamplings of the test programs for confidence intervals; 0: none")
-
-    seed: int = Field(ge=0, lt=2**31, description="of every random choice")
-    device: Literal["auto", "cpu", "cuda"] = Field(description="where the model runs")
-    precision: Literal["float32", "bfloat16"] = Field(
-        description="what the LSTMs compute in; bfloat16 where the device has instructions for it"
-    )
-    num_threads: int = Field(ge=0, description="processor cores to use; 0: all")
-    backend: Literal["loky", "dask"] = Field(description="where tasks fan out: processes on this machine, or a Dask cluster")
-    scheduler_address: str = Field(description="of the Dask cluster, say tcp://host:8786; only with backend dask")
-    resume: bool = Field(description="go on from the last checkpoint in run_path")
+    seed: int = Field(ge=0, lt=2**31)
+    device: Literal["auto", "cpu", "cuda"]
+    precision: Literal["float32", "bfloat16"]
+    num_threads: int = Field(ge=0)
+    backend: Literal["loky", "dask"]
+    scheduler_address: str
+    resume: bool
 
     @model_validator(mode="after")
     def _check_split(self):
@@ -95,9 +102,30 @@ class Config(BaseSettings):
     def holdout_names(self):
         return {name.strip() for name in self.holdout.split(",") if name.strip()}
 
+    def agreeing_with(self, recorded, made_with, advice):
+        """These settings with the values that are `recorded` {key: value} of what a script reads: processed data, or a checkpoint.
+
+        Values of config.yaml and --config FILE give way, since one file serves all scripts. Raises UserError for a flag that contradicts
+        what is recorded: in the words of `made_with`, say "data/processed was made with", and of `advice`.
+        """
+        for key in sorted(self._given & recorded.keys()):
+            value = getattr(self, key)
+            if _resolved(key, value) != _resolved(key, recorded[key]):
+                raise UserError(f"--{key} {value}: {made_with} {recorded[key]!r}; {advice}, or leave the flag out")
+        return self.model_copy(update=recorded)
+
+    def was_given(self, key):
+        """Whether `key` was given as a flag."""
+        return key in self._given
+
     @classmethod
     def settings_customise_sources(cls, settings_cls, init_settings, **_):
         return (init_settings,)  # no environment variables: a stray SEED in a shell must not change a result
+
+
+def _resolved(key, value):
+    """A value to compare: paths may be written in several ways."""
+    return sorted(str(Path(path.strip()).resolve()) for path in value.split(",")) if value and key in PATH_KEYS else value
 
 
 class _Parser(argparse.ArgumentParser):
@@ -130,11 +158,15 @@ def load_config(cls=Config, argv=None):
     for key in values.keys() - Config.model_fields.keys():
         raise UserError(f"{where}: unknown key {key!r}{_nearest(key, Config)}")
 
+    comments = key_comments()
+
     class Help(argparse.RawDescriptionHelpFormatter):
         def _get_help_string(self, action):
-            return re.sub(r"\s*\(required\)", f" (default: {shipped.get(action.dest)})", action.help or "")
+            if action.dest in comments:
+                return f"{comments[action.dest]} (default: {shipped[action.dest]!r})".replace("%", "%%")
+            return action.help
 
-    parser = _Parser(description=main_doc, formatter_class=Help)
+    parser = _Parser(description=main_doc, epilog=EPILOG, formatter_class=Help)
     parser.add_argument("--config", metavar="FILE", help="a yaml file with other values; keys it leaves out come from config.yaml")
     _require_known(rest, cls)
     try:
@@ -143,11 +175,18 @@ def load_config(cls=Config, argv=None):
             parse_args_method=_Parser.parse_args, formatter_class=Help,
         )  # fmt: skip
         flags = {k: v for k, v in source().items()}
-        return cls(**{**values, **flags})
+        config = cls(**{**values, **flags})
+        config._given = frozenset(flags)
+        return config
     except ValidationError as error:
         raise UserError(_one_line(error, flags, where)) from None
     except SettingsError as error:
         raise UserError(" ".join(str(error).split())) from None
+
+
+def key_comments():
+    """{key: its comment} of every key of config.yaml that has one."""
+    return dict(re.findall(r"^(\w+):[^#]*?#\s*(.+?)\s*$", SHIPPED.read_text(), re.MULTILINE))
 
 
 def _require_known(arguments, cls):
@@ -187,6 +226,42 @@ def _one_line(error, flags, where):
     return f"{'--' + key if key in flags else f'{where}: {key}'}: {message}, not {first['input']!r}"
 
 
+def usable_cores(root=Path("/")):
+    """Processor cores that this process may use, by its affinity mask (taskset) and by the limits of its cgroup (a container), v1 or v2.
+
+    root : where /proc and /sys are; tests give a folder of their own. At least 1; a limit of 1.5 cores counts as 2.
+    """
+    limits = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
+    try:
+        groups = [line.split(":", 2) for line in (root / "proc/self/cgroup").read_text().splitlines()]
+    except OSError:
+        groups = []  # not Linux
+    for _, controllers, group in groups:
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        hierarchy = root / "sys/fs/cgroup" / controllers
+        own = hierarchy / group.lstrip("/")
+        for folder in (own, *own.parents):  # a group's limit holds for those inside it, too
+            if folder == hierarchy.parent:
+                break
+            quota, period = _cgroup_quota(folder)
+            if quota > 0 and period > 0:
+                limits.append(math.ceil(quota / period))
+    return max(1, min(limits))
+
+
+def _cgroup_quota(folder):
+    """(microseconds of processor time, a period of so many microseconds) of a control group; (0, 0) without a limit."""
+    try:
+        if (folder / "cpu.max").exists():
+            quota, period = (folder / "cpu.max").read_text().split()
+        else:
+            quota, period = ((folder / name).read_text() for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us"))
+        return int(quota), int(period)
+    except (OSError, ValueError):
+        return 0, 0  # no such file, or `max`
+
+
 def make_folder(path, key):
     """The folder `path` of the setting `key`, made if it is missing, as a Path. Raises UserError where it can't be written to."""
     try:
@@ -204,12 +279,47 @@ def replace_file(path, data):
     temporary.replace(path)
 
 
+def set_aside(folder, patterns):
+    """Move what matches `patterns` in `folder` to a new folder previous-N inside it; returns that, or None where nothing matches."""
+    found = [path for pattern in patterns for path in sorted(folder.glob(pattern)) if path.is_file()]
+    if not found:
+        return None
+    for number in itertools.count(1):
+        target = folder / f"previous-{number}"
+        if not target.exists():
+            break
+    target.mkdir()
+    for path in found:
+        path.rename(target / path.name)
+    return target
+
+
 def run_script(main):
-    """Run a script's `main()`; a user's mistake becomes one line on standard error and exit code 2."""
+    """Run a script's `main()`.
+
+    A user's mistake becomes one line on standard error and exit code 2; of several processes that torchrun started, one prints it.
+    Where the reader of the output has gone (`| head`), the script ends without a word, with exit code 1.
+    """
     try:
         main()
+        sys.stdout.flush()
     except UserError as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(1)
+    except BrokenPipeError:
+        if not any(_reader_is_gone(stream) for stream in (1, 2)):
+            raise  # some other pipe
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (1, 2):
+            os.dup2(nowhere, stream)  # so that what Python still holds back does not fail again as it ends
+        sys.exit(1)
+
+
+def _reader_is_gone(stream):
+    """Whether the file descriptor `stream` is a pipe that nobody reads any more."""
+    poll = select.poll()
+    poll.register(stream, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))

@@ -1,48 +1,56 @@
-"""Report how well a trained model predicts: on test programs it has never seen, and on held-out collections, beside rivals.
+"""Report how well a trained model predicts: on test programs it has never seen, and on held-out collections, beside rival models.
 
     python evaluate_model.py
     python evaluate_model.py --run_path runs/short
+    python evaluate_model.py --checkpoint models/default.safetensors --run_path runs/shipped
 
-Reads data_path (generate_dataset.py) and run_path/best.safetensors (train_model.py). Writes into run_path: report.json, report.md,
-predictions.csv, predictions_holdout.csv, and the plots predicted_measured.png, error_by_program.png and regret_by_k.png.
+Reads data_path (generate_dataset.py) and run_path/best.safetensors (train_model.py), or --checkpoint. Writes into run_path: report.json,
+report.md, predictions.csv, predictions_holdout.csv, and the plots predicted_measured.png, error_by_program.png and regret_by_k.png.
+The coverage of the intervals is also noted in run_path/best.safetensors, for rank_schedules.py. A report on another checkpoint that
+lies in run_path is moved to run_path/previous-N.
+
+With --interval other than the level that the model was trained with, its intervals are calibrated again on the validation split.
 """
 
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import orjson
+from pydantic import Field
 
-from config import UserError, load_config, make_folder, run_script
-
-matplotlib.use("Agg")
 import data_utils
 import train_utils
+from batches import Sequences, fingerprint, program_ids
+from config import Config, UserError, load_config, make_folder, replace_file, run_script, set_aside
 from evaluation import baselines, intervals, metrics
 from evaluation.report import (
+    REPORT_FILES,
     leakage,
-    names_of,
+    part_report,
     plot_error_by_program,
     plot_predicted_measured,
     plot_regret_by_k,
-    program_lines,
     worst_misses,
     write_markdown,
     write_predictions,
 )
 
 
+class EvaluateConfig(Config):
+    checkpoint: str = Field("", description="model to evaluate; empty: best.safetensors in run_path")
+
+
 def predict_all(config, model, device, train, val, others):
     """({model name: [predicted log-runtime of each of `others`]}, the LSTM first; {rival left out: why})."""
     predicted = {"lstm": [train_utils.predict(model, rows, device) for rows in others]}
     if any(rows.has_lowered_counts.any() for rows in others):
-        predicted["lstm_without_lowered_counts"] = [train_utils.predict(model, rows, device, lowered=False) for rows in others]
+        predicted["lstm_without_lowered_counts"] = [train_utils.predict(model, rows, device, lowered_counts=False) for rows in others]
     predicted["constant"] = baselines.constant(train, val, others)
-    if config["split_by"] == "schedule":
+    if config.split_by == "schedule":
         predicted["program_mean"] = baselines.program_mean(train, val, others)
     predicted["hist_gradient_boosting"] = baselines.hist_gradient_boosting(train, val, others)
     left_out = {}
-    if why := baselines.why_no_halide_model(train, val, others):
+    if why := baselines.why_no_halide_model(train, val, *others):
         left_out["adams2019"] = why
     else:
         predicted["adams2019"] = baselines.adams2019_as_shipped(train, val, others)
@@ -53,70 +61,154 @@ def predict_all(config, model, device, train, val, others):
     return predicted, left_out
 
 
-def main():
-    config = load_config()
-    device = train_utils.pick_device(config)
-    meta = data_utils.read_meta(config.data_path)
-    checkpoint = Path(config.run_path) / "best.safetensors"
-    model, trained = train_utils.load_model(checkpoint, device, config.precision)
-    train, val, test, holdout = (train_utils.Sequences(config.data_path, meta, split) for split in ("train", "val", "test", "holdout"))
-    if len(test) == 0:
-        raise UserError(f"{config.data_path}: its test split is empty; measure more programs, or generate with a larger test_fraction")
-    # The rivals are fitted on the very rows the model has seen, and nothing it has seen is among the test rows.
-    if trained["data"] != train_utils.fingerprint(train, val):
-        raise UserError(
-            f"{checkpoint}: was trained on other schedules than the training split of {config.data_path}; run train_model.py again"
-        )
-    run = make_folder(config.run_path, "run_path")
-    predicted, left_out = predict_all(meta["split"], model, device, train, val, [test, holdout])
-    half_widths = {
-        split: np.array([intervals.errors_of(trained, c)["log_half_width"] for c in rows.has_lowered_counts])
-        for split, rows in (("test", test), ("holdout", holdout))
-    }
+def describe_checkpoint(path, trained, config, splits):
+    """What is known of the model and these data, for the report: {"file", "data", "trained_here", "programs_seen"}.
 
-    def coverage(rows, log_predicted, half_width):
-        return float(np.mean(np.abs(log_predicted - rows.log_runtime) <= half_width)) if len(rows) else None
+    trained_here : whether it was trained on this training split. programs_seen : how many test and holdout programs were among its
+    training or validation programs; None where the checkpoint does not record them. Raises UserError for run_path's own model where the
+    data are not its own, and for any model that was trained on programs it would be tested on.
+    """
+    here = trained["data"] == fingerprint(splits["train"], splits["val"])
+    if not here and not config.checkpoint:
+        raise UserError(f"{path}: was trained on other schedules than the training split of {config.data_path}; run train_model.py again")
+    seen = 0
+    if not here:
+        recorded = trained.get("programs")
+        known = {program for ids in recorded.values() for program in ids} if recorded else set()
+        tested = {program for split in ("test", "holdout") for program in program_ids(splits[split])}
+        seen = len(tested & known) if recorded else None
+        if seen:
+            raise UserError(
+                f"{path}: was trained on {seen} of the {len(tested)} programs that {config.data_path} would test it on; evaluate it on "
+                "data with the split it was trained with"
+            )
+    return {"file": str(path), "data": trained["data"], "trained_here": here, "programs_seen": seen}
 
-    log_runtime = test.log_runtime.astype(np.float64)
+
+def checkpoint_notes(checkpoint, data_path):
+    """Lines for report.md about a model that was trained elsewhere."""
+    if checkpoint["trained_here"]:
+        return []
+    known = (
+        "None of the test and holdout programs was among its training or validation programs."
+        if checkpoint["programs_seen"] == 0
+        else "It does not record its training programs, so that some of the test programs may be among them."
+    )
+    return [
+        f"The LSTM is {checkpoint['file']}, which was trained on other data than the training split of {data_path}. {known} "
+        "The rival models were fitted on that training split."
+    ]
+
+
+def calibrate_anew(config, path, trained, here, model, val, device):
+    """The checkpoint's meta with intervals at the level `interval`: its own, or calibrated again on the validation rows.
+
+    A model that was trained elsewhere keeps its own level, since it may have seen these rows. Raises UserError for --interval then.
+    """
+    if config.interval == trained["interval"]:
+        return trained
+    if not here:
+        train_utils.agree_with_checkpoint(config, trained, path, "interval")
+        return trained
+    with_counts, without_counts = (train_utils.predict(model, val, device, lowered_counts=lowered) for lowered in (True, False))
+    return trained | {"interval": config.interval} | intervals.calibrations(with_counts, without_counts, val, config.interval)
+
+
+def build_report(config, meta, trained, checkpoint, splits, predicted, left_out):
+    """report.json as a dict, and half the widths of the LSTM's intervals {split: (N,)}."""
     rows = data_utils.read_rows(config.data_path)
-    test_rows, holdout_rows = (rows[rows.split == split] for split in ("test", "holdout"))
+    tables = {split: rows[rows.split == split].reset_index(drop=True) for split in ("test", "holdout")}
+    test, holdout = splits["test"], splits["holdout"]
+    half_widths = {split: intervals.half_widths(trained, splits[split].has_lowered_counts) for split in tables}
+    log_runtime = test.log_runtime.astype(np.float64)
     report = {
-        "split_by": meta["split"]["split_by"],
-        "counts": meta["counts"],
-        "models": {name: metrics.all_metrics(test.instance, log_runtime, p) for name, (p, _) in predicted.items()},
+        "checkpoint": checkpoint, "split_by": meta["split"]["split_by"], "counts": meta["counts"],
+        **part_report(test, tables["test"], {name: p for name, (p, _) in predicted.items()}, trained, config, half_widths["test"]),
         "left_out": left_out,
         "confidence": {
             name: metrics.bootstrap(test.program, test.instance, log_runtime, p, config.bootstrap_samples, 0.95, config.seed)
             for name, (p, _) in predicted.items()
         },
-        "noise_ceiling": metrics.noise_ceiling(rows[rows.collection.isin(test_rows.collection)], log_runtime),
-        "interval": {
-            "level": trained["interval"], "log_half_width": float(half_widths["test"].mean()),
-            "coverage": coverage(test, predicted["lstm"][0], half_widths["test"]), "coverage_holdout": coverage(holdout, predicted["lstm"][1], half_widths["holdout"]),
-        },
-        "few_shot": intervals.few_shot_errors(test.instance, log_runtime, predicted["lstm"][0], intervals.errors_of(trained, test.has_lowered_counts.all())["offset_variance"], config.seed),
-        "leakage": leakage(test, train, val),
-        "worst_misses": worst_misses(test, test_rows, predicted["lstm"][0]),
-        "programs": program_lines(test, names_of(test_rows), predicted["lstm"][0]),
+        "bootstrap_samples": metrics.resamplings(config.bootstrap_samples, len(test)),
+        "noise_ceiling": metrics.noise_ceiling(rows[rows.collection.isin(tables["test"].collection)], log_runtime),
+        "leakage": leakage(test, splits["train"], splits["val"]),
+        "assumed_cores": None if data_utils.measuring_cores(meta) else baselines.machine_cores(splits["train"]),
+        "worst_misses": worst_misses(test, tables["test"], predicted["lstm"][0]),
         "holdout": {},
     }  # fmt: skip
-    for collection in sorted(set(holdout_rows.collection)):
-        at = np.flatnonzero(holdout_rows.collection == collection)
-        part = holdout.subset(at)
-        report["holdout"][collection] = {
-            "models": {name: metrics.all_metrics(part.instance, part.log_runtime.astype(np.float64), p[at]) for name, (_, p) in predicted.items()},
-            "programs": program_lines(part, names_of(holdout_rows.iloc[at]), predicted["lstm"][1][at]),
-        }  # fmt: skip
+    for collection in sorted(set(tables["holdout"].collection)):
+        at = np.flatnonzero(tables["holdout"].collection == collection)
+        part = {name: p[at] for name, (_, p) in predicted.items()}
+        table = tables["holdout"].iloc[at].reset_index(drop=True)
+        report["holdout"][collection] = part_report(holdout.subset(at), table, part, trained, config, half_widths["holdout"][at])
+    whole_holdout = intervals.coverage(holdout, predicted["lstm"][1], half_widths["holdout"], trained["interval"])
+    report["interval"]["coverage_holdout"] = whole_holdout["coverage"]
+    report["notes"] = report_notes(report, trained, test, config.data_path)
+    return report, half_widths
 
-    (run / "report.json").write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY))
+
+def coverage_of(report):
+    """{part: its interval's coverage} of a report: of test, and of each collection of the holdout."""
+    return {"test": report["interval"]} | {name: found["interval"] for name, found in report["holdout"].items()}
+
+
+def report_notes(report, trained, test, data_path):
+    """The lines of caution at the head of report.md."""
+    lines = checkpoint_notes(report["checkpoint"], data_path)
+    if warning := intervals.calibration_warning(trained, test.has_lowered_counts):
+        lines.append(f"Note: {warning}.")
+    lines += [f"Note: {line}." for line in intervals.coverage_warnings(coverage_of(report))]
+    if report["assumed_cores"]:
+        cores = report["assumed_cores"]
+        lines.append(f"The data do not say how many cores the measuring machine has: Adams2019 gets {cores}, the number of this machine.")
+    return lines
+
+
+def write_report(run, report, splits, predicted, half_widths):
+    """report.json, report.md, the predictions and the plots. An older report on another checkpoint is moved aside."""
+    before = run / "report.json"
+    of = report["checkpoint"]
+    if before.exists() and (orjson.loads(before.read_bytes()).get("checkpoint") or of)["file"] != of["file"]:
+        print(f"{run}: the report on another checkpoint is now in {set_aside(run, REPORT_FILES)}")
+    replace_file(run / "report.json", orjson.dumps(report, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY))
     write_markdown(run / "report.md", report)
-    write_predictions(run / "predictions.csv", test, predicted["lstm"][0], half_widths["test"])
-    write_predictions(run / "predictions_holdout.csv", holdout, predicted["lstm"][1], half_widths["holdout"])
-    parts = [("test", test, predicted["lstm"][0])] + ([("holdout", holdout, predicted["lstm"][1])] if len(holdout) else [])
+    test, holdout = predicted["lstm"]
+    write_predictions(run / "predictions.csv", splits["test"], test, half_widths["test"])
+    write_predictions(run / "predictions_holdout.csv", splits["holdout"], holdout, half_widths["holdout"])
+    parts = [("test", splits["test"], test)] + ([("holdout", splits["holdout"], holdout)] if len(holdout) else [])
     plot_predicted_measured(run / "predicted_measured.png", parts)
-    plot_error_by_program(run / "error_by_program.png", test, predicted["lstm"][0])
-    plot_regret_by_k(run / "regret_by_k.png", test, {name: p for name, (p, _) in predicted.items()})
+    plot_error_by_program(run / "error_by_program.png", splits["test"], test)
+    plot_regret_by_k(run / "regret_by_k.png", splits["test"], {name: p for name, (p, _) in predicted.items()})
+
+
+def main():
+    config = load_config(EvaluateConfig)
+    device = train_utils.pick_device(config)
+    meta = data_utils.read_meta(config.data_path)
+    path = Path(config.checkpoint or Path(config.run_path) / "best.safetensors")
+    model, trained = train_utils.load_model(path, device, config.precision)
+    splits = {split: Sequences(config.data_path, meta, split) for split in data_utils.SPLITS}
+    if len(splits["test"]) == 0:
+        raise UserError(f"{config.data_path}: its test split is empty; measure more programs, or generate with a larger test_fraction")
+    for split in ("train", "val"):
+        if len(splits[split]) == 0:
+            raise UserError(f"{config.data_path}: its {split} split is empty, which the rival models need; generate with other fractions")
+    checkpoint = describe_checkpoint(path, trained, config, splits)
+    config = train_utils.agree_with_checkpoint(train_utils.agree_with_data(config, meta), trained, path)
+    calibrated = calibrate_anew(config, path, trained, checkpoint["trained_here"], model, splits["val"], device)
+    run = make_folder(config.run_path, "run_path")
+    predicted, left_out = predict_all(config, model, device, splits["train"], splits["val"], [splits["test"], splits["holdout"]])
+    report, half_widths = build_report(config, meta, calibrated, checkpoint, splits, predicted, left_out)
+    write_report(run, report, splits, predicted, half_widths)
+    if not config.checkpoint and calibrated is trained:
+        note_coverage(path, coverage_of(report))
     print((run / "report.md").read_text())
+
+
+def note_coverage(path, found):
+    """Note in a checkpoint what its intervals cover, so that it is known wherever the file goes."""
+    tensors, meta = train_utils.read_checkpoint(path)
+    train_utils.write_checkpoint(path, tensors, meta | {"coverage": found})
 
 
 if __name__ == "__main__":

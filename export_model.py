@@ -1,14 +1,15 @@
-"""Take a trained model elsewhere: as one ONNX file, or as weights for Halide's own Adams2019 autoscheduler.
+"""Export a trained model: as one ONNX file, or as weights for Halide's own Adams2019 autoscheduler.
 
     python export_model.py --format onnx --output cost_model.onnx
     python export_model.py --format weights --output mine.weights
 
-onnx: raw features (B, T, F) float32, as features.featurize gives them, and lengths (B,) int64 in; predicted_ms, lower_ms and upper_ms,
-(B,) float32, out; any B and T. The names of the features, in order, are in the file's metadata under `features`, as JSON.
+onnx: inputs are raw features (B, T, F) float32, as features.featurize gives them, and lengths (B,) int64; outputs are predicted_ms,
+lower_ms and upper_ms, (B,) float32. B and T are free, and B may be 0. The names of the features, in order, are in the file's metadata
+under `features`, as JSON.
 
-weights: Adams2019's own network, trained on the measured schedules of data_path's training split and on the LSTM's predictions for
-schedules of other random programs that nobody has measured; then drawn half-way back to the weights Halide ships, since what a search
-makes of an error of theirs costs more than what it makes of a gain. An unmodified Halide takes the file through `weights_path`.
+weights: Adams2019's own network, trained on the measured schedules of data_path's training split, and on the LSTM's predictions for
+schedules of other random programs that were not measured. The result is averaged with the weights that Halide ships, since a search
+loses more by an error of the weights than it gains by an improvement. An unmodified Halide reads the file through `weights_path`.
 """
 
 # ruff: noqa: E402
@@ -23,17 +24,20 @@ import warnings
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import onnx
 import torch
 from pydantic import Field
 from torch import nn
+from torch.onnx.operators import shape_as_tensor
 from tqdm import tqdm
 
 import data_utils
 import train_utils
+from batches import Sequences
 from config import Config, UserError, load_config, make_folder, run_script
 from dumps.files import call_counts
-from evaluation import adams2019, intervals
+from evaluation import adams2019, baselines, intervals
 from features import FEATURES, HAS_LOWERED_COUNTS_COLUMN, featurize
 from halide_tools.autoschedulers import Proposal, baseline_weights, write_weights
 from halide_tools.programs import ProgramSpec, describe_stages
@@ -41,7 +45,7 @@ from measuring.candidate import count, prepare_processes, propose
 from tuning.pool import on_all_cores, proposed_schedule
 
 OPSET = 17
-UNMEASURED_FROM = 1_000_000  # number of the first random program whose schedules are predicted only: none that is measured here
+UNMEASURED_FROM = 1_000_000  # number of the first random program whose schedules are only predicted; none of the measured ones
 
 
 class ExportConfig(Config):
@@ -56,17 +60,25 @@ class ExportConfig(Config):
 
 
 class Milliseconds(nn.Module):
-    """The model with what a user wants to know for an output: milliseconds and their interval."""
+    """The model with outputs in milliseconds: prediction and interval."""
 
     def __init__(self, model, meta):
         super().__init__()
-        self.model, self.log_half_widths = model, [intervals.errors_of(meta, counted)["log_half_width"] for counted in (False, True)]
+        self.model, self.log_half_widths = model, [intervals.errors_of(meta, has)["log_half_width"] for has in (False, True)]
 
     def forward(self, features, lengths):
-        log_runtime = self.model(features, lengths).mean(0)  # (B,)
-        counted = features[:, 0, HAS_LOWERED_COUNTS_COLUMN] > 0
-        half_width = torch.where(counted, self.log_half_widths[1], self.log_half_widths[0])
-        return torch.exp(log_runtime), torch.exp(log_runtime - half_width), torch.exp(log_runtime + half_width)
+        # ONNX Runtime's LSTM refuses an empty batch, so that one gets a row of a zero stage, which is cut off in the end.
+        n, t = shape_as_tensor(features)[:2]
+        extra, extra_stage = (n == 0).long(), (t == 0).long()
+        row = features.new_zeros(1, 1, features.shape[2]).expand(1, t + extra_stage, -1)[:extra]
+        features = torch.cat([features, features.new_zeros(n, 1, features.shape[2])[:, :extra_stage]], 1)
+        features = torch.cat([features, row])  # (B + extra, T, F)
+        lengths = torch.cat([lengths, lengths.new_ones(1)[:extra]])
+        log_runtime = self.model(features, lengths).mean(0)  # (B + extra,)
+        has_counts = features[:, 0, HAS_LOWERED_COUNTS_COLUMN] > 0
+        half_width = torch.where(has_counts, self.log_half_widths[1], self.log_half_widths[0])
+        logs = torch.stack([log_runtime, log_runtime - half_width, log_runtime + half_width])[:, :n]
+        return torch.exp(logs).unbind(0)
 
 
 def export_onnx(model, meta, path):
@@ -75,19 +87,20 @@ def export_onnx(model, meta, path):
     outputs = ["predicted_ms", "lower_ms", "upper_ms"]
     axes = {"features": {0: "B", 1: "T"}, "lengths": {0: "B"}} | {name: {0: "B"} for name in outputs}
     with warnings.catch_warnings():
-        # The exporter that follows a trace is the one that maps packed sequences to ONNX's LSTM; what it warns of is checked by a test.
+        # The exporter that follows a trace is the one that maps an LSTM to ONNX's own; a test checks what it warns of.
         warnings.simplefilter("ignore")
         torch.onnx.export(
             Milliseconds(model, meta), example, str(path), dynamo=False, opset_version=OPSET,
             input_names=["features", "lengths"], output_names=outputs, dynamic_axes=axes,
         )  # fmt: skip
     written = onnx.load(path)
-    onnx.helper.set_model_props(written, {"features": json.dumps(FEATURES), "interval": str(meta["interval"])})
+    coverage = json.dumps(meta.get("coverage", {}))  # of the intervals, as far as evaluate_model.py has measured it
+    onnx.helper.set_model_props(written, {"features": json.dumps(FEATURES), "interval": str(meta["interval"]), "coverage": coverage})
     onnx.save(written, path)
 
 
 def measured_examples(train):
-    """What adams2019.fit learns from, of the training split's rows (Sequences)."""
+    """Examples for adams2019.fit, from the rows of the training split (Sequences)."""
     examples, start = [], 0
     for schedule_features, algorithm, lengths in train.halide_batches():
         rows = zip(schedule_features.numpy(), algorithm.numpy(), lengths.tolist(), train.log_runtime[start:], train.instance[start:])
@@ -97,7 +110,7 @@ def measured_examples(train):
 
 
 def predicted_examples(config, model, device):
-    """The same of schedules that were never run, with the LSTM's predictions for their runtimes."""
+    """Examples of schedules that were never run, with the LSTM's predictions for their runtimes."""
     prepare_processes()
     examples = []
     for number in tqdm(range(UNMEASURED_FROM, UNMEASURED_FROM + config.unmeasured_programs), unit="program"):
@@ -114,21 +127,33 @@ def predicted_examples(config, model, device):
 
 def export_weights(config, model, device, path):
     """Write weights for Adams2019 to the file `path`; returns how many schedules they were trained on: (measured, predicted)."""
-    train = train_utils.Sequences(config.data_path, data_utils.read_meta(config.data_path), "train")
+    meta = data_utils.read_meta(config.data_path)
+    train = Sequences(config.data_path, meta, "train")
+    train_utils.agree_with_data(config, meta)
+    if why := baselines.why_no_halide_model(train):
+        raise UserError(f"{config.data_path}: {why}; give --data_path data made from .sample or .featurization files")
     measured, predicted = measured_examples(train), predicted_examples(config, model, device)
     if not measured + predicted:
         raise UserError(f"{config.data_path}: its train split is empty, and --unmeasured_programs is 0: nothing to train on")
     shipped = baseline_weights()
-    fitted = adams2019.fit(shipped, measured + predicted, os.cpu_count(), config.fit_epochs, config.fit_learning_rate, config.seed)
-    share = config.fit_share  # "weight-space ensembles" (Wortsman et al. 2022): between the two lie weights that err less than either
-    write_weights(path, [(1 - share) * s + share * f.ravel() for s, f in zip(shipped, fitted)])
+    n_cores = baselines.machine_cores(train)
+    fitted = adams2019.fit(shipped, measured + predicted, n_cores, config.fit_epochs, config.fit_learning_rate, config.seed)
+    share = config.fit_share  # weight-space ensembles (Wortsman et al. 2022): weights in between have lower errors than either
+    averaged = [(1 - share) * s + share * f.ravel() for s, f in zip(shipped, fitted)]
+    if not all(np.isfinite(array).all() for array in averaged):
+        raise UserError(f"the weights are not finite after training; give a smaller --fit_learning_rate than {config.fit_learning_rate}")
+    write_weights(path, averaged)
     return len(measured), len(predicted)
 
 
 def main():
     config = load_config(ExportConfig)
-    device = torch.device("cpu")
-    model, meta = train_utils.load_model(config.checkpoint, device)
+    device = train_utils.pick_device(config) if config.format == "weights" else torch.device("cpu")
+    train_utils.set_threads(config)
+    if config.format == "onnx" and config.precision != "float32":
+        raise UserError("--precision: an ONNX file is written in float32; leave it out")
+    model, meta = train_utils.load_model(config.checkpoint, device, config.precision)
+    train_utils.agree_with_checkpoint(config, meta, config.checkpoint, "interval")
     path = Path(config.output or f"cost_model.{config.format}")
     make_folder(path.parent, "output")
     if path.is_dir():

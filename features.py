@@ -1,7 +1,7 @@
-"""What the model is told of a stage: Halide's features of it, and what is computed from them.
+"""The input features of a stage: Halide's own features, and what is computed from them.
 
-`featurize` turns the features of a dump, and what is known of its lowered code, into the inputs of the model, whose names and units are
-FEATURES and FEATURE_UNITS.
+`featurize` turns the features of a dump, and its lowered-code counts if there are any, into the inputs of the model. FEATURES are their
+names, FEATURE_UNITS their units.
 
 Axes: T stages of a schedule, S stages of several schedules end to end, F features.
 """
@@ -25,21 +25,25 @@ OPS = """
 const cast variable param add sub mod mul div min max eq ne lt le and or not select image_call func_call self_call extern_call let
 """.split()
 # Halide's labels transpose and broadcast are swapped in its source; they are kept as its own weights were trained with them.
-PATTERNS = [f"{pattern}_{access}" for pattern in ("pointwise", "transpose", "broadcast", "slice") for access in ("load_func", "load_self", "load_image", "store")]  # fmt: skip
+PATTERNS = [
+    f"{pattern}_{access}"
+    for pattern in ("pointwise", "transpose", "broadcast", "slice")
+    for access in ("load_func", "load_self", "load_image", "store")
+]  # fmt: skip
 
 N_SCHEDULE = len(SCHEDULE_FEATURES)  # 39
 N_HISTOGRAMS = 1 + len(OPS) + len(PATTERNS)  # 41 rows: types in use, operations, memory access patterns
 STAGE_BYTES = 4 * (N_SCHEDULE + N_HISTOGRAMS * len(TYPES))  # 1,304
-# JSON dumps do not tell types: their histograms go into a column of their own behind Halide's seven types.
+# JSON dumps have no types: their histograms go into a column of their own behind Halide's seven types.
 TYPE_COLUMNS = [*TYPES, "unknown"]
 STAGE_COUNTS = N_HISTOGRAMS * len(TYPE_COLUMNS)  # algorithm features of a stage
-# What Halide's histograms don't tell apart, though it takes anything from an instruction a vector (abs) to thirty times as long (atan2):
-# calls of the C library, a lane at a time; functions computed in vectors; and integer division that is no shift. All but the last are
-# extern_call there, the last is div or mod. benchmarks/call_costs.py measures them.
+# Operations that Halide's histograms do not tell apart, though their costs range from one instruction a vector (abs) to thirty (atan2):
+# calls of the C library, a lane at a time; functions computed in vectors; integer division that is no shift. The last is div or mod in
+# the histograms, the others are extern_call. benchmarks/call_costs.py measures them.
 CALLS = ["sin_cos", "library", "exp", "log", "pow", "sqrt", "int_division"]
-# What a stage really does in a run of the program, counted in the lowered code (lowering.py). `vector_loads` are of points that lie side by
-# side, `strided_loads` of points a stride apart, what is gathered is loaded point by point; bytes "beyond" a cache come from, or go to, a
-# buffer larger than it. `statements` are those in the code, however often they run.
+# Counts of what a stage does in a run of the program, from the lowered code (halide_tools/lowered_code.py). `vector_loads` are of
+# contiguous points, `strided_loads` of points a stride apart; gathered points are loaded one by one. Bytes "beyond" a cache are
+# transferred between buffers larger than it. `statements` are those in the code, however often they run.
 LOWERED = [
     "iterations", "statements", "stores", "points_stored", "points_scattered", "vector_loads", "points_loaded", "strided_loads",
     "points_strided", "points_gathered", "scalar_loads", "vector_operations", "points_operated_on", "scalar_operations",
@@ -52,10 +56,9 @@ LOWERED = [
 def featurize(schedules):
     """Per-stage inputs of the model for each Schedule, not normalised: a list of (T, F) float32, the columns FEATURES names.
 
-    Logarithms of Halide's schedule features; ratios and flags; the terms that Adams2019's cost model multiplies its coefficients
-    with (cost_model_generator.cpp in Halide); calls, which Halide's features do not tell apart; counts from the lowered code, 0 where nobody
-    counted; and operation and access histograms, summed over types and by type. The stages of all schedules are computed at once, end
-    to end: a column is (S,), S stages in all.
+    Logarithms of Halide's schedule features; ratios and flags; the cost terms of Adams2019's cost model (cost_model_generator.cpp in
+    Halide); calls; counts from the lowered code, 0 where there are none; and operation and access histograms, summed over types and by
+    type. The stages of all schedules are computed at once, end to end: a column is (S,), S stages in all.
     """
     if not schedules:
         return []
@@ -65,7 +68,7 @@ def featurize(schedules):
     calls = dict(zip(CALLS, np.concatenate([schedule.calls for schedule in schedules]).T.astype(np.float64)))  # {kind: (S,)}
     owner, size = np.repeat([range(len(schedules)), lengths], lengths, axis=1)  # (S,) each
     position = np.arange(len(owner)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    # What a program computes is worked out once for all of its schedules; `at` (S,) is where a stage stands in that.
+    # The columns of the algorithm are computed once a program; `at` (S,) is the place of a stage's algorithm in them.
     programs = {schedule.program: schedule.algorithm_features for schedule in schedules}
     ends = dict(zip(programs, np.cumsum([len(histograms) for histograms in programs.values()])))
     at = np.array([ends[schedule.program] for schedule in schedules])[owner] - size + position
@@ -97,9 +100,9 @@ def _algorithm_columns(histograms):
 def _loop_bodies(s, owner, position):
     """How often the innermost loop body of each stage runs, (S,) each: over `full` vectors, over `partial` ones, and over `scalar`s.
 
-    num_vectors and num_scalars count the points that are asked for, as if what is left beyond whole vectors ran one point at a time.
-    What Halide runs is a vector there, too, most of whose lanes may be waste: points_computed_per_production has its loops' extents
-    rounded up, so it tells. An inlined stage runs with its consumer's loops, as often as it is called in them.
+    num_vectors and num_scalars count the points that consumers need, as if the rest beyond whole vectors ran one point at a time. Halide
+    runs a vector there, too, most of whose lanes may be waste. points_computed_per_production has the extents of its loops rounded up,
+    so it gives the number of vectors. An inlined stage runs inside its consumer's loops, as often as it is called there.
     """
     is_vector, inlined = s["vector_size"] > 1, s["inlined_calls"] > 0
     executed = s["num_productions"] * s["points_computed_per_production"] / np.maximum(s["vector_size"], 1)
@@ -115,7 +118,7 @@ def _loop_bodies(s, owner, position):
     has_consumer[order] = last >= np.maximum.accumulate(np.where(starts, place, 0))
     consumer = np.zeros(len(order), int)
     consumer[order] = order[np.maximum(last, 0)]
-    # One that several call has no such consumer: its numbers are the sums over theirs.
+    # A stage with several consumers has no such numbers of its own: they are sums over its consumers.
     rest = s["num_scalars"] / np.where(is_vector, np.maximum(s["vector_size"], 1), 1)
     summed = {"full": s["num_vectors"], "partial": np.where(is_vector, rest, 0), "scalar": np.where(is_vector, 0, rest)}
     calls = s["inlined_calls"] / np.maximum(s["num_vectors"] * s["vector_size"] + s["num_scalars"], 1)
@@ -162,7 +165,7 @@ def _ratios(s, loops, owner):
 def _outer_padding(s, padding, owner):
     """Padding of the loops that a stage probably lies in, (S,): those of the last stage before it that is produced less often.
 
-    Halide counts the productions of a stage inside another's loops as if those loops ended where what is asked for ends.
+    Halide counts the productions of a stage inside another's loops without the rounding up of those loops.
     """
     computed = np.flatnonzero(s["inlined_calls"] <= 0)
     found, around, schedule = [], [], None
@@ -181,23 +184,23 @@ def _outer_padding(s, padding, owner):
 
 
 def _lowered_columns(schedules, s, owner):
-    """What was counted in the lowered code, whether it was, and how many points it stores for each that Halide's features tell of: (S, K + 2)."""
-    is_counted = np.array([schedule.lowered is not None for schedule in schedules])[owner]
+    """The counts from the lowered code, whether there are any, and the ratio of points stored to those by Halide's features: (S, K + 2)."""
+    has_counts = np.array([schedule.lowered is not None for schedule in schedules])[owner]
     columns = np.zeros((len(owner), len(LOWERED) + 2))
-    if not is_counted.any():
+    if not has_counts.any():
         return columns
     lowered = np.concatenate([schedule.lowered for schedule in schedules if schedule.lowered is not None]).astype(np.float64)
-    columns[is_counted, : len(LOWERED)] = np.log1p(lowered)
-    columns[:, -2] = is_counted
-    said = np.maximum(s["points_computed_total"], s["num_productions"] * s["points_computed_per_production"])[is_counted]
+    columns[has_counts, : len(LOWERED)] = np.log1p(lowered)
+    columns[:, -2] = has_counts
+    by_halide = np.maximum(s["points_computed_total"], s["num_productions"] * s["points_computed_per_production"])[has_counts]
     stored = lowered[:, LOWERED.index("points_stored")] + lowered[:, LOWERED.index("points_scattered")]
-    known = (stored > 0) & (said > 0) & (s["inlined_calls"][is_counted] <= 0)
-    columns[is_counted, -1] = np.log(np.where(known, stored, 1) / np.where(known, said, 1))
+    known = (stored > 0) & (by_halide > 0) & (s["inlined_calls"][has_counts] <= 0)
+    columns[has_counts, -1] = np.log(np.where(known, stored, 1) / np.where(known, by_halide, 1))
     return columns
 
 
 def _cost_terms(s, loops, math_calls, calls):
-    """Counts of events that take time, (S,) each: what Adams2019's cost model weighs, and the mathematical functions computed."""
+    """Counts of events that take time, (S,) each: the terms of Adams2019's cost model, and calls of mathematical functions."""
     inlined, parallel = s["inlined_calls"] > 0, s["inner_parallelism"] > 1
     innermost_task = np.maximum(s["innermost_bytes_at_task"], 1)
     vectors = loops["full"] + loops["partial"]
@@ -255,4 +258,4 @@ FEATURES = list(FEATURE_UNITS)
 COST_COLUMNS = [i for i, name in enumerate(FEATURES) if name.startswith("log_cost_")]
 PARALLEL_COLUMN = FEATURES.index("is_parallel")
 HAS_LOWERED_COUNTS_COLUMN = FEATURES.index("lowered_is_counted")
-LOWERED_COLUMNS = [i for i, name in enumerate(FEATURES) if "lowered_" in name]  # all are 0 where nobody counted
+LOWERED_COLUMNS = [i for i, name in enumerate(FEATURES) if "lowered_" in name]  # all are 0 for schedules without lowered-code counts

@@ -178,8 +178,8 @@ def main():
     split = {key: getattr(config, key) for key in ("split_by", "val_fraction", "test_fraction", "folds", "fold", "holdout")}
     meta = {
         "features": FEATURES, "units": FEATURE_UNITS, "log_runtime": "natural logarithm of milliseconds",
-        "made_from": origin, "sources": sources, "counts": counts, "split": {**split, "programs": program_ids}, "shards": shards,
-        "program_files": program_files,
+        "made_from": origin, "settings": {key: getattr(config, key) for key in SETTINGS},
+        "sources": sources, "counts": counts, "split": {**split, "programs": program_ids}, "shards": shards, "program_files": program_files,
     }  # fmt: skip
     (folder / "meta.json").write_bytes(orjson.dumps(meta, option=orjson.OPT_INDENT_2))
     print_summary(counts, folder)

@@ -9,19 +9,19 @@ from scipy.optimize import nnls
 
 from features import COST_COLUMNS, LOWERED_COLUMNS, PARALLEL_COLUMN
 
-FLOOR_MS = 1e-5  # no stage is taken to cost less
+FLOOR_MS = 1e-5  # least cost of a stage
 MIN_EXPLAINED = 0.5  # of the variance of log-runtime, for the linear cost model to be of use
 REWEIGHTINGS = 6  # of the least squares behind the linear cost model
-SERIAL_PENALTY = 0.01  # on what an event costs more in serial stages, against the error of taking it for that much in all
+SERIAL_PENALTY = 0.01  # ridge penalty on the extra cost of an event in serial stages
 
 
 @dataclass
 class LinearCosts:
     """A stage's milliseconds as a weighted sum of its events, and no less than `floor_ms`.
 
-    event_ms : (2, 2, K) float32: where the lowered code was not counted and where it was, in serial and in parallel stages
-    floor_ms : (2,) float32, likewise
-    stage_ms : what a stage takes on average, whatever it is
+    event_ms : (2, 2, K) float32: for schedules without and with lowered-code counts, in serial and in parallel stages
+    floor_ms : (2,) float32, for schedules without and with lowered-code counts
+    stage_ms : the mean of a stage, whatever it is
     """
 
     event_ms: torch.Tensor
@@ -32,11 +32,11 @@ class LinearCosts:
 def fit_linear_costs(sequences, shown):
     """The LinearCosts that explain the runtimes best in relative terms.
 
-    shown : bool (F,); events that are not get no weight. Where half of the programs tell too little of the other half's runtimes
-    (another machine, say, or few programs), none gets any: a model that believes what is wrong learns less than one told nothing.
+    shown : bool (F,); events among the other features get no weight. Where a fit to half of the programs explains less than
+    MIN_EXPLAINED of the other half's variance (few programs, say), no event gets any weight: a wrong start is worse than none.
     """
     parts = []
-    for shard in sequences.shards:
+    for shard in sequences.parts():
         events = torch.expm1(shard["features"][:, :, COST_COLUMNS].double())  # (N, T, K); padding has no events
         parallel = shard["features"][:, :, [PARALLEL_COLUMN]] > 0
         parts.append(torch.cat([(events * ~parallel).sum(1), (events * parallel).sum(1)], 1).numpy())
@@ -56,18 +56,19 @@ def fit_linear_costs(sequences, shown):
             return np.zeros(events.shape[1]), stage_ms
         return _fit(events, log_runtime), FLOOR_MS
 
-    uncounted = events * ~np.tile(np.isin(COST_COLUMNS, LOWERED_COLUMNS), 2)
-    counted = sequences.has_lowered_counts
-    fits = [fit(uncounted, log_runtime, half), fit(events[counted], log_runtime[counted], half[counted])]
+    without_counts = events * ~np.tile(np.isin(COST_COLUMNS, LOWERED_COLUMNS), 2)
+    has_counts = sequences.has_lowered_counts
+    fits = [fit(without_counts, log_runtime, half), fit(events[has_counts], log_runtime[has_counts], half[has_counts])]
     event_ms, floor_ms = (torch.tensor(np.stack(values), dtype=torch.float32) for values in zip(*fits))
     return LinearCosts(event_ms.reshape(2, 2, -1), floor_ms, stage_ms)
 
 
 def _fit(events, log_runtime):
-    """Least squares without negative weights (Lawson & Hanson), reweighted so that a factor too slow counts like one too fast: (2 K,).
+    """Milliseconds of each event, (2 K,), by least squares without negative weights (Lawson & Hanson 1974).
 
-    An event costs the same in every stage, and more in a serial one as far as the data say so: few stages are serial, and weights
-    fitted to those alone come out as 0 or absurd. What more it costs there is drawn to 0 by a ridge penalty.
+    Reweighted so that a factor too slow costs as much as a factor too fast. An event's cost in a serial stage is its cost in a parallel
+    one and a non-negative extra. Few stages are serial, and fitted to those alone costs come out as 0 or absurd: a ridge penalty
+    draws the extra to 0.
     """
     serial, parallel = np.split(events, 2, axis=1)
     terms = np.concatenate([serial, serial + parallel], 1)

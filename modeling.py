@@ -1,20 +1,20 @@
 """The model: an LSTM over the stages of a scheduled program that predicts the logarithm of its runtime.
 
-Axes: M members, B batch, T stages (padded), F features, E embedding, H hidden, K kinds of event. The time of a program is the sum
-of its stages' times, so every stage gets a log cost and the prediction is their logsumexp: it says which stage costs what. A
-stage's cost starts from a linear model, milliseconds an event for K kinds of event; what the LSTM learns is how far that is off,
-given the stage and those around it. Where the lowered code was not counted, other weights are for the events that Halide's features tell. A few members, trained side by side from different starts, are averaged: with few programs to
-learn from, what one start makes of a new program is partly luck.
+Axes: M members, B batch, T stages (padded), F features, E embedding, H hidden, K kinds of event. The runtime of a program is the sum
+of its stages' times. So every stage gets a log cost, and the prediction is their logsumexp; it also says which stage costs what.
+A stage's cost starts from a linear model, milliseconds an event for K kinds of event. The LSTM predicts a correction to it from the
+stage and its neighbours. Schedules without lowered-code counts have linear weights of their own. A few members with different
+initial weights are trained side by side and averaged, as a deep ensemble (Lakshminarayanan et al. 2017).
 """
 
 import torch
 from torch import nn
 
-CLIP = 6.0  # standard deviations; further out, a feature carries no more meaning than "very large"
+CLIP = 6.0  # standard deviations at which a feature is cut off
 
 
 class StageCosts(nn.Module):
-    """One member: how far each stage's log cost is from where it starts."""
+    """One member: a correction to each stage's log cost."""
 
     def __init__(self, n_inputs, embed_size, hidden_size, lstm_layers, dropout):
         super().__init__()
@@ -28,7 +28,7 @@ class StageCosts(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(2 * hidden_size + 2 * embed_size, 64), nn.GELU(), nn.Linear(64, 1))
         with torch.no_grad():
-            self.head[-1].weight.mul_(0.1)  # close to the start
+            self.head[-1].weight.mul_(0.1)  # small corrections at first
 
     def forward(self, inputs, lengths):
         """(B, T) corrections from inputs (B, T, n_inputs) and lengths (B,); meaningless where padded."""
@@ -39,14 +39,14 @@ class StageCosts(nn.Module):
         return self.head(torch.cat([hidden, embedded, mean.expand_as(embedded)], 2)).squeeze(2)
 
     def read_stages(self, embedded, lengths):
-        """What a bidirectional LSTM makes of each stage among the others, (B, T, 2H), from (B, T, E).
+        """Hidden states of a bidirectional LSTM, (B, T, 2H), from embedded stages (B, T, E).
 
-        The direction that starts at the inputs gets every sequence reversed within its length, so that both read padding last and
-        no packing is needed, which is slower on a CPU.
+        The backward LSTM gets every sequence reversed within its length. So both directions read padding last, and need no packed
+        sequences, which are slower on a CPU.
         """
         place = torch.arange(embedded.shape[1], device=lengths.device).expand(embedded.shape[:2])
         reverse_index = lengths[:, None] - 1 - place
-        reverse_index = torch.where(reverse_index >= 0, reverse_index, place)[:, :, None]  # (B, T, 1); applied twice, all is in place again
+        reverse_index = torch.where(reverse_index >= 0, reverse_index, place)[:, :, None]  # (B, T, 1); its own inverse
         hidden = embedded
         for layer, (forward_lstms, backward_lstms) in enumerate(zip(self.forward_lstms, self.backward_lstms)):
             hidden = self.dropout(hidden) if layer else hidden
@@ -62,11 +62,11 @@ class CostModel(nn.Module):
     Parameters
     ----------
     n_features : F
-    cost_columns : which K features are log1p of events that take time
-    parallel_column, has_lowered_counts_column : which feature tells whether a stage runs in parallel, and whether its lowered code was counted
+    cost_columns : the columns of the K features that are log1p of events that take time
+    parallel_column, has_lowered_counts_column : the columns of two flags: the stage runs in parallel; it has lowered-code counts
     members, embed_size, hidden_size, lstm_layers, dropout : as in config.yaml
 
-    `precision`, float32 unless set, is what the members compute in; what goes in and comes out is float32 in any case.
+    `precision`, float32 unless set, is the number format of the members; inputs and outputs are float32 in any case.
     """
 
     def __init__(
@@ -84,9 +84,9 @@ class CostModel(nn.Module):
         self.members = nn.ModuleList(StageCosts(n_features + 2, embed_size, hidden_size, lstm_layers, dropout) for _ in range(members))
 
     def set_statistics(self, mean, std, linear):
-        """Take the training split's statistics: of each feature over stages, (F,) each, and its LinearCosts.
+        """Set the training split's statistics: mean and standard deviation of each feature over stages, (F,) each, and its LinearCosts.
 
-        A feature that never varies has an infinite `std`: nothing was learnt about what it may say later, so it is left out.
+        A feature that never varies has an infinite `std`, which masks it: nothing can be learnt from it.
         """
         self.feature_mean.copy_(mean)
         self.feature_std.copy_(std)
@@ -94,8 +94,13 @@ class CostModel(nn.Module):
         self.floor_ms.copy_(linear.floor_ms)
         self.stage_ms.fill_(linear.stage_ms)
 
+    def mask_features(self, shown):
+        """Mask all features but those that are `shown`, bool (F,): they are 0 once normalised, and never unfamiliar."""
+        self.feature_std[~shown] = torch.finfo(torch.float32).max
+        self.event_ms[:, :, ~shown[self.cost_columns]] = 0.0
+
     def scale(self, factor):
-        """Take a machine to be `factor` times as slow, all else alike."""
+        """Multiply all predicted runtimes by `factor`, for a machine that is so much slower."""
         for ms in (self.event_ms, self.floor_ms, self.stage_ms):
             ms *= factor
 
@@ -104,7 +109,7 @@ class CostModel(nn.Module):
         return ((features - self.feature_mean) / self.feature_std).clamp(-CLIP, CLIP)
 
     def is_unfamiliar(self, features):
-        """Which raw features, bool (B, T, F), lie further out than the model tells apart, or never varied in training and do here."""
+        """Which raw features, bool (B, T, F), lie more than CLIP standard deviations out, or never varied in training and do here."""
         never_varied = torch.isinf(self.feature_std)
         far = ((features - self.feature_mean) / self.feature_std).abs() > CLIP
         return far | (never_varied & ((features - self.feature_mean).abs() > 1e-3))
@@ -112,9 +117,9 @@ class CostModel(nn.Module):
     def linear_log_costs(self, features):
         """Log milliseconds of each stage by the linear model, (B, T)."""
         events = torch.exp(features[:, :, self.cost_columns].clamp(0, 80)) - 1  # (B, T, K); ONNX knows no expm1, and these are counts
-        counted, parallel = (features[:, :, column] > 0 for column in (self.has_lowered_counts_column, self.parallel_column))
-        uncounted_ms, counted_ms = (torch.where(parallel, events @ weights[1], events @ weights[0]) for weights in self.event_ms)
-        return torch.log(torch.where(counted, counted_ms + self.floor_ms[1], uncounted_ms + self.floor_ms[0]))
+        has_counts, parallel = (features[:, :, column] > 0 for column in (self.has_lowered_counts_column, self.parallel_column))
+        without_ms, with_ms = (torch.where(parallel, events @ weights[1], events @ weights[0]) for weights in self.event_ms)
+        return torch.log(torch.where(has_counts, with_ms + self.floor_ms[1], without_ms + self.floor_ms[0]))
 
     def stage_costs(self, features, lengths):
         """Log milliseconds of each stage by each member, (M, B, T); -inf where a sequence is padded.
@@ -125,18 +130,21 @@ class CostModel(nn.Module):
         normalised = self.normalise(features)
         padded = torch.arange(features.shape[1], device=lengths.device) >= lengths[:, None]  # (B, T)
         linear = self.linear_log_costs(features).masked_fill(padded, -torch.inf)
-        # A stage that takes a thousandth of the program's time matters little whatever its features say, so the members see that.
+        # The members also see each stage's share of the time by the linear model, and the program's total.
         total = torch.logsumexp(linear, 1, keepdim=True)  # (B, 1)
         share = (linear - total).clamp(min=-12) / 4 + 1
         inputs = torch.cat([normalised, torch.stack([share, total.expand_as(share) / 2], 2)], 2)  # (B, T, F + 2)
-        nothing = self.stage_ms.log().expand_as(linear).masked_fill(padded, -torch.inf)
+        average = self.stage_ms.log().expand_as(linear).masked_fill(padded, -torch.inf)
         with torch.autocast(features.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             corrections = [member(inputs, lengths) for member in self.members]
-        # Members that start alike err alike: one in four starts from what a stage takes on average, whatever it is.
-        return torch.stack([correction.float() + (nothing if i % 4 == 3 else linear) for i, correction in enumerate(corrections)])
+        # Members with the same start make similar errors: one in four starts from a stage's mean time instead of the linear model.
+        return torch.stack([correction.float() + (average if i % 4 == 3 else linear) for i, correction in enumerate(corrections)])
 
     def forward(self, features, lengths):
-        """Each member's log-runtime (natural logarithm of milliseconds), (M, B); their mean is the prediction. Arguments as of stage_costs."""
+        """Each member's log-runtime (natural logarithm of milliseconds), (M, B); their mean is the prediction.
+
+        features, lengths : as of stage_costs
+        """
         log_runtime = torch.logsumexp(self.stage_costs(features, lengths), 2)
         assert log_runtime.shape == (len(self.members), len(lengths))
         return log_runtime

@@ -5,8 +5,12 @@
     python rank_schedules.py my_samples/ --checkpoint runs/default/best.safetensors --stages true
     python rank_schedules.py my_samples/ --measured a_few_of_them/
 
-Reads the same formats as generate_dataset.py, runtimes not needed, and a checkpoint (models/default.safetensors unless told). What
-can't be used is listed on standard error. Writes the table to --output: program, instance (the program at one size), rank, predicted_ms, lower_ms, upper_ms, file.
+Reads the same formats as generate_dataset.py, runtimes not needed, and a checkpoint (default: models/default.safetensors). Unusable dumps
+are listed on standard error. Writes the table to --output: program, instance (the program at one size), rank, predicted_ms,
+lower_ms, upper_ms, file.
+
+Warnings on standard error: features outside the training range; intervals that are known to be too narrow for some kind of program, or
+were calibrated on too few programs; measured schedules that contradict the intervals, which are then widened.
 """
 
 import sys
@@ -24,21 +28,19 @@ from dumps.parsing import hex_id, parse_dump
 from evaluation import intervals
 from features import featurize
 
-UNFAMILIAR_SHARE = 0.01  # of a schedule's inputs outside the range seen in training: worth a warning
+UNFAMILIAR_SHARE = 0.01  # of a schedule's inputs outside the range seen in training; more is warned of
 
 
 class RankConfig(Config):
     paths: CliPositionalArg[list[str]] = Field(min_length=1, description="dumps, folders or archives to rank")
     checkpoint: str = Field("models/default.safetensors", description="model to rank with")
     output: str = Field("", description="write the table to this CSV file")
-    measured: str = Field(
-        "", description="dumps with runtimes of some of these programs' schedules, by which the predictions are corrected"
-    )
+    measured: str = Field("", description="dumps with runtimes of some schedules of these programs, to correct the predictions by")
     stages: bool = Field(False, description="print the predicted cost of each stage, too")
 
 
 def read_schedules(paths, max_runtime_ms, need_runtime):
-    """[(file, Schedule)] of every usable dump, and a line for each of the others."""
+    """[(file, Schedule)] of every usable dump, and a line for each of the others. Raises UserError where none is usable."""
     found, left_out = [], []
     for path in paths:
         for dump in iter_dumps(path):
@@ -53,58 +55,90 @@ def read_schedules(paths, max_runtime_ms, need_runtime):
 
 
 def corrections(measured, model, meta, device):
-    """{instance: (offset in log-runtime, what is left of the error)} from the Schedules that were measured."""
-    residuals, components = {}, {}
+    """{(instance, has lowered-code counts): Correction} of the predictions, from the Schedules that were measured."""
+    residuals = {}
     for schedule, (predicted, _, _) in zip(measured, train_utils.predict_sequences(model, featurize(measured), device)):
         residuals.setdefault(schedule.instance, []).append(np.log(schedule.runtime_ms) - predicted)
-        components[schedule.instance] = intervals.errors_of(meta, schedule.lowered is not None)["offset_variance"]
-    return {i: (intervals.offset(r, components[i]), intervals.remaining_error(len(r), components[i])) for i, r in residuals.items()}
+    return {
+        (instance, has_counts): intervals.correct(np.array(r), intervals.errors_of(meta, has_counts), meta["interval"])
+        for instance, r in residuals.items()
+        for has_counts in (False, True)
+    }
+
+
+def rank(files, schedules, predictions, corrected, meta):
+    """The table of all schedules, programs together, each program's fastest first; with columns `outside`, `stages` and `widened`."""
+    has_counts = np.array([schedule.lowered is not None for schedule in schedules])
+    own = [
+        corrected.get((s.instance, counts)) or intervals.Correction(0.0, half_width)
+        for s, counts, half_width in zip(schedules, has_counts.tolist(), intervals.half_widths(meta, has_counts))
+    ]
+    log_predicted = np.array([p for p, _, _ in predictions]) + [c.offset for c in own]
+    half_width = np.array([c.half_width for c in own])
+    lower, upper = log_predicted - half_width, log_predicted + half_width
+    table = pd.DataFrame({
+        "program": [hex_id(s.program) for s in schedules], "instance": [hex_id(s.instance) for s in schedules],
+        "predicted_ms": np.exp(log_predicted), "lower_ms": np.exp(lower), "upper_ms": np.exp(upper), "file": files,
+        "outside": [o for _, _, o in predictions], "stages": [s for _, s, _ in predictions], "widened": [c.widened for c in own],
+    })  # fmt: skip
+    table = table.sort_values(["program", "instance", "predicted_ms", "file"], kind="stable", ignore_index=True)
+    table.insert(2, "rank", table.groupby("instance").cumcount() + 1)
+    return table
+
+
+def print_table(table, level, stages):
+    for (program, _), rows in table.groupby(["program", "instance"], sort=False):
+        print(f"program {program}: {len(rows)} schedules; {level:.0%} interval")
+        for row in rows.itertuples():
+            print(f"{row.rank:6d}  {row.predicted_ms:12.4f} ms  {row.lower_ms:12.4f} to {row.upper_ms:12.4f}  {row.file}")
+            for i, share in enumerate(row.stages if stages else []):
+                print(f"{'':8}stage {i:3d}  {share * row.predicted_ms:12.4f} ms  {share:6.1%}")
+
+
+def warnings_of(table, schedules, meta, checkpoint):
+    """Lines about predictions and intervals that should not be trusted."""
+    lines = []
+    unfamiliar = table[table.outside > UNFAMILIAR_SHARE]
+    if len(unfamiliar):
+        lines.append(
+            f"{len(unfamiliar)} of {len(table)} schedules have features far outside what {checkpoint.name} was trained on (up to "
+            f"{unfamiliar.outside.max():.0%} of them, in {unfamiliar.file.iloc[0]}): do not trust their milliseconds"
+        )
+    if widened := table.instance[table.widened].nunique():
+        lines.append(
+            f"the measured schedules of {widened} of {table.instance.nunique()} programs contradict the intervals of {checkpoint.name} "
+            "(another machine or kind of program?): these programs' intervals are widened to hold what was measured"
+        )
+    lines += intervals.coverage_warnings(meta.get("coverage", {}))
+    if warning := intervals.calibration_warning(meta, [schedule.lowered is not None for schedule in schedules]):
+        lines.append(warning)
+    return lines
 
 
 def main():
     config = load_config(RankConfig)
     device = train_utils.pick_device(config)
-    checkpoint = config.checkpoint if "checkpoint" in config.model_fields_set else train_utils.SHIPPED_MODEL
+    checkpoint = Path(config.checkpoint if "checkpoint" in config.model_fields_set else train_utils.SHIPPED_MODEL)
     model, meta = train_utils.load_model(checkpoint, device, config.precision)
+    train_utils.agree_with_checkpoint(config, meta, checkpoint, "interval")
     found, left_out = read_schedules(config.paths, config.max_runtime_ms, need_runtime=False)
     files, schedules = zip(*found)
-    predictions = train_utils.predict_sequences(model, featurize(schedules), device)
     corrected = {}
     if config.measured:
         measured, unusable = read_schedules([config.measured], config.max_runtime_ms, need_runtime=True)
         corrected = corrections([schedule for _, schedule in measured], model, meta, device)
         left_out += unusable
-    for line in left_out:
-        print(line, file=sys.stderr)
-    offsets, left = np.array([corrected.get(s.instance, (0.0, 1.0)) for s in schedules]).T
-    log_predicted = np.array([p for p, _, _ in predictions]) + offsets
-    half_width = np.array([intervals.errors_of(meta, s.lowered is not None)["log_half_width"] for s in schedules]) * left
-    table = pd.DataFrame({
-        "program": [hex_id(s.program) for s in schedules], "instance": [hex_id(s.instance) for s in schedules],
-        "predicted_ms": np.exp(log_predicted), "lower_ms": np.exp(log_predicted - half_width), "upper_ms": np.exp(log_predicted + half_width),
-        "file": files, "outside": [o for _, _, o in predictions], "stages": [s for _, s, _ in predictions],
-    })  # fmt: skip
-    table = table.sort_values(["program", "instance", "predicted_ms", "file"], kind="stable", ignore_index=True)
-    table.insert(2, "rank", table.groupby("instance").cumcount() + 1)
-
-    for (program, _), rows in table.groupby(["program", "instance"], sort=False):
-        print(f"program {program}: {len(rows)} schedules; {meta['interval']:.0%} interval")
-        for row in rows.itertuples():
-            print(f"{row.rank:6d}  {row.predicted_ms:12.4f} ms  {row.lower_ms:12.4f} to {row.upper_ms:12.4f}  {row.file}")
-            if config.stages:
-                for i, share in enumerate(row.stages):
-                    print(f"{'':8}stage {i:3d}  {share * row.predicted_ms:12.4f} ms  {share:6.1%}")
-    unfamiliar = table[table.outside > UNFAMILIAR_SHARE]
-    if len(unfamiliar):
-        print(
-            f"warning: {len(unfamiliar)} of {len(table)} schedules have features far outside what {Path(checkpoint).name} was trained on "
-            f"(up to {unfamiliar.outside.max():.0%} of them, in {unfamiliar.file.iloc[0]}): do not trust their milliseconds", file=sys.stderr,
-        )  # fmt: skip
+    table = rank(files, schedules, train_utils.predict_sequences(model, featurize(schedules), device), corrected, meta)
     if config.output:
         try:
-            table.drop(columns=["outside", "stages"]).to_csv(config.output, index=False)
+            table.drop(columns=["outside", "stages", "widened"]).to_csv(config.output, index=False)
         except OSError as error:
             raise UserError(f"{config.output}: can't be written ({error.strerror or error}); give another --output") from None
+    print(*left_out, sep="\n", end="\n" if left_out else "", file=sys.stderr)
+    print_table(table, meta["interval"], config.stages)
+    for line in warnings_of(table, schedules, meta, checkpoint):
+        print(f"warning: {line}", file=sys.stderr)
+    if config.output:
         print(f"written to {config.output}")
 
 

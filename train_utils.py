@@ -1,23 +1,19 @@
-"""What training and evaluation share: batches, losses, the learning-rate schedule, prediction, intervals and checkpoints.
+"""What training and evaluation share: processes, losses, the learning rate schedule, prediction, checkpoints, and the training loop.
 
-Axes: N rows of a split, B batch, T stages (padded), F features.
+Axes: N rows of a split, B batch, T stages (padded), F features. batches.py makes the batches.
 """
 
-import collections
-import functools
 import json
 import math
 import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from threadpoolctl import threadpool_limits
 from torch import distributed
 from torch.nn import functional
@@ -25,149 +21,33 @@ from torch.nn.utils import clip_grad_norm_
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-import data_utils
-from config import UserError
-from dumps.parsing import hex_id, stable_hash
-from features import COST_COLUMNS, FEATURES, HAS_LOWERED_COUNTS_COLUMN, LOWERED_COLUMNS, N_SCHEDULE, PARALLEL_COLUMN
+from batches import BATCH_STAGES, fingerprint, prefetch, program_ids, ranges_in_order
+from config import UserError, replace_file, usable_cores
+from features import COST_COLUMNS, FEATURES, HAS_LOWERED_COUNTS_COLUMN, PARALLEL_COLUMN
 from linear_costs import fit_linear_costs
 from modeling import CostModel
 
 SHIPPED_MODEL = Path(__file__).resolve().parent / "models" / "default.safetensors"
 CHECKPOINT_FORMAT = "cost_model_LSTM 5"
+MODEL_KEYS = ("members", "embed_size", "hidden_size", "lstm_layers", "dropout")
+# What a flag may not contradict where a checkpoint is read.
+FIXED_KEYS = (*MODEL_KEYS, "drop_features", "init_from")
+# How files that people take for checkpoints begin, and what to say of them.
+FOREIGN_FILES = [
+    (b"version https://git-lfs", "is a Git LFS pointer, not the file itself; fetch it with: git lfs pull"),
+    (b"<!doctype html", "is a web page; download the raw file instead"),
+    (b"<html", "is a web page; download the raw file instead"),
+    (b"PK\x03\x04", "is a PyTorch file (.pt) or another zip archive; checkpoints of this project are .safetensors files of train_model.py"),
+    (b"\x80\x02", "is a pickle (an old PyTorch file); checkpoints of this project are .safetensors files of train_model.py"),
+    (b"\x1f\x8b", "is compressed with gzip; unpack it first"),
+    (b"\xfd7zXZ", "is compressed with xz; unpack it first"),
+]
 REGRESSION_DELTA, CENTRED_DELTA = 1.0, 0.5  # where the Huber losses turn linear, in log-runtime
 RANKING_TEMPERATURE = 0.2  # difference in predicted log-runtime that the ranking loss takes for a clear order
 RANKING_MARGIN = math.log(1.05)  # pairs closer than this are not ranked
-SCORING_BATCH = 128  # schedules scored at a time; what lies in between for more does not fit a core's caches
-MODEL_KEYS = ("members", "embed_size", "hidden_size", "lstm_layers", "dropout")
-
-
-# Batches
-
-COLUMNS = ("lengths", "log_runtime", "program", "instance", "schedule")
-
-
-@dataclass
-class Batch:
-    features: torch.Tensor  # (B, T, F) float32, raw
-    lengths: torch.Tensor  # (B,) int64
-    log_runtime: torch.Tensor  # (B,) float32
-    instance: torch.Tensor  # (B,) int64, equal where two rows are schedules of one program at one size
-
-    def to(self, device):
-        return Batch(*(tensor.to(device) for tensor in vars(self).values()))
-
-    def without_lowered(self, rows):
-        """The same with some rows, bool (B,) array, as if nobody had counted in their lowered code."""
-        if not rows.any():
-            return self
-        features, rows = self.features.clone(), torch.from_numpy(rows)
-        features[rows] = features[rows].index_fill(2, torch.tensor(LOWERED_COLUMNS), 0.0)
-        return Batch(features, self.lengths, self.log_runtime, self.instance)
-
-
-class Sequences:
-    """The rows of one split, mapped from its shards; `self.column` arrays have shape (N,)."""
-
-    def __init__(self, data_path, meta, split):
-        self.data_path, self.meta = data_path, meta
-        self.shards = data_utils.read_shards(data_path, meta, split)
-        sizes = [len(shard["lengths"]) for shard in self.shards]
-        self.shard_of = np.repeat(np.arange(len(sizes)), sizes)
-        self.row_of = np.concatenate([np.arange(size) for size in sizes]) if sizes else np.zeros(0, int)
-        for column in COLUMNS:
-            parts = [shard[column].numpy() for shard in self.shards]
-            setattr(self, column, np.concatenate(parts) if parts else np.zeros(0, np.int64))
-
-    def __len__(self):
-        return len(self.lengths)
-
-    @functools.cached_property
-    def has_lowered_counts(self):
-        """Which rows' lowered code was counted, bool (N,)."""
-        parts = [(shard["features"][:, 0, HAS_LOWERED_COUNTS_COLUMN] > 0).numpy() for shard in self.shards]
-        return np.concatenate(parts) if parts else np.zeros(0, bool)
-
-    def sample_instances(self, share, rng):
-        """Which rows, bool (N,), belong to a random share of the instances."""
-        instances, place = np.unique(self.instance, return_inverse=True)
-        return (rng.random(len(instances)) < share)[place]
-
-    def subset(self, rows):
-        """The columns (not the features) of some rows."""
-        return SimpleNamespace(**{column: getattr(self, column)[rows] for column in COLUMNS})
-
-    def batch(self, rows):
-        """A Batch of the given rows, padded to the longest among them."""
-        t = int(self.lengths[rows].max())
-        features = torch.zeros(len(rows), t, len(FEATURES))
-        shards = self.shard_of[rows]
-        for shard in np.unique(shards):  # mostly one or two: rows of like length lie together
-            at = np.flatnonzero(shards == shard)
-            part = self.shards[shard]["features"][:, :t][self.row_of[rows[at]]]
-            features[at, : part.shape[1]] = part
-        batch = Batch(features, *(torch.from_numpy(a[rows]) for a in (self.lengths, self.log_runtime, self.instance)))
-        assert batch.features.shape[:2] == (len(rows), t) and batch.lengths.shape == batch.log_runtime.shape == (len(rows),)
-        return batch
-
-    def grouped_batches(self, batch_size, group_size, rng):
-        """Rows of one epoch's batches, each of groups of schedules of one program, programs of like length together."""
-        order = np.lexsort([rng.random(len(self)), self.instance])
-        starts = np.flatnonzero(np.r_[True, np.diff(self.instance[order]) != 0])
-        place = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
-        groups = np.split(order, np.flatnonzero(place % group_size == 0)[1:])
-        # A little disorder in length mixes the batches from epoch to epoch; padding stays small.
-        by_length = np.argsort([self.lengths[group[0]] * rng.uniform(1, 1.2) for group in groups], kind="stable")
-        batches, current = [], []
-        for group in (groups[i] for i in by_length):
-            if current and len(current) + len(group) > batch_size:
-                batches.append(np.array(current))
-                current = []
-            current.extend(group)
-        batches.append(np.array(current))
-        rng.shuffle(batches)
-        return batches
-
-    def halide_batches(self):
-        """What Halide's own model takes, a shard at a time: schedule features (B, T, 39), algorithm features (B, T, 41, 8), lengths (B,)."""
-        programs = data_utils.read_programs(self.data_path, self.meta)
-        for shard in self.shards:
-            schedule_features = torch.expm1(shard["features"][:, :, :N_SCHEDULE])
-            algorithm = [programs[p] for p in shard["program"].tolist()]
-            yield schedule_features, pad_sequence(algorithm, batch_first=True), shard["lengths"]
-
-    def feature_statistics(self):
-        """Mean and standard deviation of each feature over all stages, (F,) each; infinite where a feature never varies."""
-        n, total, squares = 0, 0.0, 0.0
-        for shard in self.shards:
-            mask = torch.arange(shard["features"].shape[1]) < shard["lengths"][:, None]
-            stages = shard["features"][mask].double()
-            n, total, squares = n + len(stages), total + stages.sum(0), squares + (stages**2).sum(0)
-        mean = total / n
-        std = (squares / n - mean**2).clamp(min=0).sqrt()
-        std = torch.where(std > 1e-4, std, torch.inf)
-        std[HAS_LOWERED_COUNTS_COLUMN] = 1.0  # it varies in training, which hides the counts now and then
-        return mean.float(), std.float()
-
-
-def fingerprint(*splits):
-    """A hash of which schedules are in each of the `splits` (Sequences), and of their runtimes."""
-    return hex_id(stable_hash(*(column for rows in splits for column in (len(rows), *_identity(rows)))))
-
-
-def _identity(rows):
-    order = np.lexsort([rows.log_runtime, rows.schedule, rows.program])
-    return [rows.program[order].tobytes(), rows.schedule[order].tobytes(), rows.log_runtime[order].tobytes()]
-
-
-def prefetch(load, items):
-    """load(item) of each of `items` in turn; while one is used, the next is loaded in a thread."""
-    with ThreadPoolExecutor(1) as loader:
-        waiting = collections.deque()
-        for item in items:
-            waiting.append(loader.submit(load, item))
-            if len(waiting) > 1:
-                yield waiting.popleft().result()
-        yield from (future.result() for future in waiting)
+SCORING_BATCH = 128  # schedules scored at a time; the activations of more do not fit a core's caches
+# The settings of generate_dataset.py that say which schedules are in which split.
+DATA_KEYS = ("raw_path", "split_by", "val_fraction", "test_fraction", "folds", "fold", "holdout", "max_runtime_ms")
 
 
 # Several processes, as torchrun starts them: each takes a part of every batch
@@ -175,14 +55,14 @@ def prefetch(load, items):
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among the `world` that train together; alone, nothing is exchanged."""
+    """This process's rank among the `world` processes that train together; a single process exchanges nothing."""
 
     rank: int = 0
     world: int = 1
 
     @classmethod
     def init(cls, device):
-        """Join those that torchrun started, if any; nccl connects GPUs, gloo anything else."""
+        """Join the processes that torchrun started, if any; nccl connects GPUs, gloo anything else."""
         if "TORCHELASTIC_RUN_ID" not in os.environ:
             return cls()
         backend, device_id = ("nccl", device) if device.type == "cuda" else ("gloo", None)
@@ -202,10 +82,10 @@ class Processes:
         return tensor
 
     def close(self):
-        """Part from the others, all at the same time."""
+        """Leave the process group, all processes at the same time."""
         if distributed.is_initialized():
-            # gloo's thread lets go of its last tensors under Python's lock, which the group's end would hold while it waits for that
-            # thread (a deadlock of torch 2.13). The lock is free while this waits.
+            # gloo's thread frees its last tensors under Python's global lock. Destroying the group holds that lock while it waits for
+            # the thread: a deadlock of torch 2.13. The barrier waits without the lock.
             distributed.barrier()
             distributed.destroy_process_group()
 
@@ -214,11 +94,11 @@ class Processes:
 
 
 def loss_sums(log_predicted, batch):
-    """Sums of the (regression, centred, ranking) losses of log-runtimes (B,) predicted for a batch, and how many terms each sums: (3,), (3,).
+    """Sums of the (regression, centred, ranking) losses of log-runtimes (B,) predicted for a batch, (3,), and their numbers of terms, (3,).
 
-    regression: Huber on log-runtime. centred: Huber on residuals less their program's mean, which asks for the order and the
-    ratios within a program whatever its offset. ranking: softplus over pairs of one program, as in RankNet (Burges et al. 2005).
-    Parts of a batch that share no program add up to the whole.
+    regression: Huber on log-runtime. centred: Huber on residuals less their program's mean: it depends on the order and the ratios
+    within a program, not on the program's offset. ranking: softplus over pairs of one program, as in RankNet (Burges et al. 2005).
+    The sums over parts of a batch that share no program add up to those of the whole.
     """
     residual = log_predicted - batch.log_runtime  # (B,)
     regression = huber(residual, REGRESSION_DELTA)
@@ -244,7 +124,7 @@ def huber(residual, delta):
 
 
 def one_cycle(step, n_steps, config):
-    """Learning rate at `step` of `n_steps`: up to the peak in the warm-up, then down to zero, both along a cosine."""
+    """Learning rate at `step` of `n_steps`: a cosine rise to the peak in the warm-up, then a cosine decay to zero (Smith & Topin 2018)."""
     warmup = max(1.0, config.warmup_fraction * n_steps)
     if step < warmup:
         return config.learning_rate * (0.04 + 0.96 * (1 - math.cos(math.pi * step / warmup)) / 2)
@@ -255,31 +135,25 @@ def one_cycle(step, n_steps, config):
 
 
 @torch.no_grad()
-def predict(model, sequences, device, lowered=True):
-    """Predicted log-runtime of every row, (N,) float64, in the rows' order; without `lowered` as if nobody had counted in the lowered code."""
+def predict(model, sequences, device, lowered_counts=True):
+    """Predicted log-runtime of every row of `sequences`, (N,) float64; with `lowered_counts` False, those of all rows are masked."""
     model.eval()
     parts = []
-    for rows in _in_order(sequences):
-        batch = sequences.batch(rows)
-        parts.append(model(*_inputs(batch if lowered else batch.without_lowered(np.ones(len(rows), bool)), device)).mean(0).cpu())
+    for rows in ranges_in_order(sequences.lengths.tolist(), SCORING_BATCH, BATCH_STAGES):
+        batch = sequences.batch(np.arange(rows.start, rows.stop))
+        if not lowered_counts:
+            batch = batch.without_lowered_counts(np.ones(len(batch.lengths), bool))
+        parts.append(model(batch.features.to(device), batch.lengths.to(device)).mean(0).cpu())
     return torch.cat(parts).double().numpy() if parts else np.zeros(0)
-
-
-def _inputs(batch, device):
-    return batch.features.to(device), batch.lengths.to(device)
-
-
-def _in_order(sequences):
-    return [np.arange(i, min(i + SCORING_BATCH, len(sequences))) for i in range(0, len(sequences), SCORING_BATCH)]
 
 
 @torch.no_grad()
 def predict_sequences(model, sequences, device):
-    """For each sequence of features, (T, F) as featurize gives them: log-runtime, its stages' shares of that (T,), and the
-    share of its features that lie outside what training has seen."""
+    """For each sequence of features, (T, F) as featurize gives them: the log-runtime, the share of each stage in the runtime (T,), and
+    the share of the features that lie outside the range seen in training."""
     results = []
-    for start in range(0, len(sequences), SCORING_BATCH):
-        part = [torch.from_numpy(sequence) for sequence in sequences[start : start + SCORING_BATCH]]
+    for rows in ranges_in_order([len(s) for s in sequences], SCORING_BATCH, BATCH_STAGES):
+        part = [torch.from_numpy(sequence) for sequence in sequences[rows]]
         lengths = torch.tensor([len(s) for s in part], device=device)
         features = pad_sequence(part, batch_first=True).to(device)  # (B, T, F)
         members = model.stage_costs(features, lengths)
@@ -290,18 +164,22 @@ def predict_sequences(model, sequences, device):
     return results
 
 
-# Checkpoints: tensors and plain data in one safetensors file
+# Checkpoints: a model's tensors and plain data about it, in one safetensors file
+#
+# The plain data, `meta`, holds: format, config (the settings it was trained with), features (their names), epoch, cycles (the last epoch
+# of each cycle of the learning rate), data (fingerprint of the training and validation rows), programs {split: [ids]},
+# best_val_mse_log, interval (its level), errors and errors_uncounted (of predictions with and without lowered-code counts:
+# log_half_width, offset_variance, programs), and coverage {part: {level, coverage, coverage_by_program}} once evaluated.
 
 
 def write_checkpoint(path, tensors, meta):
     """Write `tensors` {name: tensor} and `meta` (anything JSON can hold) to `path`, whole or not at all."""
-    temporary = Path(f"{path}.tmp")
-    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, temporary, {"meta": json.dumps(meta)})
-    os.replace(temporary, path)
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    replace_file(Path(path), save(tensors, {"meta": json.dumps(meta)}))
 
 
 def read_checkpoint(path):
-    """(tensors, meta) of a checkpoint. Raises UserError where `path` is none."""
+    """(tensors, meta) of a checkpoint. Raises UserError where `path` is none, and says what it is instead."""
     try:
         with safe_open(path, "pt") as f:
             meta = json.loads((f.metadata() or {}).get("meta", "{}"))
@@ -309,21 +187,56 @@ def read_checkpoint(path):
     except FileNotFoundError:
         raise UserError(f"{path}: not found; run train_model.py first, with the same run_path") from None
     except (OSError, SafetensorError, ValueError) as error:
-        raise UserError(f"{path}: not a checkpoint of this project ({error})") from None
-    if meta.get("format") != CHECKPOINT_FORMAT:
+        raise UserError(f"{path}: {_what_it_is(path) or f'not a checkpoint of this project ({error})'}") from None
+    if not isinstance(meta, dict) or meta.get("format") != CHECKPOINT_FORMAT:
         raise UserError(f"{path}: not a checkpoint of this project; give one that train_model.py wrote")
     if meta["features"] != FEATURES:
         raise UserError(f"{path}: was trained on other features than this version's; train again")
     return tensors, meta
 
 
+def _what_it_is(path):
+    """What a file that is no checkpoint seems to be, and what to do; "" where that is unknown."""
+    if Path(path).is_dir():
+        return "is a folder; give the file, say best.safetensors in it"
+    try:
+        with open(path, "rb") as f:
+            start = f.read(256)
+    except OSError:
+        return ""
+    if not start:
+        return "is empty; copy or download it again"
+    for beginning, text in FOREIGN_FILES:
+        if start.lstrip().lower().startswith(beginning.lower()):
+            return text
+    if Path(path).suffix == ".onnx" or (start[0] == 8 and start[2:3] in (b"\x12", b"\x1a", b"\x22", b"\x3a")):  # ModelProto's fields
+        return "is an ONNX model; give the checkpoint that it was exported from"
+    return ""
+
+
 def load_model(path, device, precision="float32"):
     """(CostModel, meta) from a checkpoint alone: its own settings count, not today's config.yaml, but for the precision."""
     tensors, meta = read_checkpoint(path)
-    model = build_model(meta["config"]).to(device)
+    try:
+        model = build_model(meta["config"]).to(device)
+        model.load_state_dict(model_tensors(tensors))
+    except (KeyError, TypeError, RuntimeError) as error:
+        why = str(error).strip().splitlines()[0]
+        raise UserError(f"{path}: is damaged: its tensors do not fit its settings ({type(error).__name__}: {why})") from None
     model.precision = precision
-    model.load_state_dict(model_tensors(tensors))
     return model.eval(), meta
+
+
+def agree_with_checkpoint(config, meta, path, *more):
+    """`config` with the FIXED_KEYS, and `more`, that the checkpoint at `path` was trained with. Raises UserError for other flags."""
+    recorded = {key: meta["config"][key] for key in (*FIXED_KEYS, *more)}
+    return config.agreeing_with(recorded, f"{path} was trained with", "train another model with train_model.py")
+
+
+def build_model(settings):
+    """A CostModel from settings, a dict with MODEL_KEYS."""
+    columns = (COST_COLUMNS, PARALLEL_COLUMN, HAS_LOWERED_COUNTS_COLUMN)
+    return CostModel(len(FEATURES), *columns, **{key: settings[key] for key in MODEL_KEYS})
 
 
 def model_tensors(tensors):
@@ -335,12 +248,6 @@ def model_tensors(tensors):
     }
 
 
-def build_model(settings):
-    """A CostModel from settings, a dict with MODEL_KEYS."""
-    columns = (COST_COLUMNS, PARALLEL_COLUMN, HAS_LOWERED_COUNTS_COLUMN)
-    return CostModel(len(FEATURES), *columns, **{key: settings[key] for key in MODEL_KEYS})
-
-
 def optimizer_tensors(optimizer):
     """An optimizer's state as {name: tensor}; restore_optimizer is the inverse."""
     state = optimizer.state_dict()["state"]
@@ -348,6 +255,7 @@ def optimizer_tensors(optimizer):
 
 
 def restore_optimizer(optimizer, tensors):
+    """Load what optimizer_tensors returned."""
     state = optimizer.state_dict()
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
@@ -356,33 +264,50 @@ def restore_optimizer(optimizer, tensors):
     optimizer.load_state_dict(state)
 
 
+# Settings
+
+
+def set_threads(config):
+    """Limit the threads of PyTorch and every other library to num_threads, or, where that is 0, to the cores that are usable."""
+    n = config.num_threads or min(torch.get_num_threads(), usable_cores())
+    torch.set_num_threads(n)
+    threadpool_limits(n)  # of scikit-learn and numpy
+
+
 def pick_device(config):
-    """torch.device for `device` and the number of threads set. Raises UserError for a GPU that is not there."""
-    if config.num_threads:
-        torch.set_num_threads(config.num_threads)
-        threadpool_limits(config.num_threads)  # of scikit-learn and numpy
+    """torch.device for `device`, and the number of threads set. Raises UserError where there is no GPU, or fewer than processes."""
+    set_threads(config)
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: no CUDA device is available here; give --device cpu or auto")
-    kind = "cuda" if torch.cuda.is_available() and config.device != "cpu" else "cpu"
-    if kind == "cpu":
-        return torch.device(kind)
-    device = torch.device(kind, int(os.environ.get("LOCAL_RANK", 0)))  # torchrun numbers the processes of a machine
+    if config.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()  # torchrun says how many processes it started
+    if here > gpus:
+        raise UserError(f"--nproc_per_node {here}: there are {gpus} GPUs here; start at most {gpus} processes, or give --device cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     torch.cuda.set_device(device)
     return device
+
+
+def agree_with_data(config, meta):
+    """`config` with the settings that the data with this meta.json was split by. Raises UserError for a flag that contradicts them."""
+    recorded = {key: value for key, value in meta.get("settings", meta["split"]).items() if key in DATA_KEYS}
+    return config.agreeing_with(recorded, f"{config.data_path} holds other data, made with", "run generate_dataset.py with this flag")
 
 
 # Training
 
 
-def train_epoch(network, optimizer, train, epoch, config, device, processes):
-    """One pass over the training split; returns the mean of each loss over its batches, and the last learning rate.
+def train_epoch(network, optimizer, train, epoch, config, device, processes, cycles=None):
+    """One pass over the training split; returns the last learning rate, and the means over the batches of the loss and of its three terms.
 
-    network : the model, or several processes' common view of it, which averages their gradients
+    network : the model, or its DistributedDataParallel, which averages the gradients of several processes
+    cycles : the last epoch of each cycle of the learning rate; None for a single one of config.epochs
     """
     network.train()
     # Batches and dropout depend on the seed and the epoch alone, so that a resumed run sees the same ones.
     rng = np.random.default_rng([config.seed, epoch])
-    hidden = train.sample_instances(config.lowered_dropout, np.random.default_rng([config.seed, epoch, 1]))
+    masked = train.sample_instances(config.lowered_dropout, np.random.default_rng([config.seed, epoch, 1]))
     batches = train.grouped_batches(config.batch_size, min(config.schedules_per_group, config.batch_size), rng)
     torch.manual_seed(int(rng.integers(2**62)) + processes.rank)
     weights = torch.tensor([1.0, config.centred_loss_weight, config.ranking_loss_weight], device=device)
@@ -390,19 +315,21 @@ def train_epoch(network, optimizer, train, epoch, config, device, processes):
 
     def load(rows):
         part = processes.local_rows(rows, train.instance)
-        part, counted = (part, True) if len(part) else (rows[:1], False)  # without a part of its own a process computes, but counts nothing
-        return counted, train.batch(part).without_lowered(hidden[part])
+        weight = float(len(part) > 0)  # a process without rows of its own computes one that weighs nothing
+        part = part if len(part) else rows[:1]
+        return weight, train.batch(part).without_lowered_counts(masked[part])
 
     progress = tqdm(prefetch(load, batches), f"epoch {epoch}", len(batches), leave=False, disable=True if processes.rank else None)
-    for i, (counted, batch) in enumerate(progress):
-        done = epoch - 1 + i / len(batches)
-        rate = one_cycle(done * len(batches), config.epochs * len(batches), config)
+    begin, end = cycle_of(epoch, cycles or [config.epochs])
+    for i, (weight, batch) in enumerate(progress):
+        done = epoch - 1 - begin + i / len(batches)
+        rate = one_cycle(done * len(batches), (end - begin) * len(batches), config)
         for group in optimizer.param_groups:
             group["lr"] = rate
         batch = batch.to(device)
         # Each member learns by itself; only their predictions are averaged.
         sums, counts = zip(*(loss_sums(member, batch) for member in network(batch.features, batch.lengths)))
-        sums, counts = torch.stack(sums).mean(0) * counted, counts[0] * counted  # (3,), (3,)
+        sums, counts = torch.stack(sums).mean(0) * weight, counts[0] * weight  # (3,), (3,)
         terms = sums / processes.all_reduce_sum(counts).clamp(min=1)  # this process's share of the batch's mean losses
         loss = terms @ weights
         optimizer.zero_grad()
@@ -413,43 +340,60 @@ def train_epoch(network, optimizer, train, epoch, config, device, processes):
     return [rate, *processes.all_reduce_sum(torch.stack(losses).mean(0)).tolist()]
 
 
+def cycle_of(epoch, cycles):
+    """(epochs before, last epoch) of the cycle of the learning rate that `epoch` belongs to; `cycles` are their last epochs."""
+    return next((begin, end) for begin, end in zip([0, *cycles], cycles) if epoch <= end)
+
+
 def start_or_resume(config, train, val, device):
-    """A fresh model and optimizer, or those of the last checkpoint with `resume`: (model, optimizer, meta)."""
+    """(model, optimizer, meta of the checkpoint to be) of a new run, or with `resume` those of the run in run_path."""
+    return (resume_run if config.resume else new_run)(config, train, val, device)
+
+
+def new_run(config, train, val, device):
+    """A model with random weights, or those of `init_from`, and the training split's statistics: (model, optimizer, meta)."""
     torch.manual_seed(config.seed)
     settings = config.model_dump()
     model = build_model(settings)
     model.precision = config.precision
     shown = shown_features(config.drop_features)
-    mean, std = train.feature_statistics()
-    std[~shown] = torch.finfo(torch.float32).max  # so that they are all zero once normalised
-    model.set_statistics(mean, std, fit_linear_costs(train, shown))
+    model.set_statistics(*train.feature_statistics(), fit_linear_costs(train, shown))
+    model.mask_features(shown)
     model.to(device)
-    if config.init_from and not config.resume:
-        load_weights(model, config, train, device)
+    if config.init_from:
+        load_weights(model, config, train, shown, device)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=config.weight_decay)
     meta = {
-        "format": CHECKPOINT_FORMAT, "config": settings, "features": FEATURES, "epoch": 0,
-        "data": fingerprint(train, val), "best_val_mse_log": None, "interval": config.interval,
+        "format": CHECKPOINT_FORMAT, "config": settings, "features": FEATURES, "epoch": 0, "cycles": [config.epochs],
+        "data": fingerprint(train, val), "programs": {name: program_ids(rows) for name, rows in (("train", train), ("val", val))},
+        "best_val_mse_log": None, "interval": config.interval,
     }  # fmt: skip
-    if config.resume:
-        path = Path(config.run_path) / "last.safetensors"
-        data = meta["data"]
-        tensors, meta = read_checkpoint(path)
-        for key in MODEL_KEYS:
-            if settings[key] != meta["config"][key]:
-                raise UserError(
-                    f"{key}: {path} was trained with {meta['config'][key]}, not {settings[key]}; a resumed run keeps its network"
-                )
-        if meta["data"] != data:
-            raise UserError(f"{path}: was trained on other data than {config.data_path} holds now; train from the start, without --resume")
-        meta["config"] = settings
-        model.load_state_dict(model_tensors(tensors))
-        restore_optimizer(optimizer, tensors)
+    return model, optimizer, meta
+
+
+def resume_run(config, train, val, device):
+    """Model, optimizer and meta of run_path's last checkpoint. Raises UserError where network, input features or data are not its own."""
+    path = Path(config.run_path) / "last.safetensors"
+    tensors, meta = read_checkpoint(path)
+    settings = config.model_dump()
+    for key in (*MODEL_KEYS, "drop_features"):
+        if settings[key] != meta["config"][key]:
+            then = repr(meta["config"][key])
+            raise UserError(f"{key}: {path} was trained with {then}, not {settings[key]!r}; a resumed run keeps its network and features")
+    if meta["data"] != fingerprint(train, val):
+        raise UserError(f"{path}: was trained on other data than {config.data_path} holds now; train from the start, without --resume")
+    meta.setdefault("cycles", [meta["config"]["epochs"]])  # earlier versions had one cycle
+    model = build_model(settings)
+    model.precision = config.precision
+    model.load_state_dict(model_tensors(tensors))
+    model.to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=config.weight_decay)
+    restore_optimizer(optimizer, tensors)
     return model, optimizer, meta
 
 
 def shown_features(drop_features):
-    """Which features the model is shown, bool (F,). Raises UserError for a pattern that matches none."""
+    """Which features the model sees, bool (F,). Raises UserError for a pattern that matches none."""
     shown = torch.ones(len(FEATURES), dtype=torch.bool)
     for pattern in (p.strip() for p in drop_features.split(",") if p.strip()):
         matching = [i for i, name in enumerate(FEATURES) if fnmatch(name, pattern)]
@@ -459,12 +403,15 @@ def shown_features(drop_features):
     return shown
 
 
-def load_weights(model, config, train, device):
-    """Go on from the checkpoint `init_from`, trained on other data; its speed is first scaled to this machine's."""
+def load_weights(model, config, train, shown, device):
+    """Start from the checkpoint `init_from`, trained on other data; its predictions are first scaled to this machine's runtimes."""
     tensors, old = read_checkpoint(config.init_from)
     settings = config.model_dump()
     for key in MODEL_KEYS:
         if settings[key] != old["config"][key]:
             raise UserError(f"{key}: {config.init_from} was trained with {old['config'][key]}, not {settings[key]}; give the same")
+    if (shown & ~shown_features(old["config"]["drop_features"])).any():
+        raise UserError(f"drop_features: {config.init_from} was trained with {old['config']['drop_features']!r}; drop these features, too")
     model.load_state_dict(model_tensors(tensors))
+    model.mask_features(shown)
     model.scale(float(np.exp(np.mean(train.log_runtime - predict(model, train, device)))))

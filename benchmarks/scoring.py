@@ -31,6 +31,7 @@ import common
 
 import data_utils
 import train_utils
+from batches import Sequences
 from config import Config, load_config, run_script
 from evaluation import baselines
 from evaluation.adams2019 import Adams2019
@@ -116,7 +117,7 @@ class Rivals:
 def main():
     config = load_config(ScoringConfig)
     device = train_utils.pick_device(config)
-    sequences = train_utils.Sequences(config.data_path, data_utils.read_meta(config.data_path), "train")
+    sequences = Sequences(config.data_path, data_utils.read_meta(config.data_path), "train")
     rivals = Rivals(config, sequences, device)
     rng = np.random.default_rng(config.seed)
     rows, facts = [], {"device": str(device), "threads": torch.get_num_threads()}

@@ -29,6 +29,7 @@ import common
 
 import data_utils
 import train_utils
+from batches import Sequences
 from config import Config, load_config, run_script
 
 
@@ -81,7 +82,7 @@ def tree_epoch(tree, optimizer, programs, config):
 def main():
     config = load_config(TrainingConfig)
     device = train_utils.pick_device(config)
-    train = train_utils.Sequences(config.data_path, data_utils.read_meta(config.data_path), "train")
+    train = Sequences(config.data_path, data_utils.read_meta(config.data_path), "train")
     model, optimizer, _ = train_utils.start_or_resume(config, train, train, device)
     naive, naive_optimizer, _ = train_utils.start_or_resume(config, train, train, device)
     longest = int(train.lengths.max())

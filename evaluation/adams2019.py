@@ -26,12 +26,13 @@ from features import SCHEDULE_FEATURES, TYPES
 from halide_tools.autoschedulers import WEIGHT_SHAPES, read_weights, write_weights
 
 TOOL = Path(hl.install_dir()) / "bin" / "adams2019_retrain_cost_model"
-FIT_PROGRAMS = 8  # in a batch
+FIT_PROGRAMS = 8  # groups in a batch, each of schedules of one program
+FIT_GROUP = 64  # schedules of one program in a batch at most: the losses compare all pairs
 MIN_SCHEDULES = 8  # Halide's tool leaves out pipelines with fewer
 
 
 class Adams2019(nn.Module):
-    """Runtime in milliseconds, as far as the weights know the machine.
+    """Predicts runtimes in milliseconds, up to a factor: the weights are of another machine.
 
     Parameters
     ----------
@@ -71,7 +72,7 @@ class Adams2019(nn.Module):
         return (cost * present).sum(1) * 1e-9
 
     def _terms(self, s):
-        """What the first 28 coefficients are multiplied with, (B, T) each, in their order (the fifth is not used)."""
+        """The 28 cost terms that the first 28 coefficients are multiplied with, (B, T) each, in their order (the fifth is unused)."""
         zero, one = torch.zeros_like(s["vector_size"]), torch.ones_like(s["vector_size"])
         inlined, parallel = s["inlined_calls"] > 0, s["inner_parallelism"] > 1
         first = torch.zeros_like(parallel)
@@ -131,8 +132,8 @@ def retrain(paths, rate, epochs, n_cores, initial_weights):
         before, after = f"{folder}/before.weights", f"{folder}/after.weights"
         write_weights(before, initial_weights)
         command = [
-            TOOL, f"--epochs={epochs}", f"--rates={rate}", f"--num_cores={n_cores}", f"--initial_weights={before}", f"--weights_out={after}",
-            "--best_benchmark=", "--best_schedule=",
+            TOOL, f"--epochs={epochs}", f"--rates={rate}", f"--num_cores={n_cores}", f"--initial_weights={before}",
+            f"--weights_out={after}", "--best_benchmark=", "--best_schedule=",
         ]  # fmt: skip
         names = "\n".join(str(p) for p in paths)
         threads = os.environ | {"HL_NUM_THREADS": str(torch.get_num_threads())}
@@ -147,15 +148,17 @@ def fit(weights, examples, n_cores, epochs, learning_rate, seed):
 
     examples : list of (schedule_features (T, 39), algorithm_features (T, 41, 8), log_runtime, instance)
 
-    The losses are the LSTM's, so what counts most is the order and the ratios within a program, all that a beam search needs. How fast
-    the machine is altogether is a number of its own that is forgotten at the end.
+    The losses are the LSTM's, so that order and ratios within a program weigh most, as a beam search needs. The speed of the machine
+    is a separate offset, which is dropped at the end.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     model, offset = Adams2019(weights, n_cores), nn.Parameter(torch.zeros(()))
     optimizer = torch.optim.AdamW([*model.parameters(), offset], lr=learning_rate, weight_decay=0.0)
     instances = np.array([instance for *_, instance in examples])
-    groups = [np.flatnonzero(instances == i) for i in np.unique(instances)]
+    order = np.argsort(instances, kind="stable")
+    programs = np.split(order, np.flatnonzero(np.diff(instances[order])) + 1)
+    groups = [rows[start : start + FIT_GROUP] for rows in programs for start in range(0, len(rows), FIT_GROUP)]
     steps = epochs * math.ceil(len(groups) / FIT_PROGRAMS)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
     for _ in range(epochs):

@@ -1,20 +1,31 @@
-"""How far predictions may be off: conformal intervals, and the correction by a few measured schedules of a program.
+"""Prediction intervals: conformal calibration, coverage, and the correction of a program by a few of its measured schedules.
 
-Most of the error on a new program is shared by its schedules: the model takes all of them for faster or slower than they are. A
-residual (ln measured - ln predicted) is taken for the sum of an offset of its program and an error of its own, with variances
-`between` and `within` that are estimated on the validation programs. Given residuals of k measured schedules, the best linear
-predictor of the offset is their mean, shrunk by between / (between + within / k) (Henderson 1975).
+Most of the error on a new program is shared by its schedules: all are predicted too fast, or all too slow. A residual (ln measured -
+ln predicted) is modelled as an offset of its program plus an independent error, with variances `between` and `within` that are
+estimated on the validation programs. Given the residuals of k measured schedules, the best linear predictor of the offset is their
+mean, shrunk by between / (between + within / k) (Henderson 1975).
 """
 
+import math
+from dataclasses import dataclass
+
 import numpy as np
+
+IMPLAUSIBLE = 3.0  # standard deviations; a program's mean residual beyond them contradicts the variances of the validation programs
+COVERAGE_TOLERANCE = 0.05  # below its level, an interval that covers less does not hold
+SHOTS = (1, 3, 8)
+DRAWS = 20  # random choices of the measured schedules that the report averages over
+
+
+# Conformal intervals
 
 
 def conformal_half_width(residuals, programs, level):
     """Half the width of an interval in log-runtime that covers a new program's schedules with probability `level` on average.
 
-    Split conformal prediction with programs, not rows, as what is exchangeable: every program counts the same, and one more,
-    infinitely wrong, stands for the program to come (Lei et al. 2018; Dunn et al. 2022 for groups). With fewer programs than
-    level / (1 - level) that would be an infinite width; then the largest residual is returned, and the level is not promised.
+    Split conformal prediction in which programs, not rows, are exchangeable: every program has the same weight, and one more with an
+    infinite residual stands for the new program (Lei et al. 2018; Dunn et al. 2022 for groups). With fewer than
+    `programs_needed(level)` programs that width would be infinite. Then the largest residual is returned, and the level is not reached.
     """
     _, program, count = np.unique(programs, return_inverse=True, return_counts=True)
     order = np.argsort(np.abs(residuals))
@@ -23,14 +34,87 @@ def conformal_half_width(residuals, programs, level):
     return float(np.abs(residuals)[order[min(at, len(order) - 1)]])
 
 
-def errors_of(meta, counted):
-    """What a checkpoint knows of its errors on programs not seen, where the lowered code was counted and where it was not: {"log_half_width",
-    "offset_variance"}."""
-    return meta["errors" if counted else "errors_uncounted"]
+def programs_needed(level):
+    """The least number of calibration programs for which an interval of this level is finite."""
+    return math.ceil(round(level / (1 - level), 9))
 
 
-SHOTS = (1, 3, 8)
-DRAWS = 20  # random choices of the measured schedules that the report averages over
+def calibrate(residuals, rows, level):
+    """{"log_half_width", "offset_variance", "programs"} from the residuals (N,) of validation `rows`; `programs` is their number."""
+    return {
+        "log_half_width": conformal_half_width(residuals, rows.program, level),
+        "offset_variance": variance_components(residuals, rows.instance),
+        "programs": len(np.unique(rows.program)),
+    }
+
+
+def calibrations(with_counts, without_counts, rows, level):
+    """What a checkpoint stores of its errors: {"errors": calibration of predictions with lowered-code counts, "errors_uncounted": without}.
+
+    with_counts, without_counts : predicted log-runtimes (N,) of the validation `rows` (Sequences), as they are and with counts masked
+
+    Errors with counts are of the rows that have counts; errors without are of all rows, with counts masked. Where no row has counts,
+    the former repeat the latter, with 0 programs.
+    """
+    masked = calibrate(rows.log_runtime - without_counts, rows, level)
+    at = np.flatnonzero(rows.has_lowered_counts)
+    counted = calibrate((rows.log_runtime - with_counts)[at], rows.subset(at), level) if len(at) else masked | {"programs": 0}
+    return {"errors": counted, "errors_uncounted": masked}
+
+
+def errors_of(meta, has_lowered_counts):
+    """The calibration in a checkpoint's `meta`, of predictions with or without lowered-code counts (see calibrations)."""
+    return meta["errors" if has_lowered_counts else "errors_uncounted"]
+
+
+def half_widths(meta, has_lowered_counts):
+    """Half the width of each row's interval, (N,), from whether it has lowered-code counts, bool (N,)."""
+    return np.where(has_lowered_counts, *(errors_of(meta, has)["log_half_width"] for has in (True, False)))
+
+
+def calibration_warning(meta, has_lowered_counts):
+    """A line where the intervals of some rows, bool (N,), come from too few calibration programs for their level, else ""."""
+    for has in np.unique(has_lowered_counts):
+        programs, needed = errors_of(meta, has).get("programs"), programs_needed(meta["interval"])
+        if programs is not None and programs < needed:  # checkpoints of earlier versions do not say
+            kind = "with" if has else "without"
+            return (
+                f"intervals of schedules {kind} lowered-code counts were calibrated on {programs} programs; {meta['interval']:.0%} needs "
+                f"at least {needed}: they may be too narrow"
+            )
+    return ""
+
+
+# Coverage
+
+
+def coverage(rows, log_predicted, half_width, level):
+    """{"level", "log_half_width", "coverage", "coverage_by_program"} of the intervals of `rows`.
+
+    coverage : share of the rows whose measured runtime lies within. coverage_by_program : the mean over programs of that share, which is
+    what the calibration promises. None without rows.
+    """
+    if not len(rows.log_runtime):
+        return {"level": level, "log_half_width": None, "coverage": None, "coverage_by_program": None}
+    inside = np.abs(log_predicted - rows.log_runtime) <= half_width
+    _, program, count = np.unique(rows.program, return_inverse=True, return_counts=True)
+    return {
+        "level": level, "log_half_width": float(np.mean(half_width)), "coverage": float(inside.mean()),
+        "coverage_by_program": float(np.mean(np.bincount(program, inside) / count)),
+    }  # fmt: skip
+
+
+def coverage_warnings(found):
+    """A line for each part of `found` {name: result of coverage} whose intervals are known not to hold."""
+    return [
+        f"the {c['level']:.0%} intervals are too narrow for programs like those of `{name}`: they cover {c['coverage_by_program']:.0%} "
+        f"of a program's schedules there ({c['coverage']:.0%} of the rows)"
+        for name, c in found.items()
+        if c["coverage"] is not None and c["coverage_by_program"] < c["level"] - COVERAGE_TOLERANCE
+    ]
+
+
+# Correction by measured schedules
 
 
 def variance_components(residuals, programs):
@@ -47,17 +131,56 @@ def variance_components(residuals, programs):
     return {"between": max(0.0, (spread - within) / max(typical_size, 1.0)), "within": within}
 
 
+def plausible_components(residuals, components):
+    """The variance components for a program with these residuals (k,) of measured schedules.
+
+    Where their mean or their spread lies beyond IMPLAUSIBLE standard deviations, the program is unlike the validation programs (another
+    machine, say). Then its own residuals say how large the variance is: the maximum likelihood estimate from them.
+    """
+    k, mean = len(residuals), float(np.mean(residuals))
+    between, within = components["between"], components["within"]
+    spread = float(np.var(residuals, ddof=1)) if k > 1 else within
+    if spread > IMPLAUSIBLE**2 * within:
+        within = spread
+    if mean**2 > IMPLAUSIBLE**2 * (between + within / k):
+        between = mean**2 - within / k
+    return {"between": between, "within": within}
+
+
 def offset(residuals, components):
     """How much slower a program is than predicted, in log-runtime, from the residuals (k,) of its measured schedules."""
     between, within = components["between"], components["within"]
     return float(np.mean(residuals)) * between / max(between + within / len(residuals), 1e-12)
 
 
-def remaining_error(k, components):
-    """Standard deviation of a corrected prediction's error over that of an uncorrected one, with k schedules measured."""
+def remaining_variance(k, components):
+    """Variance of the error of a corrected prediction, with k schedules measured."""
     between, within = components["between"], components["within"]
-    left = between * within / max(k * between + within, 1e-12)
-    return float(np.sqrt((left + within) / max(between + within, 1e-12)))
+    return between * within / max(k * between + within, 1e-12) + within
+
+
+@dataclass
+class Correction:
+    """Of one program's predictions, in log-runtime; `widened` where its measured schedules contradict the calibration."""
+
+    offset: float = 0.0
+    half_width: float = 0.0
+    widened: bool = False
+
+
+def correct(residuals, calibration, level):
+    """The Correction of one program's predictions by the residuals (k,) of its measured schedules.
+
+    The half width shrinks with the error that remains. A share `level` of the measured schedules lies within it at least: the quantile
+    of their own residuals is its lower bound.
+    """
+    k, prior = len(residuals), calibration["offset_variance"]
+    components = plausible_components(residuals, prior)
+    shift = offset(residuals, components)
+    scale = math.sqrt(remaining_variance(k, components) / max(prior["between"] + prior["within"], 1e-12))
+    half_width = calibration["log_half_width"] * scale
+    measured = float(np.sort(np.abs(residuals - shift))[math.ceil(round(level * k, 9)) - 1])
+    return Correction(shift, max(half_width, measured), components != prior or measured > half_width)
 
 
 def few_shot_errors(instances, log_runtime, log_predicted, components, seed):
@@ -75,9 +198,9 @@ def few_shot_errors(instances, log_runtime, log_predicted, components, seed):
         for _ in range(DRAWS):
             for rows in large:
                 order = rng.permutation(rows)
-                rest = residuals[order[k:]]
+                measured, rest = residuals[order[:k]], residuals[order[k:]]
                 before.append(rest)
-                after.append(rest - offset(residuals[order[:k]], components))
+                after.append(rest - offset(measured, plausible_components(measured, components)))
         if large:
             before, after = np.concatenate(before), np.concatenate(after)
             lines.append({

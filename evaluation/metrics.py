@@ -16,6 +16,9 @@ TITLES = {
 }  # fmt: skip
 ORDER_TOLERANCE = 1.1  # runtimes closer than this are not worth ordering
 SLOWER = 1.3  # Halide's own threshold in its correct ordering rate
+PAIRS_AT_A_TIME = 2**22  # some 100 MB, however many schedules a program has
+BOOTSTRAP_ROWS = 2e8  # rows that all resamplings together draw at most; more test rows get fewer resamplings, but MIN_RESAMPLINGS
+MIN_RESAMPLINGS = 100
 
 
 def error_metrics(log_runtime, log_predicted):
@@ -65,12 +68,16 @@ def kendall(runtime, predicted):
 
 def pairwise_accuracy(runtime, predicted):
     """Share of the pairs more than 10 % apart that are ordered rightly; a tie counts half."""
-    i, j = np.triu_indices(len(runtime), 1)
-    apart = np.maximum(runtime[i], runtime[j]) > ORDER_TOLERANCE * np.minimum(runtime[i], runtime[j])
-    if not apart.any():
-        return np.nan
-    agreement = np.sign(runtime[i] - runtime[j]) * np.sign(predicted[i] - predicted[j])
-    return float(np.mean((agreement[apart] + 1) / 2))
+    n, apart, agreement = len(runtime), 0, 0
+    step = max(1, PAIRS_AT_A_TIME // n)
+    for start in range(0, n, step):  # some rows of the matrix of pairs at a time, right of its diagonal
+        i, j = slice(start, start + step), slice(start, n)
+        a, b = runtime[i, None], runtime[None, j]
+        pairs = np.triu(np.maximum(a, b) > ORDER_TOLERANCE * np.minimum(a, b), 1)
+        orders = np.sign(a - b) * np.sign(predicted[i, None] - predicted[None, j])
+        apart += int(pairs.sum())
+        agreement += int(orders[pairs].sum())
+    return (agreement + apart) / 2 / apart if apart else np.nan
 
 
 def top_k_regret(runtime, predicted, k):
@@ -121,6 +128,11 @@ def all_metrics(groups, log_runtime, log_predicted):
     return {k: float(v) for k, v in (error_metrics(log_runtime, log_predicted) | summarise(programs)).items()}
 
 
+def resamplings(n_samples, n_rows):
+    """How many resamplings are made where `n_samples` are asked for: fewer for very many rows, so that the cost is bounded."""
+    return min(n_samples, max(MIN_RESAMPLINGS, int(BOOTSTRAP_ROWS // max(n_rows, 1))))
+
+
 def bootstrap(programs, groups, log_runtime, log_predicted, n_samples, level, seed):
     """Confidence intervals {metric: [low, high]} from resampling whole programs, whose schedules are not independent.
 
@@ -133,7 +145,7 @@ def bootstrap(programs, groups, log_runtime, log_predicted, n_samples, level, se
     within = [[p for _, _, p in by_program(groups[r], np.exp(log_runtime[r]), np.exp(log_predicted[r]))] for r in rows]
     rng = np.random.default_rng(seed)
     samples = []
-    for _ in range(n_samples):
+    for _ in range(resamplings(n_samples, len(programs))):
         drawn = rng.integers(len(units), size=len(units))
         at = np.concatenate([rows[u] for u in drawn])
         samples.append(error_metrics(log_runtime[at], log_predicted[at]) | summarise([p for u in drawn for p in within[u]]))
@@ -148,7 +160,7 @@ def bootstrap(programs, groups, log_runtime, log_predicted, n_samples, level, se
 
 
 def noise_ceiling(rows, log_runtime):
-    """What a predictor that knows every true runtime would score, from schedules that were measured more than once.
+    """The scores of a predictor that knows every true runtime, from schedules that were measured more than once.
 
     rows : DataFrame with `measurements`, `log_variance` and `log_range` (of a schedule's log-runtimes); log_runtime : (N,) of the
     test rows. Differences are between the slowest and the fastest measurement of one schedule, in percent. None without any.

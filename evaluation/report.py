@@ -1,4 +1,4 @@
-"""What evaluate_model.py writes: tables, predictions, plots, and the lines of report.json about programs."""
+"""The contents of report.json, report.md, the CSV files of predictions, and the plots, which evaluate_model.py writes."""
 
 from pathlib import Path
 
@@ -7,11 +7,48 @@ import numpy as np
 import pandas as pd
 
 from dumps.parsing import hex_id
-from evaluation import metrics
+from evaluation import intervals, metrics
 from evaluation.metrics import TITLES
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
+
+DEFAULT_ORIGIN = "adams2019"  # of schedules whose data do not say which autoscheduler proposed them
+REPORT_FILES = [
+    "report.json",
+    "report.md",
+    "predictions.csv",
+    "predictions_holdout.csv",
+    "predicted_measured.png",
+    "error_by_program.png",
+    "regret_by_k.png",
+]
+PROGRAM_COLUMNS = ["name", "schedules", "stages", "fastest_ms", "median_ape", "spearman", "top1_regret", "top5_regret"]
+
+
+def part_report(rows, table, predicted, meta, config, half_widths):
+    """What report.json says of one part of the data: {models, origins, interval, few_shot, programs}.
+
+    rows : Sequences, or a subset of them; table : their lines of schedules.csv; predicted : {model: log-runtimes (N,)}, with `lstm`;
+    half_widths : (N,), of the LSTM's intervals; meta : of its checkpoint
+    """
+    log_runtime, lstm = rows.log_runtime.astype(np.float64), predicted["lstm"]
+
+    def scores(at):
+        return {name: metrics.all_metrics(rows.instance[at], log_runtime[at], p[at]) for name, p in predicted.items()}
+
+    origins = table.get("origin", pd.Series(DEFAULT_ORIGIN, table.index))
+    components = intervals.errors_of(meta, rows.has_lowered_counts.all())["offset_variance"]
+    return {
+        "models": scores(slice(None)),
+        "origins": {
+            origin: {"schedules": int((origins == origin).sum()), "models": scores(np.flatnonzero(origins == origin))}
+            for origin in sorted(set(origins))
+        },
+        "interval": intervals.coverage(rows, lstm, half_widths, meta["interval"]),
+        "few_shot": intervals.few_shot_errors(rows.instance, log_runtime, lstm, components, config.seed),
+        "programs": program_lines(rows, names_of(table), lstm),
+    }  # fmt: skip
 
 
 def program_lines(rows, names, log_predicted):
@@ -30,7 +67,7 @@ def program_lines(rows, names, log_predicted):
 
 
 def leakage(test, train, val):
-    """How much of the test split the model has seen in training or validation: programs, and schedules (identical features)."""
+    """How many test programs, and test schedules (identical features), are in the training or validation split, too."""
 
     def ids(columns, *splits):
         return {row for rows in splits for row in zip(*(getattr(rows, column).tolist() for column in columns))}
@@ -40,7 +77,7 @@ def leakage(test, train, val):
 
 
 def worst_misses(rows, table, log_predicted, n=10):
-    """The `n` rows whose predictions are furthest off: their files, so that somebody can look at the schedule."""
+    """The `n` rows with the largest errors, with their files."""
     residual = log_predicted - rows.log_runtime
     worst = np.argsort(-np.abs(residual))[:n]
     return [
@@ -50,7 +87,7 @@ def worst_misses(rows, table, log_predicted, n=10):
 
 
 def write_predictions(path, rows, log_predicted, half_width):
-    """The contract's columns, a row a schedule; bounds in milliseconds."""
+    """A row a schedule: program, schedule, runtime_ms, predicted_ms, lower_ms, upper_ms."""
     table = pd.DataFrame({
         "program": [hex_id(p) for p in rows.program], "schedule": [hex_id(s) for s in rows.schedule],
         "runtime_ms": np.exp(rows.log_runtime.astype(np.float64)), "predicted_ms": np.exp(log_predicted),
@@ -72,52 +109,84 @@ def _number(value):
 
 
 def write_markdown(path, report):
+    """report.md, for people, from what report.json holds."""
     n = report["counts"]["splits"]["test"]
-    parts = [
-        f"# Report\n\nSplit by {report['split_by']}; test: {n['schedules']} {'schedules of ' + str(n['programs']) + ' programs' if report['split_by'] == 'program' else 'schedules'} never trained on.\n",
-        table(report["models"]), "",
-    ]  # fmt: skip
+    rows = f"{n['schedules']} schedules of {n['programs']} programs" if report["split_by"] == "program" else f"{n['schedules']} schedules"
+    parts = [f"# Report\n\nSplit by {report['split_by']}; test: {rows} never trained on.\n"]
+    parts += [f"{line}\n" for line in report["notes"]]
+    parts += [table(report["models"]), ""]
     parts += [f"Without {name}: {why}.\n" for name, why in report["left_out"].items()]
-    low_high = report["confidence"].get("lstm")
-    if low_high:
-        parts.append("Confidence intervals of the LSTM (bootstrap over programs): " + "; ".join(f"{TITLES[k]} {_number(a)} to {_number(b)}" for k, (a, b) in low_high.items() if a is not None) + ".\n")  # fmt: skip
-    ceiling = report["noise_ceiling"]
-    if ceiling:
-        parts.append(f"Noise ceiling, from {ceiling['repeated_schedules']} repeated schedules: MSE log {ceiling['mse_log']:.5f}, median APE {ceiling['median_ape']:.2f} %; two measurements differ by {ceiling['median_difference']:.2f} % in the median, {ceiling['p90_difference']:.2f} % at the 90th percentile.\n")  # fmt: skip
-    else:
-        parts.append("Noise ceiling: unknown, no schedule was measured twice.\n")
-    interval = report["interval"]
-    parts.append(f"Intervals: {interval['coverage']:.1%} of the test rows lie within the {interval['level']:.0%} interval (a factor of {np.exp(interval['log_half_width']):.2f} either way).\n")  # fmt: skip
-    seen = report["leakage"]
-    expected = " (a split by schedule shares programs by design)" if report["split_by"] == "schedule" else ""
-    parts.append(
-        f"Leakage: {seen['programs']} test programs and {seen['schedules']} test schedules are in the training or validation split{expected}.\n"
-    )
-    if report["few_shot"]:
-        parts.append("## After measuring k schedules of a new program\n\nErrors on its other schedules, corrected by those k and not.\n")
-        parts.append("| k | programs | MSE log | not corrected | median APE % | not corrected |\n|---|---|---|---|---|---|")
-        keys = ("mse_log", "uncorrected_mse_log", "median_ape", "uncorrected_median_ape")
-        parts += [
-            f"| {line['k']} | {line['programs']} | " + " | ".join(_number(line[key]) for key in keys) + " |" for line in report["few_shot"]
-        ]
-        parts.append("")
+    parts += uncertainty_lines(report)
+    parts += few_shot_table(report["few_shot"])
     parts.append("## Worst misses\n\n| file | measured ms | predicted ms |\n|---|---|---|")
     parts += [f"| {line['file']} | {_number(line['runtime_ms'])} | {_number(line['predicted_ms'])} |" for line in report["worst_misses"]]
-    parts.append("")
-    columns = ["name", "schedules", "stages", "fastest_ms", "median_ape", "spearman", "top1_regret", "top5_regret"]
-    for title, lines in [("Test programs, worst predicted first", report["programs"][:20])] + [
-        (f"Holdout: {c}", h["programs"]) for c, h in report["holdout"].items()
-    ]:
-        parts.append(f"## {title}\n")
-        if title.startswith("Holdout"):
-            parts += [table(report["holdout"][title.removeprefix("Holdout: ")]["models"]), ""]
-        parts.append("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
-        parts += [
-            "| " + " | ".join(str(v) if isinstance(v, (str, int)) else _number(v) for v in (line[c] for c in columns)) + " |"
-            for line in lines
-        ]
-        parts.append("")
+    parts += ["", *origin_tables(report["origins"])]
+    parts += ["## Test programs, worst predicted first\n", programs_table(report["programs"][:20]), ""]
+    for collection, found in report["holdout"].items():
+        parts += [f"## Holdout: {collection}\n", table(found["models"]), "", interval_line(found["interval"], "rows"), ""]
+        parts += [*few_shot_table(found["few_shot"]), *origin_tables(found["origins"]), programs_table(found["programs"]), ""]
     path.write_text("\n".join(parts))
+
+
+def uncertainty_lines(report):
+    """Confidence intervals, noise ceiling, coverage and leakage, a paragraph each."""
+    lines = []
+    if low_high := report["confidence"].get("lstm"):
+        ranges = [f"{TITLES[k]} {_number(low)} to {_number(high)}" for k, (low, high) in low_high.items() if low is not None]
+        lines.append(f"Confidence intervals of the LSTM (bootstrap over programs): {'; '.join(ranges)}.\n")
+    if ceiling := report["noise_ceiling"]:
+        lines.append(
+            f"Noise ceiling, from {ceiling['repeated_schedules']} repeated schedules: MSE log {ceiling['mse_log']:.5f}, median APE "
+            f"{ceiling['median_ape']:.2f} %; two measurements differ by {ceiling['median_difference']:.2f} % in the median, "
+            f"{ceiling['p90_difference']:.2f} % at the 90th percentile.\n"
+        )
+    else:
+        lines.append("Noise ceiling: unknown, no schedule was measured twice.\n")
+    lines.append(interval_line(report["interval"], "test rows") + "\n")
+    seen = report["leakage"]
+    expected = " (a split by schedule shares programs by design)" if report["split_by"] == "schedule" else ""
+    shared = f"{seen['programs']} test programs and {seen['schedules']} test schedules"
+    lines.append(f"Leakage: {shared} are in the training or validation split{expected}.\n")
+    return lines
+
+
+def interval_line(found, rows):
+    return (
+        f"Intervals: {found['coverage']:.1%} of the {rows} lie within the {found['level']:.0%} interval, "
+        f"{found['coverage_by_program']:.1%} where each program weighs the same "
+        f"(a factor of {np.exp(found['log_half_width']):.2f} either way)."
+    )
+
+
+def few_shot_table(lines):
+    if not lines:
+        return []
+    keys = ("mse_log", "uncorrected_mse_log", "median_ape", "uncorrected_median_ape")
+    return [
+        "### After measuring k schedules of a new program\n\nErrors on its other schedules, corrected by those k and not.\n",
+        "| k | programs | MSE log | not corrected | median APE % | not corrected |\n|---|---|---|---|---|---|",
+        *(f"| {line['k']} | {line['programs']} | " + " | ".join(_number(line[key]) for key in keys) + " |" for line in lines),
+        "",
+    ]
+
+
+def origin_tables(origins):
+    """The metrics of each kind of schedule, where there is more than one."""
+    if len(origins) < 2:
+        return []
+    return [
+        part
+        for origin, found in origins.items()
+        for part in (f"### {found['schedules']} schedules of {origin}\n", table(found["models"]), "")
+    ]
+
+
+def programs_table(lines):
+    rows = ["| " + " | ".join(PROGRAM_COLUMNS) + " |", "|---" * len(PROGRAM_COLUMNS) + "|"]
+    for line in lines:
+        cells = (line[c] if isinstance(line[c], (str, int)) else _number(line[c]) for c in PROGRAM_COLUMNS)
+        rows.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(rows)
 
 
 def plot_predicted_measured(path, parts):
@@ -163,5 +232,5 @@ def plot_regret_by_k(path, rows, predicted):
 
 
 def names_of(rows):
-    """What a person calls each row's program: the folder its dump lies in, or the dump itself."""
+    """A readable name of each row's program: the folder of its dump, or the dump itself."""
     return [Path(file).parent.name or file for file in rows.file]

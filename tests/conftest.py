@@ -13,6 +13,7 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import orjson
 import pytest
 
 from dumps.files import Dump
@@ -134,3 +135,34 @@ def blur(tmp_path):
     path = tmp_path / "blur.py"
     path.write_text(BLUR)
     return programs_in(path)[0]
+
+
+# Small and quick, with enough programs in every split.
+SMALL = [
+    "--val_fraction=0.3", "--test_fraction=0.3", "--epochs=3", "--embed_size=8", "--hidden_size=8", "--members=2", "--bootstrap_samples=20",
+    "--num_threads=1",
+]  # fmt: skip
+
+
+def flags(folder, raw=None):
+    return [f"--raw_path={raw or folder / 'raw'}", f"--data_path={folder / 'data'}", f"--run_path={folder / 'run'}", *SMALL]
+
+
+def meta_of(folder):
+    return orjson.loads((folder / "data" / "meta.json").read_bytes())
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A folder in which all three scripts have run once."""
+    folder = tmp_path_factory.mktemp("trained")
+    for program in range(26):
+        collection = folder / "raw" / ("applications" if program >= 24 else "random") / str(program)
+        collection.mkdir(parents=True)
+        for schedule in range(4):
+            stages = make_stages(program, schedule, n_stages=2 + program % 4)
+            (collection / f"{schedule}.sample").write_bytes(sample_bytes(stages, 0.1 * (1 + program) * (1 + schedule)))
+            counts = {"stores": [1000 * (1 + program) * (1 + schedule)] * len(stages)}
+            (collection / f"{schedule}.lowered.json").write_text(json.dumps(counts))
+    outputs = [run(script, *flags(folder)).stdout for script in ("generate_dataset.py", "train_model.py", "evaluate_model.py")]
+    return folder, outputs

@@ -6,14 +6,15 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 
+import batches
 import data_utils
 import train_utils
+from batches import Batch, Sequences
 from config import UserError, load_config
-from evaluation import intervals
+from evaluation import baselines
 from features import COST_COLUMNS, FEATURES, HAS_LOWERED_COUNTS_COLUMN, LOWERED_COLUMNS, PARALLEL_COLUMN
 from linear_costs import LinearCosts, _fit, fit_linear_costs
 from modeling import CostModel
-from train_utils import Batch, Sequences
 
 F = len(FEATURES)
 
@@ -101,19 +102,6 @@ def test_learning_rate_rises_and_falls():
     assert rates[0] < 0.001 and rates[-1] < 1e-5
 
 
-def test_conformal_intervals_count_programs_not_rows():
-    rng = np.random.default_rng(0)
-    covered = []
-    for _ in range(500):
-        sizes = rng.integers(1, 40, 60)
-        programs = np.repeat(np.arange(60), sizes)
-        residuals = np.repeat(rng.normal(size=60), sizes) + 0.1 * rng.normal(size=len(programs))
-        half_width = intervals.conformal_half_width(residuals[programs < 30], programs[programs < 30], 0.8)
-        inside = np.abs(residuals[programs >= 30]) <= half_width
-        covered.append(np.mean([inside[programs[programs >= 30] == p].mean() for p in range(30, 60)]))
-    assert np.mean(covered) == pytest.approx(0.8, abs=0.03)
-
-
 @pytest.fixture
 def sequences(tmp_path):
     """Twelve schedules of three programs, in two shards."""
@@ -155,7 +143,7 @@ def test_a_feature_that_never_varied_changes_nothing(model):
     assert model.is_unfamiliar(batch.features)[:, :, 7].all()
 
 
-def test_the_linear_model_is_told_only_where_it_holds(tmp_path):
+def test_the_linear_model_is_used_only_where_it_explains_the_runtimes(tmp_path):
     rng = np.random.default_rng(0)
     arrays = [np.zeros((3, F), np.float32) for _ in range(60)]
     for array in arrays:
@@ -175,7 +163,7 @@ def test_the_linear_model_is_told_only_where_it_holds(tmp_path):
 
 
 def test_each_kind_of_dump_has_a_linear_model_of_its_own(tmp_path, model):
-    """Where the lowered code was counted its events weigh; where it was not, others stand for them."""
+    """Schedules with lowered-code counts have other linear weights than those without."""
     rng = np.random.default_rng(0)
     said, counted = COST_COLUMNS[0], LOWERED_COLUMNS[0]
     arrays = [np.zeros((1, F), np.float32) for _ in range(80)]
@@ -190,9 +178,9 @@ def test_each_kind_of_dump_has_a_linear_model_of_its_own(tmp_path, model):
     assert data.has_lowered_counts.all()
     model.set_statistics(*data.feature_statistics(), fit_linear_costs(data, torch.ones(F, dtype=torch.bool)))
     batch = data.batch(np.arange(80))
-    hidden = batch.without_lowered(np.arange(80) < 40)
-    assert torch.equal(hidden.features[40:], batch.features[40:]) and not hidden.features[:40, :, LOWERED_COLUMNS].any()
-    exact, estimated = (model.linear_log_costs(b.features)[:40, 0] - b.log_runtime[:40] for b in (batch, hidden))
+    masked = batch.without_lowered_counts(np.arange(80) < 40)
+    assert torch.equal(masked.features[40:], batch.features[40:]) and not masked.features[:40, :, LOWERED_COLUMNS].any()
+    exact, estimated = (model.linear_log_costs(b.features)[:40, 0] - b.log_runtime[:40] for b in (batch, masked))
     assert exact.abs().max() < 0.01 and 0.1 < estimated.abs().mean() < 0.5
 
 
@@ -221,10 +209,10 @@ def test_grouped_batches_cover_an_epoch_once(sequences):
         assert (data.instance[batch[0::2]] == data.instance[batch[1::2]]).all()
 
 
-def test_counts_are_hidden_for_whole_programs(sequences):
+def test_counts_are_masked_for_whole_programs(sequences):
     _, data = sequences
     drawn = [data.sample_instances(0.5, np.random.default_rng(seed)) for seed in range(20)]
-    assert all(len(set(hidden[data.instance == i])) == 1 for hidden in drawn for i in data.instance)
+    assert all(len(set(masked[data.instance == i])) == 1 for masked in drawn for i in data.instance)
     assert 0.3 < np.mean(drawn) < 0.7 and not data.sample_instances(0.0, np.random.default_rng(0)).any()
 
 
@@ -240,13 +228,142 @@ def test_a_checkpoint_gives_the_same_predictions_back(tmp_path, model):
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
 
 
-def test_what_is_no_checkpoint_is_refused_in_one_line(tmp_path):
+@pytest.mark.parametrize(
+    "data, words",
+    [
+        (b"nonsense", "not a checkpoint"),
+        (b"", "empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0f\nsize 12\n", "git lfs pull"),
+        (b"\n<!DOCTYPE html><html lang='en'>", "web page"),
+        (b"<HTML><body>Not found</body></HTML>", "web page"),
+        (b"PK\x03\x04" + bytes(100), "PyTorch"),
+        (b"\x80\x02}q\x00.", "pickle"),
+        (b"\x08\x08\x12\x07pytorch\x1a\x06", "ONNX"),
+        (b"\x1f\x8b\x08" + bytes(20), "gzip"),
+    ],
+)
+def test_what_is_no_checkpoint_is_named(tmp_path, data, words):
     path = tmp_path / "x.safetensors"
-    path.write_bytes(b"nonsense")
-    with pytest.raises(UserError, match="x.safetensors"):
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=f"x.safetensors: .*{words}") as caught:
         train_utils.read_checkpoint(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_that_is_not_there_or_damaged_is_refused(tmp_path, model):
     with pytest.raises(UserError, match="train_model.py"):
         train_utils.read_checkpoint(tmp_path / "missing.safetensors")
+    with pytest.raises(UserError, match="is a folder"):
+        train_utils.read_checkpoint(tmp_path)
+    path = tmp_path / "model.safetensors"
+    meta = {
+        "format": train_utils.CHECKPOINT_FORMAT,
+        "features": FEATURES,
+        "config": dict.fromkeys(train_utils.MODEL_KEYS, 1) | {"dropout": 0.0},
+    }
+    train_utils.write_checkpoint(path, {f"model.{k}": v for k, v in model.state_dict().items()}, meta)
+    with pytest.raises(UserError, match="damaged"):
+        train_utils.load_model(path, "cpu")
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(UserError, match="not a checkpoint"):
+        train_utils.read_checkpoint(path)
+
+
+def test_a_real_pytorch_file_is_named(tmp_path, model):
+    torch.save(model.state_dict(), tmp_path / "x.pt")
+    with pytest.raises(UserError, match="PyTorch"):
+        train_utils.read_checkpoint(tmp_path / "x.pt")
+
+
+def test_ranges_are_bounded_by_rows_and_by_padding():
+    assert batches.ranges_in_order([], 4, 100) == []
+    lengths = [5] * 9 + [60] + [5] * 3 + [500, 2]
+    found = batches.ranges_in_order(lengths, 4, 100)
+    assert [i for rows in found for i in range(rows.start, rows.stop)] == list(range(len(lengths)))
+    for rows in found:
+        part = lengths[rows]
+        assert len(part) <= 4 and (len(part) == 1 or len(part) * max(part) <= 100)
+    assert found[:2] == [slice(0, 4), slice(4, 8)]
+
+
+@pytest.fixture
+def one_long_program(tmp_path, monkeypatch):
+    """31 schedules of short programs and 4 of one of 300 stages, in a shard; limits that those exceed, as 5,000 stages do the real ones."""
+    monkeypatch.setattr(batches, "BATCH_STAGES", 640)
+    monkeypatch.setattr(train_utils, "BATCH_STAGES", 640)
+    rng = np.random.default_rng(0)
+    lengths = [3] * 16 + [7] * 15 + [300] * 4
+    programs = np.array([0] * 16 + [1] * 15 + [2] * 4)
+    rows = pd.DataFrame({"runtime_ms": rng.uniform(1, 9, 35), "program": programs, "instance": programs, "schedule": range(35)})
+    arrays = [np.abs(rng.normal(size=(n, F))).astype(np.float32) for n in lengths]
+    data_utils.write_shard(tmp_path / "a", arrays, rows)
+    return arrays, Sequences(tmp_path, {"shards": {"train": ["a"]}}, "train")
+
+
+def test_a_long_program_does_not_make_large_batches(one_long_program, model):
+    arrays, data = one_long_program
+    epoch = data.grouped_batches(32, 4, np.random.default_rng(0))
+    assert sorted(np.concatenate(epoch)) == list(range(35))
+    assert all(len(rows) * data.lengths[rows].max() <= 640 for rows in epoch)
+    # Predictions are made in small parts, too, and are those of each row alone.
+    sizes = []
+    model.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape[0] * inputs[0].shape[1]))
+    predicted = train_utils.predict(model, data, "cpu")
+    assert max(sizes) <= 640 and len(sizes) == 3
+    alone = [model(torch.from_numpy(a)[None], torch.tensor([len(a)])).mean().item() for a in arrays]
+    assert np.allclose(predicted, alone, atol=1e-4)
+    listed = train_utils.predict_sequences(model, [arrays[34], *arrays[:34]], "cpu")
+    assert np.allclose([p for p, *_ in listed], [alone[34], *alone[:34]], atol=1e-4)
+
+
+def test_a_large_shard_is_taken_in_parts(one_long_program, monkeypatch):
+    _, data = one_long_program
+    shown = torch.ones(F, dtype=torch.bool)
+
+    def computed():
+        return [data.feature_statistics(), fit_linear_costs(data, shown).event_ms, baselines.pooled_features(data)]
+
+    whole = computed()
+    monkeypatch.setattr(batches, "PART_STAGES", 640)
+    parts = list(data.parts())
+    assert len(parts) > 2 and all(part["features"].shape[0] * part["features"].shape[1] <= 640 for part in parts)
+    assert sum(len(part["lengths"]) for part in parts) == 35
+    (mean, std), events, pooled = computed()
+    assert torch.allclose(mean, whole[0][0]) and torch.allclose(std, whole[0][1]) and torch.allclose(events, whole[1])
+    assert np.allclose(pooled, whole[2], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("processes, gpus, refused", [(4, 1, True), (2, 2, False), (1, 1, False)])
+def test_no_more_processes_than_gpus(monkeypatch, processes, gpus, refused):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    monkeypatch.setenv("LOCAL_RANK", str(processes - 1))
+    config = load_config(argv=[f"--num_threads={torch.get_num_threads()}"])
+    if refused:
+        with pytest.raises(UserError, match="--nproc_per_node 4: there are 1 GPUs"):
+            train_utils.pick_device(config)
+    else:
+        assert train_utils.pick_device(config) == torch.device("cuda", processes - 1)
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="--device cuda"):
+        train_utils.pick_device(load_config(argv=["--device=cuda", f"--num_threads={torch.get_num_threads()}"]))
+
+
+def test_threads_are_no_more_than_usable_cores(monkeypatch):
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(train_utils, "usable_cores", lambda: 3)
+    try:
+        with threadpool_limits():
+            torch.set_num_threads(16)  # as OMP_NUM_THREADS may ask for
+            train_utils.set_threads(load_config(argv=[]))
+            assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_num_threads_is_for_every_library():

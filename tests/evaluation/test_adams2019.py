@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import ROOT, make_stages, sample_bytes
 
+from config import usable_cores
 from dumps.files import Dump
 from dumps.parsing import parse_dump
 from evaluation import adams2019
@@ -38,7 +39,7 @@ def test_the_cost_is_the_one_halide_prints(tmp_path, seed):
     batch = [torch.from_numpy(a)[None] for a in (schedule.schedule_features, schedule.algorithm_features)] + [
         torch.tensor([len(schedule.schedule_features)])
     ]
-    ours = np.exp(adams2019.log_predictions(baseline_weights(), [batch], os.cpu_count()))[0]
+    ours = np.exp(adams2019.log_predictions(baseline_weights(), [batch], usable_cores()))[0]
     assert ours == pytest.approx(printed, rel=1e-3)
 
 
@@ -72,3 +73,15 @@ def test_retraining_makes_predictions_better(tmp_path):
         return np.sum((1 / np.maximum(predicted / runtimes[0], 1e-10) - runtimes[0] / np.array(runtimes)) ** 2)
 
     assert error(after) < error(before)
+
+
+def test_a_program_of_many_schedules_is_fitted_in_groups(monkeypatch):
+    """The losses compare all pairs of a batch, so that its size must not grow with the program's."""
+    sizes = []
+    loss_terms = adams2019.train_utils.loss_terms
+    monkeypatch.setattr(adams2019.train_utils, "loss_terms", lambda p, batch: sizes.append(len(p)) or loss_terms(p, batch))
+    stages = make_stages(0, 0, 2)
+    example = (stages[:, :39], np.pad(stages[:, 39:].reshape(2, 41, 7), ((0, 0), (0, 0), (0, 1))))
+    examples = [(*example, float(np.log(1 + k)), 0) for k in range(1000)]
+    adams2019.fit(baseline_weights(), examples, 2, 1, 1e-4, seed=0)
+    assert sum(sizes) == 1000 and max(sizes) <= adams2019.FIT_PROGRAMS * adams2019.FIT_GROUP

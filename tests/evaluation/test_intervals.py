@@ -1,4 +1,6 @@
-"""Correcting a program's predictions by the few of its schedules that were measured."""
+"""Calibration and coverage of intervals, and the correction by a few measured schedules of a program."""
+
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,7 +29,7 @@ def test_the_offset_is_shrunk_by_hand():
     components = {"between": 1.0, "within": 2.0}
     assert intervals.offset(np.array([3.0]), components) == pytest.approx(1.0)
     assert intervals.offset(np.array([3.0, 3.0]), components) == pytest.approx(1.5)
-    assert intervals.remaining_error(1, components) == pytest.approx(((2 / 3 + 2) / 3) ** 0.5)
+    assert intervals.remaining_variance(1, components) == pytest.approx(2 / 3 + 2)
 
 
 def test_measuring_more_leaves_less_error():
@@ -42,3 +44,81 @@ def test_measuring_more_leaves_less_error():
     assert [
         line["k"] for line in intervals.few_shot_errors(np.arange(4) // 2, np.ones(4), np.zeros(4), {"between": 1, "within": 1}, 0)
     ] == [1]
+
+
+def test_conformal_intervals_count_programs_not_rows():
+    rng = np.random.default_rng(0)
+    covered = []
+    for _ in range(500):
+        sizes = rng.integers(1, 40, 60)
+        programs = np.repeat(np.arange(60), sizes)
+        residuals = np.repeat(rng.normal(size=60), sizes) + 0.1 * rng.normal(size=len(programs))
+        half_width = intervals.conformal_half_width(residuals[programs < 30], programs[programs < 30], 0.8)
+        inside = np.abs(residuals[programs >= 30]) <= half_width
+        covered.append(np.mean([inside[programs[programs >= 30] == p].mean() for p in range(30, 60)]))
+    assert np.mean(covered) == pytest.approx(0.8, abs=0.03)
+
+
+class Rows(SimpleNamespace):
+    """Columns of rows, as a Sequences has them."""
+
+    def subset(self, at):
+        return Rows(**{name: column[at] for name, column in vars(self).items()})
+
+
+def make_rows(programs, has_lowered_counts, log_runtime):
+    return Rows(program=programs, instance=programs, has_lowered_counts=has_lowered_counts, log_runtime=log_runtime)
+
+
+def test_each_interval_is_calibrated_on_schedules_of_its_kind():
+    programs = np.repeat(np.arange(40), 5)
+    has_counts = programs < 20
+    rows = make_rows(programs, has_counts, np.zeros(200))
+    # With counts errors are 0.1, without 1; masking the counts makes them 0.5.
+    with_counts, without_counts = np.where(has_counts, 0.1, 1.0), np.where(has_counts, 0.5, 1.0)
+    found = intervals.calibrations(with_counts, without_counts, rows, 0.9)
+    assert found["errors"]["log_half_width"] == pytest.approx(0.1) and found["errors"]["programs"] == 20
+    assert found["errors_uncounted"]["log_half_width"] == pytest.approx(1.0) and found["errors_uncounted"]["programs"] == 40
+    widths = intervals.half_widths(found, has_counts)
+    assert np.allclose(widths, np.where(has_counts, 0.1, 1.0))
+    # Without any counts nothing is known of predictions with them.
+    rows = make_rows(programs, np.zeros(200, bool), np.zeros(200))
+    none = intervals.calibrations(without_counts, without_counts, rows, 0.9)
+    assert none["errors"]["programs"] == 0 and none["errors"]["log_half_width"] == none["errors_uncounted"]["log_half_width"]
+
+
+def test_too_few_calibration_programs_are_said():
+    assert [intervals.programs_needed(level) for level in (0.5, 0.8, 0.9, 0.95)] == [1, 4, 9, 19]
+
+    def warning(programs):
+        return intervals.calibration_warning(
+            {"interval": 0.9, "errors": {"programs": programs}, "errors_uncounted": {"programs": 50}}, [True]
+        )
+
+    assert "calibrated on 2 programs; 90% needs at least 9" in warning(2)
+    assert warning(9) == "" and warning(None) == ""
+
+
+def test_coverage_counts_rows_and_programs():
+    rows = make_rows(np.array([0] * 8 + [1] * 2), np.ones(10, bool), np.zeros(10))
+    predicted = np.array([0.1] * 8 + [3.0, 0.1])
+    found = intervals.coverage(rows, predicted, np.full(10, 0.5), 0.9)
+    assert (found["coverage"], found["coverage_by_program"], found["log_half_width"]) == (0.9, 0.75, 0.5)
+    assert intervals.coverage(rows, predicted, np.full(10, 5.0), 0.9)["coverage_by_program"] == 1
+    nothing = intervals.coverage(rows.subset([]), [], [], 0.9)
+    lines = intervals.coverage_warnings({"here": found, "there": found | {"coverage_by_program": 0.88}, "empty": nothing})
+    assert len(lines) == 1 and "`here`" in lines[0] and "75%" in lines[0]
+
+
+def test_a_correction_is_no_narrower_than_its_measurements():
+    calibration = {"log_half_width": 0.5, "offset_variance": {"between": 0.01, "within": 0.09}}
+    usual = intervals.correct(np.array([0.2, -0.1, 0.3]), calibration, 0.9)
+    assert not usual.widened and usual.half_width < 0.5 and usual.offset == pytest.approx(0.4 / 3 * 0.25)
+    # Far from what the validation programs showed: their shrinkage no longer holds.
+    far = intervals.correct(np.array([5.0, 5.1, 4.9]), calibration, 0.9)
+    assert far.widened and far.offset == pytest.approx(5, abs=0.1) and far.half_width >= 0.1
+    one = intervals.correct(np.array([5.0]), calibration, 0.9)
+    assert one.widened and one.offset > 4.5 and one.half_width >= 5 - one.offset
+    scattered = np.array([4.0, -4.0, 3.0, -3.0, 0.0, 1.0, -1.0, 2.0, -2.0, 0.5])
+    wide = intervals.correct(scattered, calibration, 0.9)
+    assert wide.widened and np.mean(np.abs(scattered - wide.offset) <= wide.half_width) >= 0.9

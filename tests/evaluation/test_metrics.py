@@ -1,6 +1,7 @@
 """Metrics against values worked out by hand."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -69,3 +70,29 @@ def test_bootstrap_resamples_programs():
     # Errors are shared within a program, so resampling single rows would give a far narrower interval.
     alone = metrics.bootstrap(np.arange(120), programs, log_runtime, log_predicted, 300, 0.95, seed=0)["mse_log"]
     assert high - low > 1.4 * (alone[1] - alone[0])
+
+
+def test_pairs_are_counted_in_blocks(monkeypatch):
+    rng = np.random.default_rng(0)
+    runtime, predicted = rng.choice([1.0, 1.05, 1.2, 3.0], 60), rng.choice([1.0, 2.0, 3.0], 60)
+    pairs = [(i, j) for i in range(60) for j in range(i) if max(runtime[i], runtime[j]) > 1.1 * min(runtime[i], runtime[j])]
+    rightly = [(1 + np.sign((runtime[i] - runtime[j]) * (predicted[i] - predicted[j]))) / 2 for i, j in pairs]
+    for at_a_time in (1, 7 * 60, 10**6):
+        monkeypatch.setattr(metrics, "PAIRS_AT_A_TIME", at_a_time)
+        assert metrics.pairwise_accuracy(runtime, predicted) == pytest.approx(np.mean(rightly))
+    assert np.isnan(metrics.pairwise_accuracy(np.ones(5), np.arange(5.0)))
+
+
+def test_a_program_of_many_schedules_takes_little_memory():
+    rng = np.random.default_rng(0)
+    log_runtime = rng.normal(size=6000)
+    tracemalloc.start()
+    scores = metrics.all_metrics(np.zeros(6000, int), log_runtime, log_runtime + rng.normal(size=6000))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 300e6 and 0.7 < scores["pairwise_accuracy"] < 0.8  # all pairs at once took 1 GB
+
+
+def test_the_cost_of_the_bootstrap_is_bounded():
+    assert metrics.resamplings(1000, 2644) == 1000 and metrics.resamplings(0, 10**9) == 0
+    assert metrics.resamplings(1000, 10**6) == 200 and metrics.resamplings(1000, 10**9) == metrics.MIN_RESAMPLINGS

@@ -1,0 +1,44 @@
+"""The parts of report.json, from rows made up here."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from evaluation import metrics, report
+
+
+def rows(programs, schedules, log_runtime=None):
+    programs = np.array(programs)
+    return SimpleNamespace(
+        program=programs, instance=programs, schedule=np.array(schedules), lengths=np.full(len(programs), 3),
+        has_lowered_counts=np.ones(len(programs), bool), log_runtime=np.zeros(len(programs)) if log_runtime is None else log_runtime,
+    )  # fmt: skip
+
+
+def test_leakage_is_counted():
+    train, val = rows([1, 1, 2], [10, 11, 10]), rows([3], [10])
+    assert report.leakage(rows([4, 4], [10, 11]), train, val) == {"programs": 0, "schedules": 0}
+    # Programs 1 and 3 are in training and validation; of their schedules, (1, 11) and (3, 10) are.
+    assert report.leakage(rows([1, 1, 3, 4, 2], [11, 99, 10, 10, 77]), train, val) == {"programs": 3, "schedules": 2}
+
+
+def test_each_origin_has_its_own_metrics():
+    log_runtime = np.log([1.0, 2.0, 4.0, 1.0, 3.0, 9.0])
+    part = rows([1, 1, 1, 2, 2, 2], range(6), log_runtime)
+    table = pd.DataFrame(
+        {"file": [f"p{p}/x.sample" for p in part.program], "origin": ["mutated", "mutated", "mutated", "li2018", "li2018", "li2018"]}
+    )
+    predicted = {"lstm": log_runtime * np.array([1, 1, 1, -1, -1, -1]), "constant": np.zeros(6)}
+    meta = {"interval": 0.9, "errors": {"offset_variance": {"between": 1.0, "within": 1.0}}}
+    found = report.part_report(part, table, predicted, meta, SimpleNamespace(seed=0), np.full(6, 0.5))
+    assert set(found["origins"]) == {"mutated", "li2018"}
+    assert found["origins"]["mutated"]["models"]["lstm"]["spearman"] == pytest.approx(1)
+    assert found["origins"]["li2018"]["models"]["lstm"]["spearman"] == pytest.approx(-1)
+    assert found["origins"]["li2018"]["models"]["lstm"] == metrics.all_metrics(part.instance[3:], log_runtime[3:], -log_runtime[3:])
+    # Of li2018's rows one lies within: ln 1 is its own negative.
+    assert found["interval"]["coverage"] == pytest.approx(4 / 6) and found["interval"]["coverage_by_program"] == pytest.approx(2 / 3)
+    assert [line["k"] for line in found["few_shot"]] == [1] and [line["name"] for line in found["programs"]] == ["p2", "p1"]
+    unknown = report.part_report(part, table.drop(columns="origin"), predicted, meta, SimpleNamespace(seed=0), np.full(6, 0.5))
+    assert set(unknown["origins"]) == {"adams2019"}

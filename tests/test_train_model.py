@@ -1,0 +1,197 @@
+"""train_model.py as a user runs it, in a temporary folder, on small dumps."""
+
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from conftest import ROOT, SMALL, expect_user_error, flags, make_stages, run, sample_bytes
+from safetensors.numpy import load_file
+
+import data_utils
+import train_utils
+from batches import Sequences
+from features import FEATURES
+
+
+def test_a_killed_run_resumes_exactly(trained, tmp_path):
+    folder, _ = trained
+    long = [f"--data_path={folder / 'data'}", *SMALL, "--epochs=8"]
+    run("train_model.py", *long, f"--run_path={folder / 'whole'}")
+    command = [sys.executable, ROOT / "train_model.py", *long, f"--run_path={folder / 'killed'}"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    while not (folder / "killed" / "last.safetensors").exists() and process.poll() is None:
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    assert len(pd.read_csv(folder / "killed" / "metrics.csv")) < 8  # it was killed on its way
+    run("train_model.py", *long, f"--run_path={folder / 'killed'}", "--resume=true")
+    whole, resumed = (pd.read_csv(folder / name / "metrics.csv").drop(columns="seconds") for name in ("whole", "killed"))
+    pd.testing.assert_frame_equal(whole, resumed)
+    tensors = [load_file(folder / name / "best.safetensors") for name in ("whole", "killed")]
+    assert all(np.array_equal(tensors[0][key], tensors[1][key]) for key in tensors[0])
+    resume = [*long, f"--run_path={folder / 'killed'}", "--resume=true"]
+    assert "epoch   9/9" in run("train_model.py", *resume, "--epochs=9").stdout
+    expect_user_error(run("train_model.py", *resume, "--hidden_size=9", check=False), "hidden_size")
+    run("generate_dataset.py", *flags(tmp_path, folder / "raw"), "--folds=2", "--val_fraction=0.4")
+    expect_user_error(run("train_model.py", *resume, f"--data_path={tmp_path / 'data'}", check=False), "other data")
+
+
+def test_two_processes_learn_what_one_does(trained):
+    folder, _ = trained
+    arguments = [f"--data_path={folder / 'data'}", *SMALL, "--dropout=0", "--batch_size=20"]  # uneven parts, and a smaller last batch
+    run("train_model.py", *arguments, f"--run_path={folder / 'one'}")
+    both = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        ROOT / "train_model.py",
+        *arguments,
+        f"--run_path={folder / 'two'}",
+    ]
+    done = subprocess.run(both, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0 and done.stdout.count("epoch   3/3") == 1, done.stderr
+    one, two = (pd.read_csv(folder / name / "metrics.csv").drop(columns="seconds") for name in ("one", "two"))
+    pd.testing.assert_frame_equal(one, two, rtol=1e-4)
+    done = subprocess.run([*both, "--resume=true", "--epochs=4"], capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0 and "epoch   4/4" in done.stdout and "epoch   3/4" not in done.stdout, done.stderr
+
+
+def test_a_checkpoint_is_fine_tuned_on_another_machine(trained, tmp_path):
+    folder, _ = trained
+    for program in range(6):  # the same programs, forty times slower
+        for schedule in range(4):
+            runtime_ms = 4 * (1 + program) * (1 + schedule)
+            file = tmp_path / "raw" / str(program) / f"{schedule}.sample"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(sample_bytes(make_stages(program, schedule, n_stages=2 + program % 4), runtime_ms))
+    arguments = [*flags(tmp_path), "--split_by=schedule", "--epochs=1", "--learning_rate=1e-9"]
+    run("generate_dataset.py", *arguments)
+    run("train_model.py", *arguments, f"--init_from={folder / 'run' / 'best.safetensors'}")
+    rows = Sequences(tmp_path / "data", data_utils.read_meta(tmp_path / "data"), "train")
+    models = [train_utils.load_model(where / "run" / "best.safetensors", "cpu")[0] for where in (folder, tmp_path)]
+    trained_elsewhere, tuned = (train_utils.predict(model, rows, "cpu") for model in models)
+    assert (tuned - trained_elsewhere).std() < 1e-3 and (tuned - trained_elsewhere).mean() > 2  # it was scaled, and hardly trained
+    assert (tuned - rows.log_runtime).mean() == pytest.approx(0, abs=0.01)
+    expect_user_error(run("train_model.py", *arguments, "--init_from=none.safetensors", check=False), "none.safetensors")
+    other = f"--init_from={folder / 'run' / 'best.safetensors'}"
+    expect_user_error(run("train_model.py", *arguments, other, "--hidden_size=9", check=False), "hidden_size")
+
+
+def train(folder, *more, check=True):
+    """train_model.py on the processed data in `folder`, in a run of its own; no flag of the split."""
+    own = [flag for flag in SMALL if "fraction" not in flag and "bootstrap" not in flag]
+    return run("train_model.py", f"--data_path={folder / 'data'}", *own, *more, check=check)
+
+
+def test_an_earlier_run_is_kept(trained, tmp_path):
+    folder, _ = trained
+    run_path = tmp_path / "run"
+    run_path.mkdir()
+    (run_path / "my notes.txt").write_text("a user's own")
+    for learning_rate in ("0.001", "0.002", "0.003"):
+        done = train(folder, f"--run_path={run_path}", "--epochs=1", f"--learning_rate={learning_rate}")
+    assert "previous-2" in done.stdout
+    for number, learning_rate in (("1", 0.001), ("2", 0.002)):
+        previous = run_path / f"previous-{number}"
+        assert yaml.safe_load((previous / "config.yaml").read_text())["learning_rate"] == learning_rate
+        _, meta = train_utils.read_checkpoint(previous / "best.safetensors")
+        assert meta["config"]["learning_rate"] == learning_rate
+        assert len(pd.read_csv(previous / "metrics.csv")) == 1 and list(previous.glob("events.out.tfevents.*"))
+    assert yaml.safe_load((run_path / "config.yaml").read_text())["learning_rate"] == 0.003
+    assert (run_path / "my notes.txt").exists() and len(list(run_path.glob("events.out.tfevents.*"))) == 1
+
+
+def test_flags_of_the_split_hold_or_are_refused(trained, tmp_path):
+    folder, _ = trained
+    run_path = f"--run_path={tmp_path / 'run'}"
+    for flag, made_with in [
+        ("--fold=1 --folds=3", "0"), ("--split_by=schedule", "program"), ("--val_fraction=0.1", "0.3"), ("--holdout=none", "applications"),
+        ("--max_runtime_ms=7", "100000"), (f"--raw_path={tmp_path}", str(folder / "raw")),
+    ]:  # fmt: skip
+        done = train(folder, run_path, *flag.split(), check=False)
+        expect_user_error(done, flag.split("=")[0], made_with, "generate_dataset.py")
+    assert not (tmp_path / "run").exists()
+    # What agrees is taken, however it is spelt; what a file says gives way, and the record is true.
+    (tmp_path / "my.yaml").write_text("fold: 1\nfolds: 3\nepochs: 1\n")
+    spelt = f"--raw_path={folder}/./raw/"
+    train(folder, run_path, "--val_fraction=0.3", spelt, "--epochs=1", "--shard_size=9", f"--config={tmp_path / 'my.yaml'}")
+    recorded = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    _, meta = train_utils.read_checkpoint(tmp_path / "run" / "best.safetensors")
+    for settings in (recorded, meta["config"]):
+        assert (settings["folds"], settings["fold"], settings["val_fraction"], settings["test_fraction"]) == (0, 0, 0.3, 0.3)
+
+
+def test_a_finished_run_goes_on_for_longer(trained, tmp_path):
+    folder, _ = trained
+    run_path, resume = tmp_path / "run", [f"--run_path={tmp_path / 'run'}", "--resume=true"]
+    train(folder, f"--run_path={run_path}", "--epochs=6")
+    _, six = train_utils.read_checkpoint(run_path / "best.safetensors")
+    done = train(folder, *resume, "--epochs=12")
+    assert "further cycle" in done.stdout
+    log = pd.read_csv(run_path / "metrics.csv")
+    assert log.epoch.tolist() == list(range(1, 13))
+    peak = log.learning_rate.max()
+    assert log.learning_rate[5] < 0.1 * peak and log.learning_rate[11] < 0.1 * peak
+    # The second cycle is like the first, warm-up included: the rate rises from near 0, not to the middle of a cycle of 12.
+    assert np.allclose(log.learning_rate[:6], log.learning_rate[6:])
+    _, twelve = train_utils.read_checkpoint(run_path / "best.safetensors")
+    assert twelve["best_val_mse_log"] == min(six["best_val_mse_log"], log.val_mse_log[6:].min())
+
+    before = {path.name: path.read_bytes() for path in run_path.iterdir() if path.is_file()}
+    for epochs in ("4", "12"):
+        assert "nothing to do" in train(folder, *resume, f"--epochs={epochs}", "--batch_size=8").stdout
+    assert {path.name: path.read_bytes() for path in run_path.iterdir() if path.is_file()} == before
+
+    done = train(folder, *resume, "--epochs=13", "--batch_size=8", "--learning_rate=0.01")
+    assert "batch_size 8 (was 32)" in done.stdout and "learning_rate 0.01 (was 0.0012)" in done.stdout
+    expect_user_error(train(folder, *resume, "--epochs=14", "--drop_features=log_cost_*", check=False), "drop_features")
+
+
+def test_a_worse_epoch_never_replaces_the_best_of_a_finished_run(trained, tmp_path):
+    folder, _ = trained
+    run_path = tmp_path / "run"
+    train(folder, f"--run_path={run_path}", "--epochs=6")
+    best = (run_path / "best.safetensors").read_bytes()
+    train(folder, f"--run_path={run_path}", "--resume=true", "--epochs=8", "--learning_rate=0.3", "--centred_loss_weight=0")
+    log = pd.read_csv(run_path / "metrics.csv")
+    assert log.val_mse_log[6:].min() > log.val_mse_log[:6].min()  # that rate makes it worse
+    assert (run_path / "best.safetensors").read_bytes() == best
+
+
+def test_training_that_diverges_leaves_no_model(trained, tmp_path):
+    folder, _ = trained
+    run_path = tmp_path / "run"
+    train(folder, f"--run_path={run_path}", "--epochs=1")
+    done = train(folder, f"--run_path={run_path}", "--epochs=12", "--learning_rate=9", check=False)
+    expect_user_error(done, "diverges", "--learning_rate")
+    assert not (run_path / "best.safetensors").exists() and (run_path / "previous-1" / "best.safetensors").exists()
+
+
+def test_dropped_features_stay_dropped_in_fine_tuning(trained, tmp_path):
+    folder, _ = trained
+    init = f"--init_from={folder / 'run' / 'best.safetensors'}"
+    train(folder, init, f"--run_path={tmp_path / 'tuned'}", "--drop_features=log_cost_*", "--epochs=1")
+    model, _ = train_utils.load_model(tmp_path / "tuned" / "best.safetensors", "cpu")
+    rows = Sequences(folder / "data", data_utils.read_meta(folder / "data"), "val")
+    batch = rows.batch(np.arange(4))
+    before = model(batch.features, batch.lengths)
+    batch.features[:, :, [i for i, name in enumerate(FEATURES) if name.startswith("log_cost_")]] += 3
+    assert (model(batch.features, batch.lengths) == before).all()
+    # The other way round, what the checkpoint has never seen can't be shown.
+    init = f"--init_from={tmp_path / 'tuned' / 'best.safetensors'}"
+    expect_user_error(train(folder, init, f"--run_path={tmp_path / 'x'}", check=False), "drop_features", "log_cost_*")
+
+
+def test_mistakes_get_one_clear_line(trained, tmp_path):
+    folder, _ = trained
+    expect_user_error(run("train_model.py", *flags(tmp_path), check=False), "meta.json", "generate_dataset.py")
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "y.sample").write_bytes(sample_bytes(make_stages(), 1))
+    run("generate_dataset.py", *flags(tmp_path))  # an empty split is legal there
+    expect_user_error(run("train_model.py", *flags(tmp_path), check=False), "split is empty")
