@@ -38,7 +38,8 @@ PREFETCH = ("Clamp", "GuardWithIf", "NonFaulting")
 UNDEFINED, INT_IMM = (0, 32), 1  # of the union Expr
 
 INLINE, ROOT, OUTERMOST = "inline", "root", "__outermost"
-UNNAMED_FUNC = re.compile(r"([a-z])\d+")  # what Halide calls a Func, Var or RVar of no name
+# What Halide calls Funcs, Vars and RVars of no name: numbers that go on from build to build.
+UNNAMED_FUNC = re.compile(r"([a-z]|lambda_)\d+")
 UNNAMED_VAR = re.compile(r"[a-z]\d+|.*\$.*|_+\d+")
 RESERVED = {*keyword.kwlist, *"hl pipeline target funcs Func Var RVar Halide".split()} | set(
     "auto bool case catch char const default delete do double enum explicit extern float friend goto inline int long mutable namespace new "
@@ -222,8 +223,8 @@ def labels_of(names):
     groups = {}
     for name in names:
         base = re.sub(r"\$\d+", "", name)
-        unnamed = re.fullmatch(r"([a-z])\d+", base)
-        groups.setdefault(unnamed[1] if unnamed else base, []).append(([int(n) for n in re.findall(r"\d+", name)], name))
+        unnamed = UNNAMED_FUNC.fullmatch(base)
+        groups.setdefault(unnamed[1].strip("_") if unnamed else base, []).append(([int(n) for n in re.findall(r"\d+", name)], name))
     return {name: base if len(group) == 1 else f"{base}#{i}" for base, group in groups.items() for i, (_, name) in enumerate(sorted(group))}
 
 
