@@ -935,7 +935,7 @@ class _SourceReader:
 
 
 def _apply(schedule, pipeline):
-    handles, created = _handles(schedule, pipeline), {}
+    handles = _handles(schedule, pipeline)
     for directive in schedule.directives():
         func = handles[directive.func]
         target = func.update(directive.stage - 1) if directive.stage else func
@@ -945,7 +945,7 @@ def _apply(schedule, pipeline):
             arguments[:1] = arguments[0]
         result = getattr(target, directive.method)(*arguments)
         if directive.result:
-            handles[directive.result] = created[directive.result] = result
+            handles[directive.result] = result
 
 
 def _handles(schedule, pipeline):
@@ -1009,3 +1009,281 @@ def _argument_object(schedule, handles, loops, value):
 
 def _level_loop(level):
     return level.func, level.stage, level.loop
+
+
+# As text
+
+
+class Language(NamedTuple):
+    """How the two languages write what a schedule needs. Statements end with `end`; `pair` and `list` are their brackets."""
+
+    var: str
+    declare: str
+    declare_old: str
+    enum: str
+    true: str
+    end: str
+    list: str
+    pair: str
+    renamed: dict
+
+
+CPP = Language(
+    '{kind}("{name}")',
+    '{kind} {name}("{name}");',
+    "{kind} {name} = {value};",
+    "{}::{}",
+    "true",
+    ";",
+    "{}",
+    "{}",
+    {"in_": "in", "async_": "async"},
+)
+PYTHON = Language('hl.{kind}("{name}")', '{name} = hl.{kind}("{name}")', "{name} = {value}", "hl.{}.{}", "True", "", "[]", "()", {})
+
+
+class _Writer:
+    """Writes a schedule's directives as statements of a language, a block for each stage."""
+
+    def __init__(self, schedule, language):
+        self.schedule, self.language = schedule, language
+        loops = {name for func in schedule.funcs.values() for stage in func.stages for name in loop_kinds(stage)} | RESERVED
+        self.identifiers = {}
+        for label in schedule.funcs:
+            wanted = re.sub(r"\W+", "_", label).strip("_")
+            taken = loops | set(self.identifiers.values())
+            candidates = itertools.chain([wanted, f"{wanted}_func"], (f"{wanted}_func{i}" for i in itertools.count(2)))
+            self.identifiers[label] = next(c for c in candidates if c not in taken)
+
+    def blocks(self):
+        """(Func and stage, its lines) in order; what directives of one stage share is declared once."""
+        for (label, stage), directives in itertools.groupby(self.schedule.directives(), key=lambda d: (d.func, d.stage)):
+            directives = list(directives)
+            used = dict.fromkeys(ref.name for d in directives for ref in _refs(d.arguments) if not ref.name.startswith("#"))
+            lines = [self._declaration(label, stage, name) for name in used if name != OUTERMOST]
+            yield f"{label}.update({stage - 1})" if stage else label, lines, [self._statement(d) for d in directives]
+
+    def _declaration(self, label, stage, name):
+        found, rvar = self._source(label, stage, name)
+        kind = "RVar" if rvar else "Var"
+        if found:
+            return self.language.declare_old.format(kind=kind, name=name, value=found)
+        return self.language.declare.format(kind=kind, name=name)
+
+    def _source(self, label, stage, name):
+        """(Expression for a loop of the algorithm, or "" for one that transforms make; whether it is an RVar)."""
+        func, ident = self.schedule.funcs[label], self.identifiers[label]
+        if name in func.args:
+            return f"{ident}.args()[{func.args.index(name)}]", False
+        for k in range(len(func.stages)) if stage < 0 else [stage]:
+            if name in func.stages[k].rvars:
+                return f"{ident}.rvars({k - 1})[{func.stages[k].rvars.index(name)}]", True
+        return "", _is_rvar(self.schedule, label, stage, name)
+
+    def _statement(self, directive):
+        func = self.identifiers[directive.func]
+        target = f"{func}.update({directive.stage - 1})" if directive.stage else func
+        values = directive.arguments
+        arguments = ", ".join(self._argument(value, directive) for value in values)
+        method = self.language.renamed.get(directive.method, directive.method)
+        made = ""
+        if directive.result:
+            name = self.identifiers[directive.result]
+            made = f"Func {name} = " if self.language is CPP else f"{name} = "
+        return f"{made}{target}.{method}({arguments}){self.language.end}"
+
+    def _argument(self, value, directive):
+        language = self.language
+        if isinstance(value, bool):
+            return language.true if value else language.true.replace("true", "false").replace("True", "False")
+        if isinstance(value, LoopRef):
+            if value.name.startswith("#"):
+                return f"{self.identifiers[directive.func]}.rvars({directive.stage - 1})[{value.name[1:]}]"
+            return self._outermost() if value.name == OUTERMOST else value.name
+        if isinstance(value, FuncRef):
+            return self.identifiers[value.label]
+        if isinstance(value, Level):
+            return self._level(value, directive.method)
+        if isinstance(value, Enum):
+            return language.enum.format(value.type, value.name)
+        if isinstance(value, NewVar):
+            return language.var.format(kind="Var", name=value.name)
+        if isinstance(value, (list, tuple)):
+            opened, closed = language.list if isinstance(value, list) else language.pair
+            return opened + ", ".join(self._argument(v, directive) for v in value) + closed
+        return str(value)
+
+    def _outermost(self):
+        return "Var::outermost()" if self.language is CPP else "hl.Var.outermost()"
+
+    def _level(self, level, method):
+        func, name = self.identifiers[level.func], level.loop
+        if name == OUTERMOST:
+            loop = self._outermost()
+        else:
+            found, rvar = self._source(level.func, level.stage, name)
+            loop = found or self.language.var.format(kind="RVar" if rvar else "Var", name=name)
+        if level.stage < 0 and method != "compute_with":
+            return f"{func}, {loop}"
+        return f"{'' if self.language is CPP else 'hl.'}LoopLevel({func}, {loop}, {level.stage})"
+
+
+def _refs(value):
+    """The LoopRefs in arguments."""
+    if isinstance(value, LoopRef):
+        yield value
+    elif isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+        for v in value:
+            yield from _refs(v)
+
+
+def _shapes(schedule):
+    """{label: (arguments, definitions)} of the Funcs that the pipeline must have."""
+    created = {c.label for c in schedule.created}
+    return {label: (len(f.args), len(f.stages)) for label, f in schedule.funcs.items() if label not in created}
+
+
+CPP_HEADER = """\
+// The schedule of a pipeline, written by cost_model_LSTM. Call it at the end of schedule() of the Generator, unless using_autoscheduler():
+//
+//     apply_schedule_NAME(get_pipeline(), get_target());
+//
+// It stops where the pipeline has not the Funcs that the schedule is of.
+#pragma once
+#include "Halide.h"
+#include <algorithm>
+#include <cctype>
+#include <cstdlib>
+#include <iostream>
+#include <map>
+#include <regex>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#ifndef HALIDE_FUNCS_BY_LABEL
+#define HALIDE_FUNCS_BY_LABEL
+// The Funcs of a pipeline by labels that stay the same: Halide numbers equal names in the order of creation, and goes on counting.
+inline std::map<std::string, Halide::Func> funcs_by_label(const Halide::Pipeline &pipeline) {
+    std::map<std::string, std::vector<std::pair<std::vector<unsigned long>, Halide::Func>>> groups;
+    std::map<std::string, Halide::Internal::Function> found;
+    for (const Halide::Func &output : pipeline.outputs()) {
+        for (const auto &entry : Halide::Internal::find_transitive_calls(output.function())) {
+            found.insert(entry);
+        }
+    }
+    static const std::regex suffix("\\\\$[0-9]+"), unnamed("([a-z]|lambda_)[0-9]+"), number("[0-9]+");
+    for (const auto &entry : found) {
+        std::string base = std::regex_replace(entry.first, suffix, "");
+        std::smatch match;
+        if (std::regex_match(base, match, unnamed)) {
+            base = std::string(match[1]).substr(0, match[1] == "lambda_" ? 6 : 1);
+        }
+        std::vector<unsigned long> numbers;
+        for (std::sregex_iterator i(entry.first.begin(), entry.first.end(), number), end; i != end; ++i) {
+            numbers.push_back(std::stoul(i->str()));
+        }
+        groups[base].emplace_back(numbers, Halide::Func(entry.second));
+    }
+    std::map<std::string, Halide::Func> labelled;
+    for (auto &group : groups) {
+        std::stable_sort(group.second.begin(), group.second.end(), [](const auto &a, const auto &b) { return a.first < b.first; });
+        for (size_t i = 0; i < group.second.size(); i++) {
+            labelled.emplace(group.second.size() == 1 ? group.first : group.first + "#" + std::to_string(i), group.second[i].second);
+        }
+    }
+    return labelled;
+}
+#endif
+
+inline void apply_schedule_NAME(::Halide::Pipeline pipeline, ::Halide::Target target) {
+    using namespace Halide;
+    (void)target;
+    std::map<std::string, Func> funcs = funcs_by_label(pipeline);
+    // Label, arguments and definitions of each Func.
+    const std::vector<std::tuple<std::string, int, int>> expected = {
+EXPECTED
+    };
+    bool same = funcs.size() == expected.size();
+    for (const auto &[label, arguments, definitions] : expected) {
+        auto func = funcs.find(label);
+        if (func == funcs.end() || func->second.dimensions() != arguments || func->second.num_update_definitions() + 1 != definitions) {
+            std::cerr << "apply_schedule_NAME: no Func " << label << " as the schedule knows it in this pipeline\\n";
+            same = false;
+        }
+    }
+    if (!same) {
+        std::cerr << "apply_schedule_NAME: the schedule is of another pipeline, with " << expected.size() << " Funcs, this one has " << funcs.size()
+                  << "; tune this one anew\\n";
+        std::exit(1);
+    }
+
+BODY
+}
+"""
+
+
+def _to_cpp(schedule, name):
+    writer = _Writer(schedule, CPP)
+    shapes = _shapes(schedule)
+    body = [f'    Func {ident} = funcs.at("{label}");' for label, ident in writer.identifiers.items() if label in shapes]
+    for what, declarations, statements in writer.blocks():
+        # A Func that is created must outlive the block.
+        inside = [*declarations, *statements]
+        scoped = declarations and not any(re.match(r"Func \w+ = ", s) for s in statements)
+        indent = " " * (8 if scoped else 4)
+        body += [f"    {{  // {what}" if scoped else f"    // {what}", *(indent + line for line in inside), *(["    }"] if scoped else [])]
+    body += [f"    (void){ident};" for label, ident in writer.identifiers.items() if label in shapes]
+    expected = ",\n".join(f'        {{"{label}", {arguments}, {stages}}}' for label, (arguments, stages) in shapes.items())
+    return CPP_HEADER.replace("NAME", name).replace("EXPECTED", expected).replace("BODY", "\n".join(body))
+
+
+PYTHON_MODULE = """\
+\"\"\"The schedule of a pipeline, written by cost_model_LSTM: call apply(pipeline) before compiling it.\"\"\"
+
+import re
+
+import halide as hl
+
+# Arguments and definitions of each Func that the schedule is of.
+EXPECTED = {
+EXPECTED
+}
+
+
+def funcs_by_label(pipeline):
+    \"\"\"The Funcs of a pipeline by labels that stay the same: Halide numbers equal names in the order of creation, and goes on counting.\"\"\"
+    funcs, groups = [], {}
+    while True:
+        try:
+            funcs.append(pipeline.get_func(len(funcs)))
+        except (hl.HalideError, IndexError):
+            break
+    for func in funcs:
+        base = re.sub(r"\\$\\d+", "", func.name())
+        unnamed = re.fullmatch(r"([a-z]|lambda_)\\d+", base)
+        numbers = [int(number) for number in re.findall(r"\\d+", func.name())]
+        groups.setdefault(unnamed[1].strip("_") if unnamed else base, []).append((numbers, func.name(), func))
+    return {
+        base if len(group) == 1 else f"{base}#{i}": func for base, group in groups.items() for i, (*_, func) in enumerate(sorted(group, key=lambda g: g[:2]))
+    }
+
+
+def apply(pipeline):
+    \"\"\"Schedule `pipeline` in place. Raises ValueError where it has not the Funcs that the schedule is of.\"\"\"
+    funcs = funcs_by_label(pipeline)
+    if EXPECTED != {label: (len(func.args()), func.num_update_definitions() + 1) for label, func in funcs.items()}:
+        raise ValueError(f"the schedule is of another pipeline: it has {len(EXPECTED)} Funcs, this one {len(funcs)}; tune this one anew")
+BODY
+"""
+
+
+def _to_python(schedule):
+    writer = _Writer(schedule, PYTHON)
+    shapes = _shapes(schedule)
+    body = [f'    {ident} = funcs["{label}"]' for label, ident in writer.identifiers.items() if label in shapes]
+    for what, declarations, statements in writer.blocks():
+        body += ["", f"    # {what}", *(f"    {line}" for line in (*declarations, *statements))]
+    expected = "\n".join(f'    "{label}": {shape},' for label, shape in shapes.items())
+    return PYTHON_MODULE.replace("EXPECTED\n}", f"{expected}\n}}", 1).replace("BODY", "\n".join(body))
