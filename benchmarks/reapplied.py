@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 import common
 
 from config import Config, load_config, run_script
-from halide_tools import schedules
+from halide_tools import schedule_source, schedules
 from halide_tools.autoschedulers import OtherAutoscheduler, Proposal
 from halide_tools.programs import ProgramSpec, programs_in
 
@@ -87,10 +87,10 @@ def original(spec, proposal):
     unscheduled = schedules.read(pipeline)
     source = proposal.apply(pipeline)[1]
     # Where loops were split before rfactor, the text alone tells.
-    created = schedules.from_source(source, spec.build(), unscheduled).created if ".rfactor(" in source else ()
+    created = schedule_source.read_source(source, spec.build(), unscheduled).created if ".rfactor(" in source else ()
     schedule = schedules.read(pipeline, unscheduled, created)
     result = lowered(pipeline)
-    return schedule.to_json(), schedules.from_source(source, spec.build(), unscheduled) == schedule, result
+    return schedule.to_json(), schedule_source.read_source(source, spec.build(), unscheduled) == schedule, result
 
 
 def reapplied(spec, text):

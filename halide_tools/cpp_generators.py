@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 
 import halide as hl
@@ -27,6 +28,7 @@ from halide_tools import schedules
 PLUGIN_SOURCE = Path(__file__).with_name("export_plugin.cpp")
 ELF = b"\x7fELF"
 GENGEN_SYMBOLS = (b"GeneratorRegistry", b"RegisterGenerator", b"available Generators are")  # one at least is in what is linked with GenGen
+MESSAGE_CHARACTERS = 300  # of what an executable complains of: Halide may list all it knows
 SECONDS = 300  # for an executable to hand over a pipeline: it takes hundredths, unless its author's code does more
 TYPES = {0: hl.Int, 1: hl.UInt, 2: hl.Float, 3: hl.Handle, 4: hl.BFloat}  # by halide_type_code_t
 
@@ -112,7 +114,7 @@ def _error(done):
     text = (done.stderr or done.stdout).strip()
     if "undefined symbol" in text:
         return f"link it with the shared libHalide of version {importlib.metadata.version('halide')}: {text.splitlines()[-1]}"
-    said = " ".join(re.sub(r"^.*?Error:", "", text, count=1, flags=re.S).split())
+    said = textwrap.shorten(re.sub(r"^.*?Error:", "", text, count=1, flags=re.S), MESSAGE_CHARACTERS, placeholder=" ...")
     if said.startswith("gengen"):
         return "it takes other arguments than GenGen of this Halide"
     if "Type is not defined for" in said:
