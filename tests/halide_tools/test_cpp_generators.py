@@ -2,10 +2,12 @@
 
 import multiprocessing
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import halide as hl
 import numpy as np
@@ -26,24 +28,16 @@ def compile_cpp(source, to, *libraries):
     return subprocess.Popen([*command, f"-Wl,-rpath,{HALIDE}/lib64", "-o", str(to)])
 
 
-def plugin_of(folder):
-    os.environ["XDG_CACHE_HOME"] = str(folder)
-    return str(cpp_generators.plugin.__wrapped__())
-
-
 @pytest.fixture(scope="module")
 def executable(tmp_path_factory):
-    """With the Generators of odd_generators.cpp; the plug-in is built meanwhile, by two processes, in a cache folder of its own."""
+    """With the Generators of odd_generators.cpp; the plug-in is built in a cache folder of its own."""
     folder = tmp_path_factory.mktemp("cpp")
     building = compile_cpp(ROOT / "tests" / "halide_tools" / "odd_generators.cpp", folder / "generators", "-lHalide_GenGen")
-    cache = folder / "cache"
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
-        paths = pool.map(plugin_of, [cache] * 2, chunksize=1)
-    assert len(set(paths)) == 1 and [str(p) for p in cache.rglob("*") if p.is_file()] == paths[:1]
-    assert building.wait() == 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(cache))
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         cpp_generators.plugin.cache_clear()
+        cpp_generators.plugin()
+        assert building.wait() == 0
         yield folder / "generators"
     cpp_generators.plugin.cache_clear()
 
@@ -83,9 +77,9 @@ def test_a_tuple_arrays_unused_inputs_and_scalars_of_all_types_come_over(executa
     assert [(o.dtype, o.bounds) for o in estimated_arguments(pipeline)[1]] == [(np.int32, [(-4, 100)]), (np.float32, [(-4, 100)])]
     assert cpp_generators.build_hand_scheduled(executable, "odd") is None
     pipeline.compile_to_static_library(str(tmp_path / "odd"), arguments, "odd", hl.get_host_target())
-    declared = (tmp_path / "odd.h").read_text()
-    order = [declared.index(f"_{a.name}") for a in arguments] + [declared.index("_pair_0"), declared.index("_pair_1")]
-    assert order == sorted(order)
+    declared = re.search(r"\nint odd\((.*?)\)", (tmp_path / "odd.h").read_text())[1]
+    names = [re.sub(r"^_|_buffer$", "", argument.split()[-1].strip("*")) for argument in declared.split(",")]
+    assert names == [*(a.name for a in arguments), "pair.0", "pair.1"] or names == [*(a.name for a in arguments), "pair_0", "pair_1"]
 
 
 @needs_gpp
@@ -134,7 +128,6 @@ def test_what_a_generator_refuses_is_said_in_one_line(executable):
         ("sharpen", (), "host"): "--params, say image.type=float32",
         ("sharpen", (*PARAMS, ("rad", "1")), "host"): "no GeneratorParam named: rad",
         ("sharpen", (*PARAMS, ("radius", "wide")), "host"): "Unable to parse: wide",
-        ("sharpen", (*PARAMS, ("radius", "99")), "host"): "99",
         ("sharpen", PARAMS, "x86-64-nowhere"): "Did not understand Halide target",
     }
     for (generator, params, target), words in cases.items():
@@ -154,6 +147,27 @@ def test_gpp_is_asked_for_where_it_is_missing(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="g\\+\\+ is missing.*install it"):
         cpp_generators.plugin.__wrapped__()
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+def plugin_of(folder):
+    os.environ |= {"XDG_CACHE_HOME": str(folder / "cache"), "PATH": f"{folder}:{os.environ['PATH']}"}
+    return str(cpp_generators.plugin.__wrapped__())
+
+
+def test_processes_that_build_the_plugin_at_once_do_not_meet(tmp_path):
+    compiler = tmp_path / "g++"  # takes a while, and shows what it has not finished
+    compiler.write_text('#!/bin/sh\nfor last; do :; done\necho half > "$last"; sleep 0.5; echo "whole" > "$last"\n')
+    compiler.chmod(0o755)
+    with multiprocessing.get_context("spawn").Pool(3) as pool:
+        paths = pool.map(plugin_of, [tmp_path] * 3, chunksize=1)
+    assert [str(p) for p in (tmp_path / "cache").rglob("*") if p.is_file()] == paths[:1] == list(set(paths))
+    assert Path(paths[0]).read_text() == "whole\n"
+    compiler.write_text("#!/bin/sh\necho 'plugin.cpp:1: error: no such thing' >&2\nexit 1\n")
+    (tmp_path / "again").mkdir()
+    compiler.rename(tmp_path / "again" / "g++")
+    with multiprocessing.get_context("spawn").Pool(1) as pool, pytest.raises(ValueError, match="no such thing"):
+        pool.map(plugin_of, [tmp_path / "again"])
+    assert not [p for p in (tmp_path / "again" / "cache").rglob("*") if p.is_file()]
 
 
 APPLY = """
