@@ -21,7 +21,7 @@ from pathlib import Path
 import halide as hl
 import numpy as np
 
-from halide_tools import execution, lowered_code
+from halide_tools import comparison, execution, lowered_code
 from halide_tools.programs import describe_stages, schedule_everything_at_root
 
 HALIDE_ERRORS = (hl.HalideError, ValueError, RuntimeError, MemoryError)
@@ -54,11 +54,9 @@ def run_candidate(connection, spec, proposal, counts, reference_path, log_path):
             connection.send(("proposed", *proposed[:2], time.monotonic() - start, proposed[2]))
             connection.recv()
             start = time.monotonic()
-            program = elsewhere.submit(execution.Program, pipeline, spec).result()
+            program = elsewhere.submit(execution.Program, pipeline, spec, proposal is None).result()
         if proposal is None:
-            program.allocate(spec.seed)
-            program()
-            np.savez(reference_path, *program.results())
+            np.savez(reference_path, *program.results_of_two_runs(spec.seed))
         connection.send(("compiled", time.monotonic() - start))
         connection.recv()
         _send_from_fork(connection, lambda: _check(program, spec.seed, reference_path, counts))
@@ -82,10 +80,8 @@ def _schedule(spec, proposal):
 
 def _check(program, seed, reference_path, counts):
     """The message about a program's output; with `counts` also of what is counted in its lowered code."""
-    program.allocate(seed)
-    program()
     with np.load(reference_path) as reference:
-        wrong = execution.mismatch(program.results(), reference.values())
+        wrong = comparison.mismatch(program.results_of_two_runs(seed), reference.values(), program.comparisons)
     if wrong:
         return ("failed", "wrong_result", wrong)
     found = lowered_code.count_lowered(program.pipeline, program.spec) if counts else None
