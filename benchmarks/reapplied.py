@@ -28,7 +28,7 @@ import common
 from config import Config, load_config, run_script
 from halide_tools import schedule_source, schedules
 from halide_tools.autoschedulers import OtherAutoscheduler, Proposal
-from halide_tools.programs import ProgramSpec, programs_in
+from halide_tools.programs import ProgramSpec, find_programs
 
 FORK = multiprocessing.get_context("fork")
 ROUNDS = 4  # of telling identifiers apart by what they stand beside
@@ -85,7 +85,7 @@ def original(spec, proposal):
     """(Schedule as JSON, whether the autoscheduler's text says the same, lowered code)."""
     pipeline = spec.build()
     unscheduled = schedules.read(pipeline)
-    source = proposal.apply(pipeline)[1]
+    source = proposal.apply(pipeline, spec)[1]
     # Where loops were split before rfactor, the text alone tells.
     created = schedule_source.read_source(source, spec.build(), unscheduled).created if ".rfactor(" in source else ()
     schedule = schedules.read(pipeline, unscheduled, created)
@@ -152,7 +152,7 @@ def cases(config):
     """(Kind of program, name, ProgramSpec, proposal) of all schedules."""
     others = [OtherAutoscheduler("Mullapudi2016"), OtherAutoscheduler("Li2018")]
     for name, file in common.chosen_files(config.applications).items():
-        for spec in programs_in(file):
+        for spec in find_programs(file):
             yield from (("application", name, spec, p) for p in [*(Proposal.draw(spec.seed, k) for k in range(config.proposals)), *others])
     for seed in range(config.random_programs):
         spec = ProgramSpec(f"random_{seed}", seed, max_stages=MAX_STAGES)

@@ -17,6 +17,7 @@ from halide import _generator_helpers
 
 from config import usable_cores
 from features import CALLS
+from halide_tools import cpp_generators
 from halide_tools.autoschedulers import Proposal, autoscheduler_params
 from halide_tools.buffers import all_funcs, definitions, estimated_arguments
 from pipelines import random_programs
@@ -113,6 +114,8 @@ class ProgramSpec:
         if not self.path:
             pipeline = self.build()
             return pipeline, pipeline.infer_arguments()
+        if cpp_generators.is_binary(self.path):
+            return cpp_generators.build(self.path, self.generator, self.params, self.target)
         with directives(ignored=True):
             return self._build(autoscheduler_params("Adams2019", self.threads))
 
@@ -120,6 +123,8 @@ class ProgramSpec:
         """The hl.Pipeline with the schedule that its author wrote, or None where there is none."""
         if not self.path:
             return None
+        if cpp_generators.is_binary(self.path):
+            return cpp_generators.build_hand_scheduled(self.path, self.generator, self.params, self.target)
         with directives(ignored=False) as seen:
             pipeline, _ = self._build(hl.AutoschedulerParams())
         return pipeline if seen else None
@@ -231,6 +236,7 @@ def _algorithm_text(pipeline):
         if any(line.startswith("buffer ") for line in lines):  # a table in the program, whose contents only its code in C holds
             pipeline.compile_to_c(str(path), pipeline.infer_arguments(), "algorithm", target)
             lines += [line for line in path.read_text().splitlines() if "_data[]" in line]
+    lines = (re.sub(r"(\.\w+)\$\d+", r"\1", line) for line in lines)  # `f.s0.x.prologue$1`, where Funcs have the same names at each build
     return [re.sub(r"(?<![\w.$])[^\W\d][\w$]*", canonical, line) for line in lines]
 
 
@@ -311,19 +317,17 @@ def find_programs(path, generator="", params="", target="host", n_threads=0, inp
     """
     file = Path(path)
     if not file.is_file():
-        raise ValueError(f"{path}: no such file; give a Python file with Halide Generators or build()")
+        raise ValueError(
+            f"{path}: no such file; give a Python file with Halide Generators or build(), or an executable made of C++ Generators"
+        )
     options = {"params": _assignments("params", params), "target": check_target(target), "n_threads": n_threads}
     options["inputs"] = tuple(
         (name, str(Path(value).resolve()) if value.endswith(".npy") else value) for name, value in _assignments("inputs", inputs)
     )
     resolved = str(file.resolve())
-    try:
-        with as_script(resolved), directives(ignored=False):
-            module, generators = load_module(resolved)
-    except (Exception, SystemExit) as error:  # whatever a user's file may raise
-        raise ValueError(f"{path}: can't be imported: {_in_words(error)}") from error
+    generators, builds = _generators_in(resolved, path)
     seed = int.from_bytes(file.stem.encode()[:3], "little")
-    if not generators and not hasattr(module, "build"):
+    if not generators and not builds:
         raise ValueError(f"{path}: no @hl.generator class and no build() in it; add one of them")
     names = sorted(generators)
     if generator:
@@ -341,6 +345,18 @@ def find_programs(path, generator="", params="", target="host", n_threads=0, inp
     if len(specs) == 1:
         check(specs[0])
     return specs
+
+
+def _generators_in(resolved, path):
+    """(Names of the Generators, whether there is a build()) of a Python file or an executable."""
+    if cpp_generators.is_binary(resolved):
+        return cpp_generators.list_generators(path), False
+    try:
+        with as_script(resolved), directives(ignored=False):
+            module, generators = load_module(resolved)
+    except (Exception, SystemExit) as error:  # whatever a user's file may raise
+        raise ValueError(f"{path}: can't be imported: {_in_words(error)}") from error
+    return generators, hasattr(module, "build")
 
 
 def _assignments(flag, text):
