@@ -10,8 +10,6 @@ loops. What an autoscheduler printed as C++ is read, too, and must be the same s
 """
 
 import collections
-import multiprocessing
-import os
 import re
 import sys
 import tempfile
@@ -30,7 +28,6 @@ from halide_tools import schedule_source, schedules
 from halide_tools.autoschedulers import OtherAutoscheduler, Proposal
 from halide_tools.programs import ProgramSpec, find_programs
 
-FORK = multiprocessing.get_context("fork")
 ROUNDS = 4  # of telling identifiers apart by what they stand beside
 MAX_STAGES = 14  # of a random program, as most that are shipped
 IDENTIFIER = re.compile(r"[A-Za-z_$.][\w$.]*(?!\w*\()")  # but what is called: intrinsics
@@ -101,39 +98,15 @@ def reapplied(spec, text):
     return schedules.read(pipeline, created=schedule.created) == schedule, lowered(pipeline)
 
 
-def in_process(seconds, function, *arguments):
-    """What `function` returns in a forked process, or ("failed", error's type, text); None after so many seconds."""
-    receiver, sender = FORK.Pipe(duplex=False)
-
-    def run():
-        for descriptor in (1, 2):  # Halide's warnings
-            os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
-        try:
-            sender.send(function(*arguments))
-        except Exception as error:  # whatever Halide raises
-            sender.send(("failed", type(error).__name__, str(error)))
-
-    process = FORK.Process(target=run)
-    process.start()
-    sender.close()
-    try:
-        return receiver.recv() if receiver.poll(seconds) else None
-    except EOFError:
-        return ("failed", "", "its process ended")
-    finally:
-        process.kill()
-        process.join()
-
-
 def compare(spec, proposal, seconds):
     """(Kind of KINDS or NOT_COMPARED, detail, whether the autoscheduler's text gives the same schedule)."""
-    first = in_process(seconds, original, spec, proposal)
+    first = common.in_fork(seconds, original, spec, proposal)
     if first is None:
         return "too slow", "", None
     if first[0] == "failed":
         return ("not data" if first[1] == "ValueError" else "no schedule"), first[2], None
     schedule, agrees, want = first
-    second = in_process(seconds, reapplied, spec, schedule)
+    second = common.in_fork(seconds, reapplied, spec, schedule)
     if second is None:
         return "too slow", "", agrees
     if second[0] == "failed":

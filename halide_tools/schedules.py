@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 import halide as hl
 
 from halide_tools import schedule_text
+from halide_tools.buffers import all_funcs
 from halide_tools.directives import (
     INLINE,
     OUTERMOST,
@@ -36,13 +37,12 @@ from halide_tools.directives import (
     Level,
     Loop,
     LoopRef,
-    NewVar,
+    NewLoop,
     Prefetch,
     Rename,
     Split,
     Stage,
     StorageDim,
-    all_funcs,
     canonical,
     directives_of,
     is_rvar,
@@ -434,8 +434,8 @@ def _argument_object(schedule, handles, loops, value):
         return hl.LoopLevel(handles[value.func], loop_object(schedule, handles, *_level_loop(value)), value.stage)
     if isinstance(value, Enum):
         return getattr(getattr(hl, value.type), value.name)
-    if isinstance(value, NewVar):
-        return hl.Var(value.name)
+    if isinstance(value, NewLoop):
+        return (hl.RVar if value.rvar else hl.Var)(value.name)
     if isinstance(value, (list, tuple)):
         return type(value)(_argument_object(schedule, handles, loops, v) for v in value)
     return value
