@@ -36,7 +36,7 @@ IDENTIFIER = re.compile(r"[A-Za-z_$.][\w$.]*(?!\w*\()")  # but what is called: i
 KINDS = {
     "same text": "equal texts",
     "same but for order": "equal operations in equal loops; operands or statements come in another order, as Halide sorts some by name",
-    "as printed": "the autoscheduler's own C++ text gives the same code; its pipeline another, as it had put the Funcs it inlines into others",
+    "as printed": "the code that the autoscheduler's own C++ text gives, too; its own pipeline had the Funcs it inlines put into others",
     "other code": "none of these",
     "not data": "a directive that can't be kept as data",
     "refused": "Halide refuses the directives",
