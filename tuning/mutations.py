@@ -154,9 +154,18 @@ def _without_lost_levels(schedule):
     lost = lambda level: isinstance(level, Level) and (level.func, level.loop) not in kept
     for label, func in schedule.funcs.items():
         if lost(func.compute):
-            schedule = _replace(schedule, label, compute=ROOT, store=None, hoist=None)
+            schedule = _unrolls_known(_replace(schedule, label, compute=ROOT, store=None, hoist=None), label)
         elif lost(func.store) or lost(func.hoist):
             schedule = _replace(schedule, label, store=None, hoist=None)
+    return schedule
+
+
+def _unrolls_known(schedule, label):
+    """A Func's loops serial where they are unrolled and their extents depend on where it is computed."""
+    for k, stage in enumerate(schedule.funcs[label].stages):
+        known = {*_factors(stage), *stage.rvars}
+        loops = tuple(l._replace(mark="serial") if l.mark == "unroll" and l.name not in known else l for l in stage.loops)
+        schedule = _replace_stage(schedule, label, k, loops=loops)
     return schedule
 
 
@@ -220,18 +229,23 @@ def unroll(schedule, facts, rng):
 
 def vector_width(schedule, facts, rng):
     """Wider or narrower vectors, or vectors where there are none."""
-    label, k = _pick(rng, _stages(schedule))
-    func = schedule.funcs[label]
-    stage, extents, lanes = func.stages[k], _factors(func.stages[k]), facts.lanes.get(label, 8)
-    vectorized = [loop.name for loop in stage.loops if loop.mark == "vectorize"]
-    width = int(_pick(rng, (lanes, lanes, 2 * lanes, 4 * lanes, max(2, lanes // 2))))
-    if vectorized:
-        name = _pick(rng, [v for v in vectorized if v in extents])
-        transforms = tuple(t._replace(factor=width) if isinstance(t, Split) and t.inner == name else t for t in stage.transforms)
-        return _replace_stage(schedule, label, k, transforms=transforms) if name else None
-    pure = [loop.name for loop in stage.loops if loop.mark == "serial" and loop.name in stage.vars]
-    if not pure:
+    choices = []
+    for label, k in _stages(schedule):
+        stage, extents = schedule.funcs[label].stages[k], _factors(schedule.funcs[label].stages[k])
+        vectorized = [loop.name for loop in stage.loops if loop.mark == "vectorize"]
+        pure = [loop.name for loop in stage.loops if loop.mark == "serial" and loop.name in stage.vars]
+        choices += [(label, k, name, extents[name]) for name in vectorized if name in extents]
+        choices += [(label, k, "", 0)] if pure and not vectorized else []
+    picked = _pick(rng, choices)
+    if picked is None:
         return None
+    label, k, name, old = picked
+    func, lanes = schedule.funcs[label], facts.lanes.get(label, 8)
+    stage, width = func.stages[k], int(_pick(rng, [w for w in (lanes, lanes, 2 * lanes, 4 * lanes, max(2, lanes // 2)) if w != old]))
+    if name:
+        transforms = tuple(t._replace(factor=width) if isinstance(t, Split) and t.inner == name else t for t in stage.transforms)
+        return _replace_stage(schedule, label, k, transforms=transforms)
+    pure = [loop.name for loop in stage.loops if loop.mark == "serial" and loop.name in stage.vars]
     stage, inner = _split(stage, func, min(pure, key=func.args.index), width, "vectorize")
     loops = sorted(stage.loops, key=lambda loop: loop.name != inner)  # innermost
     return _replace_stage(schedule, label, k, **vars(stage) | {"loops": tuple(loops)})
@@ -258,7 +272,7 @@ def compute_at(schedule, facts, rng):
     if label is None:
         return None
     level = _pick(rng, [l for l in [*_sites(schedule, facts, label), ROOT] if l != schedule.funcs[label].compute])
-    return None if level is None else _replace(schedule, label, compute=level, store=None, hoist=None)
+    return None if level is None else _unrolls_known(_replace(schedule, label, compute=level, store=None, hoist=None), label)
 
 
 def store_at(schedule, facts, rng):
@@ -310,10 +324,9 @@ def _vectorized(schedule, facts, label):
 
 def wrap(schedule, facts, rng):
     """What a Func reads of an input or of another Func copied first (`in_`), for one of its readers."""
-    pairs = [
-        (label, reader) for label in schedule.funcs for reader, _ in facts.readers.get(label, ())
-        if reader in _computed(schedule) and not any(c.base == label for c in schedule.created)
-    ]  # fmt: skip
+    computed, wrapped = _computed(schedule), {c.base for c in schedule.created}
+    outside = [label for label, func in schedule.funcs.items() if label not in wrapped and not isinstance(func.compute, Level)]
+    pairs = [(label, reader) for label in outside for reader, _ in facts.readers.get(label, ()) if reader in computed]
     picked = _pick(rng, pairs)
     if picked is None:
         return None
@@ -407,7 +420,7 @@ def strip(schedule, facts, rng):
     inside, outside = Level(label, row), Level(label, y)
     for producer in _computed(schedule):
         if producer != label and inside in _sites(schedule, facts, producer):
-            schedule = _replace(schedule, producer, compute=inside, store=outside, hoist=None)
+            schedule = _unrolls_known(_replace(schedule, producer, compute=inside, store=outside, hoist=None), producer)
     return _without_lost_levels(schedule)
 
 
