@@ -21,7 +21,7 @@ from pathlib import Path
 import halide as hl
 import numpy as np
 
-from halide_tools import execution, lowered_code
+from halide_tools import comparison, execution, lowered_code
 from halide_tools.programs import describe_stages, schedule_everything_at_root
 
 HALIDE_ERRORS = (hl.HalideError, ValueError, RuntimeError, MemoryError)
@@ -54,11 +54,9 @@ def run_candidate(connection, spec, proposal, counts, reference_path, log_path):
             connection.send(("proposed", *proposed[:2], time.monotonic() - start, proposed[2]))
             connection.recv()
             start = time.monotonic()
-            program = elsewhere.submit(execution.Program, pipeline).result()
+            program = elsewhere.submit(execution.Program, pipeline, spec, proposal is None).result()
         if proposal is None:
-            program.allocate(spec.seed)
-            program()
-            np.savez(reference_path, *program.results())
+            np.savez(reference_path, *program.results_of_two_runs(spec.seed))
         connection.send(("compiled", time.monotonic() - start))
         connection.recv()
         _send_from_fork(connection, lambda: _check(program, spec.seed, reference_path, counts))
@@ -75,20 +73,18 @@ def _schedule(spec, proposal):
     """(hl.Pipeline, featurization, source, description of the stages), the last for the reference only."""
     pipeline = spec.build()
     if proposal:
-        return pipeline, *proposal.apply(pipeline), {}
+        return pipeline, *proposal.apply(pipeline, spec), {}
     schedule_everything_at_root(pipeline)
     return pipeline, b"", "", describe_stages(pipeline)
 
 
 def _check(program, seed, reference_path, counts):
     """The message about a program's output; with `counts` also of what is counted in its lowered code."""
-    program.allocate(seed)
-    program()
     with np.load(reference_path) as reference:
-        wrong = execution.mismatch(program.results(), reference.values())
+        wrong = comparison.mismatch(program.results_of_two_runs(seed), reference.values(), program.comparisons)
     if wrong:
         return ("failed", "wrong_result", wrong)
-    found = lowered_code.count_lowered(program.pipeline) if counts else None
+    found = lowered_code.count_lowered(program.pipeline, program.spec) if counts else None
     return ("checked", None if found is None else lowered_code.as_dict(found))
 
 
@@ -128,7 +124,7 @@ def _failure(error):
 def propose(spec, proposal):
     """(featurization, source) of a proposal, neither compiled nor run; None where Halide can't schedule it so."""
     try:
-        return proposal.apply(spec.build())
+        return proposal.apply(spec.build(), spec)
     except (hl.HalideError, RuntimeError):
         return None
 
@@ -137,8 +133,8 @@ def count(spec, proposal):
     """What lowered_code.count_lowered finds in the code of a proposal, neither compiled nor run; None where Halide can't lower it, too."""
     try:
         pipeline = spec.build()
-        proposal.apply(pipeline)
-        return lowered_code.count_lowered(pipeline)
+        proposal.apply(pipeline, spec)
+        return lowered_code.count_lowered(pipeline, spec)
     except (hl.HalideError, RuntimeError):
         return None
 
@@ -146,8 +142,8 @@ def count(spec, proposal):
 def build_library(spec, proposal, prefix, name):
     """Write PREFIX.a and PREFIX.h: the program as a function `name`, scheduled by `proposal`."""
     pipeline, arguments = spec.build_with_arguments()
-    proposal.apply(pipeline)
-    pipeline.compile_to_static_library(prefix, arguments, name, hl.get_host_target())
+    proposal.apply(pipeline, spec)
+    pipeline.compile_to_static_library(prefix, arguments, name, spec.halide_target())
 
 
 def silence():
