@@ -108,6 +108,30 @@ def estimated_arguments(pipeline, given=()):
     return inputs, outputs
 
 
+def complete_estimates(pipeline, parameters, given=()):
+    """Give estimates to inputs (hl.Parameter) that autoschedulers ask for and their author has left out, or Halide has garbled.
+
+    These are inputs whose size the algorithm reads, as _input_region takes them to be, and scalars: those with a value in `given`, and
+    those whose estimate has lost its type.
+    """
+    used, given = {a.name: a for a in pipeline.infer_arguments()}, dict(given)
+    bounds = pipeline.outputs()[0].output_buffers()[0].parameter()
+    like = [(bounds.min_constraint_estimate(i), bounds.extent_constraint_estimate(i)) for i in range(bounds.dimensions())]
+    read = {name for name, _ in _sizes_read(pipeline)}
+    for p in (p for p in parameters if p.name() in used):
+        if p.is_buffer():
+            for i in range(p.dimensions() if p.name() in read else 0):
+                minimum, extent = like[i] if i < len(like) else (hl.i32(0), hl.i32(1))
+                if not p.min_constraint_estimate(i).defined() and minimum.defined():
+                    p.set_min_constraint_estimate(i, minimum)
+                if not p.extent_constraint_estimate(i).defined() and extent.defined():
+                    p.set_extent_constraint_estimate(i, extent)
+        elif p.name() in given:
+            p.set_estimate(hl.cast(p.type(), hl.Expr(parse_number(p.name(), str(p.type()), given[p.name()]))))
+        elif p.estimate().defined() and p.estimate().type() != p.type():
+            p.set_estimate(hl.cast(p.type(), p.estimate()))
+
+
 def _input_region(argument, given, like, sizes_read):
     """The Region of an input; `like` are the bounds of an output, for one without estimates."""
     name, type, n = argument.name, str(argument.type), argument.dimensions

@@ -156,6 +156,7 @@ def mismatch(outputs, reference, how=None):
         number = i % len(how) if how else i
         if got.shape != want.shape or got.dtype != want.dtype:
             return f"output {number} is {got.dtype} of {got.shape}, where the reference is {want.dtype} of {want.shape}"
+        got, want = np.atleast_1d(got, want)
         wrong = _wrong_floats(got, want, comparison) if got.dtype.kind == "f" else _wrong_integers(got, want, comparison)
         if wrong is not None:
             return f"output {number} {_describe(got, want, wrong, comparison)}"
@@ -228,7 +229,7 @@ def are_scattered(wrong, share):
         expected = count / len(counts)
         if counts.max() > expected + SIGMAS * math.sqrt(expected) + 4:
             return False
-    places = np.stack(np.nonzero(wrong)) if wrong.ndim else np.zeros((0, 1), int)
+    places = np.stack(np.nonzero(wrong))
     for axis in range(wrong.ndim):
         # As many within WINDOW points of a line as chance alone would put nowhere.
         apart = _too_many(n, WINDOW * count / n)
@@ -264,9 +265,8 @@ def _describe(got, want, wrong, comparison):
     place = ", ".join(str(int(index[worst])) for index in both[::-1])
     first = [int(index.min()) for index in both[::-1]]
     last = [int(index.max()) for index in both[::-1]]
-    where = f"; all lie within ({', '.join(map(str, first))}) to ({', '.join(map(str, last))})" if got.ndim else ""
     text = (
         f"differs from the reference at {wrong.mean():.2%} of its points ({len(values)}), most at ({place}) from its corner: "
-        f"{values[worst]}, not {expected[worst]}{where}"
+        f"{values[worst]}, not {expected[worst]}; all lie within ({', '.join(map(str, first))}) to ({', '.join(map(str, last))})"
     )
     return text + (f"; the program itself may depend on its schedule: {comparison.doubt}" if comparison.doubt else "")

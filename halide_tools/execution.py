@@ -79,7 +79,7 @@ class Program:
         indexing = index_inputs(self.pipeline)
         if not indexing:
             return {}
-        before = lowered_text(self.pipeline, self.target).split("produce ")[0]
+        before = lowered_text(self.pipeline, self.target).rpartition("\nexternal")[2].split("produce ")[0]  # what comes first are tasks
         given, found = dict(self.spec.inputs), {}
         for i, region in enumerate(inputs):
             if isinstance(region, Region) and region.name in indexing and re.search(rf"(?<![\w.$]){re.escape(region.name)}\[", before):

@@ -9,6 +9,7 @@ import re
 import shlex
 import sys
 import tempfile
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from halide import _generator_helpers
 from config import usable_cores
 from features import CALLS
 from halide_tools.autoschedulers import Proposal, autoscheduler_params
-from halide_tools.buffers import all_funcs, definitions, estimated_arguments
+from halide_tools.buffers import all_funcs, complete_estimates, definitions, estimated_arguments
 from pipelines import random_programs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -125,19 +126,22 @@ class ProgramSpec:
         return pipeline if seen else None
 
     def _build(self, params):
-        with as_script(self.path):
+        with as_script(self.path), recorded(hl.Buffer, hl.ImageParam, hl.Param) as made:
             module, generators = load_module(self.path)
-            if not self.generator:
+            if self.generator:
+                with hl.GeneratorContext(self.halide_target(), params):
+                    generator = generators[self.generator]()
+                    for name, text in self.params:
+                        generator._set_generatorparam_value(name, _param_value(generator, name, text))
+                    pipeline = generator._build_pipeline()
+                declared = [generator._get_input_parameter(name) for name in generator._inputs_dict]
+            else:
                 pipeline = module.build()
                 if not isinstance(pipeline, hl.Pipeline):
                     raise ValueError(f"build() returns {type(pipeline).__name__}, not an hl.Pipeline")
-                return pipeline, pipeline.infer_arguments()
-            with hl.GeneratorContext(self.halide_target(), params):
-                generator = generators[self.generator]()
-                for name, text in self.params:
-                    generator._set_generatorparam_value(name, _param_value(generator, name, text))
-                pipeline = generator._build_pipeline()
-        return pipeline, [generator._get_input_parameter(name)._to_argument() for name in generator._inputs_dict]
+        _kept_alive[pipeline] = [thing for thing in made if isinstance(thing, hl.Buffer)]
+        complete_estimates(pipeline, [p.parameter() for p in made if not isinstance(p, hl.Buffer)], self.inputs)
+        return pipeline, [p._to_argument() for p in declared] if self.generator else pipeline.infer_arguments()
 
     def identity(self):
         """A short hash of what measurements belong to: algorithm, sizes, parameters, target, threads and contents of inputs.
@@ -165,6 +169,31 @@ class ProgramSpec:
 
 
 HOST = ProgramSpec("", 0)  # target and threads of what is no program of anybody's: this machine's
+
+
+# Tables that a program makes while it is built: the pipeline refers to their memory, which Python would free.
+_kept_alive = weakref.WeakKeyDictionary()
+
+
+@contextlib.contextmanager
+def recorded(*classes):
+    """While it is open, objects of these classes are kept in the list that it gives, as they are made."""
+    made, originals = [], {cls: cls.__init__ for cls in classes}
+
+    def recording(original):
+        def init(self, *args, **kwargs):
+            original(self, *args, **kwargs)
+            made.append(self)
+
+        return init
+
+    for cls, original in originals.items():
+        cls.__init__ = recording(original)
+    try:
+        yield made
+    finally:
+        for cls, original in originals.items():
+            cls.__init__ = original
 
 
 def _param_value(generator, name, text):
