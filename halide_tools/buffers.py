@@ -96,8 +96,6 @@ def estimated_arguments(pipeline, given=()):
             bounds = tuple((_constant(m), _constant(e)) for m, e in bounds)
             outputs.append(Region(func.name(), str(type), bounds, is_fixed=(True,) * len(bounds), alignment=p.host_alignment()))
     arguments = pipeline.infer_arguments()
-    for name in given.keys() - {a.name for a in arguments}:
-        raise ValueError(f"--inputs: {name} is no input of this program; it has {', '.join(a.name for a in arguments) or 'none'}")
     read = _sizes_read(pipeline) if any(a.kind == hl.ArgumentKind.InputBuffer for a in arguments) else set()
     inputs = []
     for a in arguments:

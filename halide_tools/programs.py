@@ -10,6 +10,7 @@ import shlex
 import sys
 import tempfile
 import weakref
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from halide import _generator_helpers
 from config import usable_cores
 from features import CALLS
 from halide_tools.autoschedulers import Proposal, autoscheduler_params
-from halide_tools.buffers import all_funcs, complete_estimates, definitions, estimated_arguments
+from halide_tools.buffers import all_funcs, complete_estimates, definitions, estimated_arguments, lowered_text
 from pipelines import random_programs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -241,26 +242,57 @@ def directives(ignored):
             setattr(cls, name, original)
 
 
+# Of the lowered code: bounds of reductions, their predicates, and what buffers and sizes must be.
+ALGORITHM_LINE = re.compile(r"for \(\S+\.s\d+\.\w+\$[a-z]|if \((?!.*_halide_buffer)|assert\(.*(?:constraint_violated|unaligned|explicit_bounds|requirement)")
+
+
 def _algorithm_text(pipeline):
     """Lines that say what a pipeline computes; the same for the same algorithm, whatever numbers Halide adds to names. Schedules `pipeline`."""
-    inputs, numbers = {a.name for a in pipeline.infer_arguments()}, {}
-
-    def canonical(name):
-        stem, dollar, _ = name[0].partition("$")
-        if stem in inputs and not dollar:
-            return name[0]
-        return f"{re.sub(r'[0-9]+$', '', stem)}_{numbers.setdefault(name[0], len(numbers))}"
-
+    inputs = {a.name for a in pipeline.infer_arguments()}
+    lines = []
+    for func in all_funcs(pipeline):
+        arguments = ", ".join(var.name() for var in func.args()) if not func.is_extern() else func.extern_function_name()
+        lines += [f"{func.name()}.s{i}({arguments}) = {text}" for i, text in enumerate(definitions(func))]
     schedule_everything_at_root(pipeline)
-    target = hl.Target("x86-64-linux-no_asserts-no_bounds_query")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "algorithm")
-        pipeline.compile_to_lowered_stmt(str(path), pipeline.infer_arguments(), hl.StmtOutputFormat.Text, target)
-        lines = path.read_text().splitlines()
-        if any(line.startswith("buffer ") for line in lines):  # a table in the program, whose contents only its code in C holds
+    target = hl.Target("x86-64-linux-no_bounds_query")
+    lowered = lowered_text(pipeline, target).splitlines()
+    lines += [line for line in map(str.strip, lowered) if ALGORITHM_LINE.match(line)]
+    if any(line.startswith("buffer ") for line in lowered):  # a table in the program, whose contents only its code in C holds
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "algorithm")
             pipeline.compile_to_c(str(path), pipeline.infer_arguments(), "algorithm", target)
-            lines += [line for line in path.read_text().splitlines() if "_data[]" in line]
-    return [re.sub(r"(?<![\w.$])[^\W\d][\w$]*", canonical, line) for line in lines]
+            lines += [re.sub(r"^.*_data\[", "data[", line) for line in path.read_text().splitlines() if re.search(r"_data\[\d*\].*=", line)]
+    return without_numbers(lines, inputs)
+
+
+WORD = re.compile(r"(?<![\w$])([^\W\d][\w$]*)")
+NUMBERED = re.compile(r"(?!s\d+$)(?:[a-z]|lambda_)\d+(?:\$\w+)?|.*\$\d+(?:\$\w+)?")  # names as Halide makes them, or makes them differ
+
+
+def without_numbers(lines, kept):
+    """Sorted lines of code in which names no longer carry the numbers that Halide adds; `kept` are names to leave as they are.
+
+    Names that are the same without number are told apart by the lines they stand in, as far as needed (colour refinement).
+    """
+    pieces = [WORD.split(line.strip()) for line in lines]  # names are every second piece
+    words = {word for line in pieces for word in line[1::2]} - set(kept)
+
+    def plain(word):
+        return re.sub(r"^([a-z]|lambda_)\d+(?=\$|$)", r"\1", re.sub(r"\$\d+", "", word))
+
+    numbered = {word for word in words if NUMBERED.fullmatch(word)}
+    stems = {plain(word) for word in numbered}
+    labels = {word: plain(word) for word in numbered | (words & stems)}
+    alike = Counter(labels.values())
+    found_in = {word: [line for line in pieces if word in line[1::2]] for word in labels if alike[labels[word]] > 1}
+    for _ in range(3):
+
+        def look(word):
+            seen = sorted("".join("@" if piece == word else labels.get(piece, piece) for piece in line) for line in found_in[word])
+            return f"{plain(word)}_{hashlib.sha256(chr(10).join(seen).encode()).hexdigest()[:8]}"
+
+        labels |= {word: look(word) for word in found_in}
+    return sorted("".join(labels.get(piece, piece) for piece in line) for line in pieces)
 
 
 # Modules that the interpreter loads before it runs a file: what lies beside the file can't take their place.
@@ -404,7 +436,7 @@ def check_target(text):
 def _in_words(error):
     """An exception in one line."""
     text = " ".join(str(error).split())
-    if isinstance(error, SystemExit):
+    if isinstance(error, SystemExit) or text.startswith("Generator failed"):
         return "it exits when it is imported; put hl.main() and the like under `if __name__ == '__main__':`"
     return text.removeprefix("Error: ") if isinstance(error, hl.HalideError) else f"{type(error).__name__}: {text}"
 
@@ -412,14 +444,17 @@ def _in_words(error):
 def check(spec):
     """Raises ValueError, in one line, where a program can't be built, scheduled or called as it is."""
     try:
-        pipeline, _ = spec.build_with_arguments()
+        pipeline, arguments = spec.build_with_arguments()
+        names = [argument.name for argument in arguments]
+        for name in (name for name, _ in spec.inputs if name not in names):
+            raise ValueError(f"--inputs: {name} is no input of this program; it has {', '.join(names) or 'none'}")
         extern = [func.name() for func in functions(pipeline) if func.is_extern()]
         estimated_arguments(pipeline, spec.inputs)
         if extern:
             try:
                 Proposal(sigma=0.0, dropout=100, beam_size=1, seed=0).apply(pipeline, spec)
             except hl.HalideError as error:
-                raise ValueError(f"Adams2019 can't schedule it: {_in_words(error)} ({extern[0]} is an extern stage)") from None
+                raise ValueError(f"Adams2019 can't schedule it: {_in_words(error)} ({extern[0].partition('$')[0]} is an extern stage)") from None
     except Exception as error:  # whatever a user's Generator may raise
         raise ValueError(f"{spec.path}: {spec.name}: {error if type(error) is ValueError else _in_words(error)}") from None
 

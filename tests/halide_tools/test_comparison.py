@@ -20,12 +20,12 @@ def test_fifty_ways_to_be_wrong_are_called_wrong(type):
     rng = np.random.default_rng(1)
     right = wrong_outputs.right_output(type, rng)
     assert len(wrong_outputs.ways()) == 50
-    for is_rounded in (False, True):
-        how = [Comparison(type if "float" in type else "float32", is_rounded)]
+    for decides in ((False, False), (True, False), (True, True)):
+        how = [Comparison(type if "float" in type else "float32", *decides)]
         assert mismatch([right.copy()], [right], how) == ""
         for way, breaks in wrong_outputs.ways().items():
             broken = np.ascontiguousarray(breaks(right, type, rng))
-            assert mismatch([broken], [right], how), (way, type, is_rounded)
+            assert mismatch([broken], [right], how), (way, type, decides)
 
 
 @pytest.mark.parametrize(
@@ -72,6 +72,10 @@ def test_a_last_bit_may_decide_at_few_scattered_points():
     row[77, 100:108] += 1
     for wrong in (many, row):
         assert mismatch([wrong], [right], [ROUNDED])
+    spot = right.astype(np.float32)
+    spot[[80, 80, 81, 82, 82, 83], [40, 42, 41, 40, 42, 41]] += 9
+    assert mismatch([spot], [right.astype(np.float32)], [ROUNDED])
+    assert mismatch([spot], [right.astype(np.float32)], [Comparison("float32", True, True)]) == "", "what stencils make of one decision"
     mask = (right > 100).astype(np.uint8)
     assert mismatch([np.where(few, 1 - mask, mask).astype(np.uint8)], [mask], [ROUNDED]) == ""
     assert mismatch([1 - mask], [mask], [ROUNDED]) and mismatch([mask + 1], [mask], [ROUNDED])
@@ -81,7 +85,7 @@ def test_the_size_and_place_of_a_difference_are_said_and_what_may_cause_it():
     want = np.zeros((10, 20), np.int32)
     got = want.copy()
     got[3, 4:7] = [1, 9, 1]
-    text = mismatch([want, got], [want, want], [Comparison(), Comparison("float32", False, "it divides floats")])
+    text = mismatch([want, got], [want, want], [Comparison(), Comparison("float32", doubt="it divides floats")])
     assert "output 1" in text and "1.50%" in text and "(5, 3)" in text and "9, not 0" in text and "(4, 3) to (6, 3)" in text
     assert "depend on its schedule: it divides floats" in text
 
