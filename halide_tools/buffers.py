@@ -235,8 +235,8 @@ def meet(region, demanded):
         if region.is_fixed[i]:
             if n_needed and region.source == "file" and not (low <= needed and needed + n_needed <= low + n):
                 raise ValueError(
-                    f"--inputs: the array for {region.name} holds {low} to {low + n - 1} of dimension {i}, but {needed} to {needed + n_needed - 1} "
-                    f"are read (numpy names the outermost dimension first)"
+                    f"--inputs: the array for {region.name} holds {low} to {low + n - 1} of dimension {i}, "
+                    f"but {needed} to {needed + n_needed - 1} are read (numpy names the outermost dimension first)"
                 )
             bounds.append((low, n))
         elif region.source == "guess" or not n:
@@ -260,7 +260,7 @@ def meet(region, demanded):
 
 
 def query(callable, arguments, contents=()):
-    """What a compiled pipeline demands of the buffers of a call: [(minimum, extent, stride)] for each Region in `arguments`, by a bounds query.
+    """What a compiled pipeline demands of the buffers of a call, by a bounds query: [(minimum, extent, stride)] for each Region.
 
     arguments : of the call, a Region or a number each, inputs first. What is demanded depends on the bounds of the outputs, and of those
     inputs whose sizes the algorithm reads. contents : {index: Allocation} of inputs whose contents the query reads; they demand what they

@@ -111,7 +111,7 @@ def uses_of_floats(text, scalars):
 
 
 def _left_operand(text, end):
-    """Where the left operand of the operator at text[end] begins: Halide prints each operation in parentheses of its own, `a*b/c` but for."""
+    """Where the left operand of the operator at text[end] begins: Halide prints nearly every operation in parentheses of its own."""
     depth = 0
     for i in range(end - 1, -1, -1):
         depth += {")": 1, "]": 1, "(": -1, "[": -1}.get(text[i], 0)
@@ -278,7 +278,10 @@ def _one_of_each_spot(wrong):
 
 
 def _too_many(places, expected):
-    """The smallest number of points that chance puts together in one of `places`, where so many are expected in each, less than once in 10,000."""
+    """The smallest number of points that chance puts together in any of `places` less than once in 10,000 outputs.
+
+    expected : points in each place.
+    """
     k = 1
     while k < 2 * expected or places * math.exp(k * math.log(max(expected, 1e-12)) - math.lgamma(k + 1) - expected) > 1e-4:
         k += 1

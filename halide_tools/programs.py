@@ -26,7 +26,7 @@ from pipelines import random_programs
 ROOT = Path(__file__).resolve().parent.parent
 
 # How features.CALLS look in the text of a definition. For the first two Halide calls the C library on a CPU, a lane at a time; the others
-# it computes in vectors. Division by a constant that is a power of two is a shift; what divides by a value can't be told from float division.
+# it computes in vectors. Division by a constant that is a power of two is a shift; division by a value can't be told from that of floats.
 CALL_PATTERNS = {
     "sin_cos": r"\b(?:sin|cos)_f\d+\(",
     "library": r"\b(?:(?:a(?:sin|cos|tan)h?|(?:sin|cos|tan)h|tan|atan2)_f\d+|(?:exp|log|pow)_f64)\(",
@@ -52,9 +52,9 @@ DIRECTIVES = {
 }  # fmt: skip
 CPP_KEYWORDS = set(
     """alignas alignof and and_eq asm auto bitand bitor bool break case catch char class compl concept const const_cast constexpr continue
-    decltype default delete do double dynamic_cast else enum explicit export extern false float for friend goto if inline int long main mutable
-    namespace new noexcept not not_eq nullptr operator or or_eq private protected public register reinterpret_cast requires return short
-    signed sizeof static static_assert static_cast struct switch template this thread_local throw true try typedef typeid typename union
+    decltype default delete do double dynamic_cast else enum explicit export extern false float for friend goto if inline int long main
+    mutable namespace new noexcept not not_eq nullptr operator or or_eq private protected public register reinterpret_cast requires return
+    short signed sizeof static static_assert static_cast struct switch template this thread_local throw true try typedef typeid typename union
     unsigned using virtual void volatile wchar_t while xor xor_eq""".split()
 )
 BUILTIN_TYPES = {f"{kind}{bits}": make(bits) for kind, make in (("int", hl.Int), ("uint", hl.UInt)) for bits in (8, 16, 32, 64)} | {
@@ -243,11 +243,13 @@ def directives(ignored):
 
 
 # Of the lowered code: bounds of reductions, their predicates, and what buffers and sizes must be.
-ALGORITHM_LINE = re.compile(r"for \(\S+\.s\d+\.\w+\$[a-z]|if \((?!.*_halide_buffer)|assert\(.*(?:constraint_violated|unaligned|explicit_bounds|requirement)")
+ALGORITHM_LINE = re.compile(
+    r"for \(\S+\.s\d+\.\w+\$[a-z]|if \((?!.*_halide_buffer)|assert\(.*(?:constraint_violated|unaligned|explicit_bounds|requirement)"
+)
 
 
 def _algorithm_text(pipeline):
-    """Lines that say what a pipeline computes; the same for the same algorithm, whatever numbers Halide adds to names. Schedules `pipeline`."""
+    """Lines that say what a pipeline computes, the same whatever numbers Halide adds to names. Schedules `pipeline`."""
     inputs = {a.name for a in pipeline.infer_arguments()}
     lines = []
     for func in all_funcs(pipeline):
@@ -261,7 +263,7 @@ def _algorithm_text(pipeline):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "algorithm")
             pipeline.compile_to_c(str(path), pipeline.infer_arguments(), "algorithm", target)
-            lines += [re.sub(r"^.*_data\[", "data[", line) for line in path.read_text().splitlines() if re.search(r"_data\[\d*\].*=", line)]
+            lines += ["data " + "".join(data.split()) for data in re.findall(r"_data\[\d*\] = \{(.*?)\};", path.read_text(), re.S)]
     return without_numbers(lines, inputs)
 
 
@@ -285,13 +287,13 @@ def without_numbers(lines, kept):
     labels = {word: plain(word) for word in numbered | (words & stems)}
     alike = Counter(labels.values())
     found_in = {word: [line for line in pieces if word in line[1::2]] for word in labels if alike[labels[word]] > 1}
+
+    def look(word, labels):
+        seen = sorted("".join("@" if piece == word else labels.get(piece, piece) for piece in line) for line in found_in[word])
+        return f"{plain(word)}_{hashlib.sha256(chr(10).join(seen).encode()).hexdigest()[:8]}"
+
     for _ in range(3):
-
-        def look(word):
-            seen = sorted("".join("@" if piece == word else labels.get(piece, piece) for piece in line) for line in found_in[word])
-            return f"{plain(word)}_{hashlib.sha256(chr(10).join(seen).encode()).hexdigest()[:8]}"
-
-        labels |= {word: look(word) for word in found_in}
+        labels = labels | {word: look(word, labels) for word in found_in}
     return sorted("".join(labels.get(piece, piece) for piece in line) for line in pieces)
 
 
@@ -454,7 +456,9 @@ def check(spec):
             try:
                 Proposal(sigma=0.0, dropout=100, beam_size=1, seed=0).apply(pipeline, spec)
             except hl.HalideError as error:
-                raise ValueError(f"Adams2019 can't schedule it: {_in_words(error)} ({extern[0].partition('$')[0]} is an extern stage)") from None
+                raise ValueError(
+                    f"Adams2019 can't schedule it: {_in_words(error)} ({extern[0].partition('$')[0]} is an extern stage)"
+                ) from None
     except Exception as error:  # whatever a user's Generator may raise
         raise ValueError(f"{spec.path}: {spec.name}: {error if type(error) is ValueError else _in_words(error)}") from None
 

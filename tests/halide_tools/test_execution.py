@@ -125,7 +125,8 @@ def test_inputs_are_as_large_as_the_schedule_needs_and_estimates_of_inputs_are_n
 
     reference = Program(build(True, False)).results_of_two_runs(2)
     for estimated, vectors, bounds in (
-        (True, False, ((0, 65), (0, 65))), (False, False, ((0, 65), (0, 65))), (True, True, ((0, 80), (0, 65))), (False, True, ((0, 80), (0, 65))),
+        (True, False, ((0, 65), (0, 65))), (False, False, ((0, 65), (0, 65))),
+        (True, True, ((0, 80), (0, 65))), (False, True, ((0, 80), (0, 65))),
     ):  # fmt: skip
         program = Program(build(estimated, vectors))
         assert program.regions(2)[0][0].bounds == bounds
