@@ -62,15 +62,14 @@ class Program:
                 if isinstance(region, Region):
                     needed = next(demanded)
                     if i >= len(inputs) and [tuple(n[:2]) for n in needed] != list(region.bounds):
-                        raise ValueError(
-                            f"output {region.name} must be {' x '.join(str(n) for _, n, _ in needed)} from {', '.join(str(m) for m, _, _ in needed)}, "
-                            f"where its estimates say {region}"
-                        )
+                        demand = dataclasses.replace(region, bounds=tuple((low, n) for low, n, _ in needed))
+                        raise ValueError(f"output {region.name} must be {demand}, where its estimates say {region}")
                     arguments[i] = meet(region, needed)
         for region in arguments:
             if isinstance(region, Region) and region.n_bytes > self.target.maximum_buffer_size():
                 raise ValueError(
-                    f"{region.name} takes {region.n_bytes / 2**30:.1f} GiB; buffers of 2 GiB and more need --target {self.spec.target}-large_buffers"
+                    f"{region.name} takes {region.n_bytes / 2**30:.1f} GiB; "
+                    f"buffers of 2 GiB and more need --target {self.spec.target}-large_buffers"
                 )
         return arguments[: len(inputs)], arguments[len(inputs) :]
 
@@ -79,7 +78,7 @@ class Program:
         indexing = index_inputs(self.pipeline)
         if not indexing:
             return {}
-        before = lowered_text(self.pipeline, self.target).split("produce ")[0]
+        before = lowered_text(self.pipeline, self.target).rpartition("\nexternal")[2].split("produce ")[0]  # what comes first are tasks
         given, found = dict(self.spec.inputs), {}
         for i, region in enumerate(inputs):
             if isinstance(region, Region) and region.name in indexing and re.search(rf"(?<![\w.$]){re.escape(region.name)}\[", before):
@@ -196,8 +195,8 @@ def minimum_extents(spec, pipeline):
 class Pass:
     """Batches of calls, one after the other: milliseconds a call in each, and calls a batch.
 
-    cpu_share is CPU time over wall time of the process: near the number of cores where all of a schedule runs in parallel. background_cpu_share is
-    the part of the machine that others used meanwhile, less what rounding could make of none.
+    cpu_share is CPU time over wall time of the process: near the number of cores where all of a schedule runs in parallel.
+    background_cpu_share is the part of the machine that others used meanwhile, less what rounding could make of none.
     """
 
     batch_ms: list
