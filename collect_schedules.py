@@ -26,7 +26,7 @@ from pydantic import Field
 from tqdm import tqdm
 
 from config import Config, UserError, load_config, make_folder, run_script
-from halide_tools.programs import ProgramSpec, programs_in
+from halide_tools.programs import ProgramSpec, find_programs
 from measuring import archives, collection
 from measuring.collection import Plan
 from measuring.fan_out import fan_out
@@ -76,7 +76,7 @@ def pipeline_specs(pipeline):
         raise UserError(f"{path}: no Python file there; give --pipeline a file with Generators, or a folder of them")
     own = Path(random_programs.__file__)
     try:
-        return [spec for f in files if f.name != "__init__.py" and f.resolve() != own for spec in programs_in(f)]
+        return [spec for f in files if f.name != "__init__.py" and f.resolve() != own for spec in find_programs(f)]
     except ValueError as error:
         raise UserError(str(error)) from None
 

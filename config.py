@@ -7,6 +7,8 @@ A mistake of the user's ends in one line on standard error and exit code 2: see 
 
 import argparse
 import difflib
+import math
+import os
 import re
 import sys
 import tempfile
@@ -185,6 +187,42 @@ def _one_line(error, flags, where):
     if first["type"] == "missing":
         return f"{key}: this argument is needed (--help tells what it means)"
     return f"{'--' + key if key in flags else f'{where}: {key}'}: {message}, not {first['input']!r}"
+
+
+def usable_cores(root=Path("/")):
+    """Processor cores that this process may use: at most its affinity mask (taskset) and its cgroup's limit (a container's), version 1 or 2.
+
+    root : where /proc and /sys are; tests give a folder of their own. At least 1; a limit of 1.5 cores counts as 2.
+    """
+    limits = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
+    try:
+        groups = [line.split(":", 2) for line in (root / "proc/self/cgroup").read_text().splitlines()]
+    except OSError:
+        groups = []  # not Linux
+    for _, controllers, group in groups:
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        hierarchy = root / "sys/fs/cgroup" / controllers
+        own = hierarchy / group.lstrip("/")
+        for folder in (own, *own.parents):  # a group's limit holds for those inside it, too
+            if folder == hierarchy.parent:
+                break
+            quota, period = _cgroup_quota(folder)
+            if quota > 0 and period > 0:
+                limits.append(math.ceil(quota / period))
+    return max(1, min(limits))
+
+
+def _cgroup_quota(folder):
+    """(microseconds of processor time, a period of so many microseconds) of a control group; (0, 0) without a limit."""
+    try:
+        if (folder / "cpu.max").exists():
+            quota, period = (folder / "cpu.max").read_text().split()
+        else:
+            quota, period = ((folder / name).read_text() for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us"))
+        return int(quota), int(period)
+    except (OSError, ValueError):
+        return 0, 0  # no such file, or `max`
 
 
 def make_folder(path, key):

@@ -29,7 +29,7 @@ from config import Config, UserError, load_config, make_folder, replace_file, ru
 matplotlib.use("Agg")
 import train_utils
 from halide_tools.autoschedulers import LIBRARIES, Proposal
-from halide_tools.programs import estimated_arguments, programs_in
+from halide_tools.programs import estimated_arguments, find_programs
 from measuring.candidate import prepare_processes
 from measuring.machine import describe_machine
 from tuning import results, search
@@ -65,7 +65,7 @@ def find_program(config):
     if not Path(config.file).is_file():
         raise UserError(f"{config.file}: no such file; give a Python file with Halide Generators or build()")
     try:
-        specs = {spec.name: spec for spec in programs_in(config.file)}
+        specs = {spec.name: spec for spec in find_programs(config.file)}
     except ValueError as error:
         raise UserError(str(error)) from None
     if config.generator not in specs and (config.generator or len(specs) > 1):

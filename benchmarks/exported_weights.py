@@ -24,7 +24,7 @@ from common import chosen_files
 
 from config import Config, UserError, load_config, run_script
 from halide_tools.autoschedulers import WithWeights
-from halide_tools.programs import programs_in
+from halide_tools.programs import find_programs
 from measuring.candidate import prepare_processes
 from tuning.run import (
     ADAMS2019,
@@ -61,7 +61,7 @@ def main():
         raise UserError(f"{config.weights}: no such file; write it with export_model.py --format weights")
     prepare_processes()
     rows, ratios = [], []
-    for spec in (spec for file in chosen_files(config.applications).values() for spec in programs_in(file)):
+    for spec in (spec for file in chosen_files(config.applications).values() for spec in find_programs(file)):
         found = compare(spec, config)
         if isinstance(found, str):
             rows.append([spec.name, found, "", ""])

@@ -29,7 +29,7 @@ from halide_tools import lowered_code
 from halide_tools.autoschedulers import Proposal
 from halide_tools.programs import (
     describe_stages,
-    programs_in,
+    find_programs,
 )
 from measuring import candidate
 from tuning.pool import (
@@ -53,8 +53,8 @@ def one_at_a_time(spec, proposals, model, device):
     for proposal in proposals:
         try:
             pipeline = spec.build()
-            featurization, _ = proposal.apply(pipeline)
-            lowered = lowered_code.count_lowered(pipeline)
+            featurization, _ = proposal.apply(pipeline, spec)
+            lowered = lowered_code.count_lowered(pipeline, spec)
         except hl.HalideError:
             continue
         schedule = proposed_schedule(featurization, calls, lowered)
@@ -78,7 +78,7 @@ def main():
     candidate.prepare_processes()
     model, meta = train_utils.load_model(train_utils.SHIPPED_MODEL, device)
     try:
-        specs = [spec for path in config.pipelines.split(",") for spec in programs_in(ROOT / path.strip())]
+        specs = [spec for path in config.pipelines.split(",") for spec in find_programs(ROOT / path.strip())]
     except ValueError as error:
         raise UserError(str(error)) from None
     rows, facts = [], {}

@@ -34,7 +34,7 @@ from halide_tools import (
 from halide_tools.autoschedulers import Proposal
 from halide_tools.programs import (
     describe_stages,
-    programs_in,
+    find_programs,
 )
 from tuning.pool import proposed_schedule
 
@@ -58,9 +58,9 @@ def profile(spec, proposal, path, connection):
     os.dup2(out, 1), os.dup2(out, 2)
     pipeline = spec.build()
     description = describe_stages(pipeline)
-    featurization, _ = proposal.apply(pipeline)
-    connection.send((description, featurization, lowered_code.count_lowered(pipeline)))
-    execution.run_under_profiler(pipeline, spec.seed, PROFILE_SECONDS)
+    featurization, _ = proposal.apply(pipeline, spec)
+    connection.send((description, featurization, lowered_code.count_lowered(pipeline, spec)))
+    execution.run_under_profiler(pipeline, spec, PROFILE_SECONDS)
 
 
 def profiled(spec, proposal):
@@ -104,7 +104,7 @@ def main():
     config = load_config(StageCostsConfig)
     model, _ = train_utils.load_model(config.checkpoint, torch.device("cpu"))
     try:
-        specs = [spec for path in config.pipelines.split(",") for spec in programs_in(ROOT / path.strip())]
+        specs = [spec for path in config.pipelines.split(",") for spec in find_programs(ROOT / path.strip())]
     except ValueError as error:
         raise UserError(str(error)) from None
     lines = [

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import os
 import struct
 import tempfile
 from dataclasses import dataclass
@@ -22,13 +21,9 @@ WEIGHT_SHAPES = [(8, 40, 7), (8,), (24, 39), (24,), (32, 32), (32,)]
 # Schedules
 
 
-def autoscheduler_params(name="Adams2019", **extra):
-    """hl.AutoschedulerParams on all cores; `extra` are the autoscheduler's own parameters, as text or numbers."""
-    return hl.AutoschedulerParams(name, {k: str(v) for k, v in (parallelism() | extra).items()})
-
-
-def parallelism():
-    return {"parallelism": os.cpu_count()}
+def autoscheduler_params(name, threads, **extra):
+    """hl.AutoschedulerParams for so many threads; `extra` are the autoscheduler's own parameters, as text or numbers."""
+    return hl.AutoschedulerParams(name, {k: str(v) for k, v in ({"parallelism": threads} | extra).items()})
 
 
 @functools.cache
@@ -131,14 +126,19 @@ class Proposal:
         values = {"beam_size": self.beam_size, "random_dropout": self.dropout, "random_dropout_seed": self.seed}
         return values | ({"weights_path": weights_path} if self.sigma or self.steps else {})
 
-    def apply(self, pipeline):
-        """Schedule `pipeline` in place; returns (featurization bytes, C++ schedule source). Raises hl.HalideError."""
+    def apply(self, pipeline, spec):
+        """Schedule `pipeline` in place for the target and threads of its ProgramSpec; returns (featurization bytes, C++ schedule source).
+
+        Raises hl.HalideError.
+        """
         load_autoscheduler("Adams2019")
         with tempfile.TemporaryDirectory() as folder:
             # Adams2019 only warns where the file is missing and goes on with random weights, so it is written right here.
             path = f"{folder}/proposed.weights"
             write_weights(path, self.weights())
-            result = pipeline.apply_autoscheduler(hl.get_host_target(), autoscheduler_params(**self.parameters(path)))
+            result = pipeline.apply_autoscheduler(
+                spec.halide_target(), autoscheduler_params("Adams2019", spec.threads, **self.parameters(path))
+            )
         return bytes(result.featurization), result.schedule_source
 
 
@@ -152,9 +152,11 @@ class OtherAutoscheduler:
         """As of Proposal: it needs none."""
         return {}
 
-    def apply(self, pipeline):
+    def apply(self, pipeline, spec):
         load_autoscheduler(self.autoscheduler)
-        return b"", pipeline.apply_autoscheduler(hl.get_host_target(), autoscheduler_params(self.autoscheduler)).schedule_source
+        return b"", pipeline.apply_autoscheduler(
+            spec.halide_target(), autoscheduler_params(self.autoscheduler, spec.threads)
+        ).schedule_source
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,7 @@ class WithWeights:
     weights_path: str
     beam_size: int
 
-    def apply(self, pipeline):
+    def apply(self, pipeline, spec):
         load_autoscheduler("Adams2019")
-        result = pipeline.apply_autoscheduler(hl.get_host_target(), autoscheduler_params(**vars(self)))
+        result = pipeline.apply_autoscheduler(spec.halide_target(), autoscheduler_params("Adams2019", spec.threads, **vars(self)))
         return bytes(result.featurization), result.schedule_source

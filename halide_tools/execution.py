@@ -1,6 +1,7 @@
 """Running scheduled pipelines: buffers, compiled programs, the comparison with a reference, and timing."""
 
 import ctypes
+import dataclasses
 import functools
 import math
 import os
@@ -13,7 +14,7 @@ import halide as hl
 import numpy as np
 import psutil
 
-from halide_tools.programs import Region, estimated_arguments
+from halide_tools.programs import HOST, Region, estimated_arguments
 
 # One pass of a measurement: batches of calls for so long, one at least.
 PASS_SECONDS, BATCH_SECONDS = 0.02, 0.002
@@ -68,11 +69,12 @@ def _fill(array, rng):
 
 
 class Program:
-    """A scheduled pipeline, compiled for this machine: call it to run it once on its buffers."""
+    """A scheduled pipeline, compiled for the target of its ProgramSpec: call it to run it once, on so many threads, on its buffers."""
 
-    def __init__(self, pipeline, target=None):
-        self.callable = pipeline.compile_to_callable(pipeline.infer_arguments(), target or hl.get_host_target())
-        self.pipeline, self.estimated = pipeline, estimated_arguments(pipeline)
+    def __init__(self, pipeline, spec=HOST):
+        os.environ["HL_NUM_THREADS"] = str(spec.threads)  # Halide's runtime reads it when it starts its threads
+        self.callable = pipeline.compile_to_callable(pipeline.infer_arguments(), spec.halide_target())
+        self.pipeline, self.spec, self.estimated = pipeline, spec, estimated_arguments(pipeline)
 
     def allocate(self, seed):
         inputs, self.outputs = make_buffers(self.estimated, seed)
@@ -157,10 +159,11 @@ def benchmark(program, seed):
     return Pass(times, batch, round(own / (now - start), 4), round(max(0.0, busy - own - TICK) / ((now - start) * os.cpu_count()), 4))
 
 
-def run_under_profiler(pipeline, seed, seconds):
+def run_under_profiler(pipeline, spec, seconds):
     """Run a scheduled `pipeline` for a while; Halide's profiler prints how long each Func took."""
-    program = Program(pipeline, hl.get_host_target().with_feature(hl.TargetFeature.Profile))
-    program.allocate(seed)
+    target = spec.halide_target().with_feature(hl.TargetFeature.Profile)
+    program = Program(pipeline, dataclasses.replace(spec, target=str(target)))
+    program.allocate(spec.seed)
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         program()

@@ -17,7 +17,7 @@ import halide as hl
 import numpy as np
 
 from features import LOWERED
-from halide_tools.programs import CALL_PATTERNS, Region, estimated_arguments, functions
+from halide_tools.programs import CALL_PATTERNS, HOST, Region, estimated_arguments, functions
 
 NAME = re.compile(r"(?<![\w.$\"])[A-Za-z_][\w.$]*")
 NUMBER = re.compile(r"(?<![\w.$])(\d+\.\d+)f?\b")
@@ -298,7 +298,7 @@ class Execution:
         total[1] += self.weight * (n or 0) * itemsize
 
 
-def count_lowered(pipeline):
+def count_lowered(pipeline, spec=HOST):
     """Counts of a scheduled pipeline, (T, K) float64: a row a stage, in the order of its featurization, a column for each of features.LOWERED.
 
     An inlined stage has none: what it does is done by the stage that calls it. None where they can't be told: a loop's extent or an
@@ -307,7 +307,7 @@ def count_lowered(pipeline):
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "lowered.stmt")
-        pipeline.compile_to_lowered_stmt(str(path), pipeline.infer_arguments(), hl.StmtOutputFormat.Text, hl.get_host_target())
+        pipeline.compile_to_lowered_stmt(str(path), pipeline.infer_arguments(), hl.StmtOutputFormat.Text, spec.halide_target())
         lowered = path.read_text()
     try:
         name, names = re.search(r"^external\S* func (\S+) \((.*)\) \{", lowered, re.M).groups()

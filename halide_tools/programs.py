@@ -1,9 +1,14 @@
 """Programs: Halide pipelines of a user's file or drawn at random, what their stages are, and what their estimates say."""
 
+import contextlib
 import functools
-import importlib.metadata
+import hashlib
 import importlib.util
+import os
 import re
+import shlex
+import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +16,12 @@ import halide as hl
 import numpy as np
 from halide import _generator_helpers
 
+from config import usable_cores
 from features import CALLS
 from halide_tools.autoschedulers import autoscheduler_params
 from pipelines import random_programs
+
+ROOT = Path(__file__).resolve().parent.parent
 
 # How features.CALLS look in the text of a definition. For the first two Halide calls the C library on a CPU, a lane at a time; the others
 # it computes in vectors. Division by a constant that is a power of two is a shift; what divides by a value can't be told from float division.
@@ -28,44 +36,262 @@ CALL_PATTERNS = {
 
 # Pipelines
 
+# What a schedule consists of. `bound` and `align_bounds` are left out: they promise what the program is called with.
+DIRECTIVES = {
+    hl.Func: """align_extent align_storage allow_race_conditions always_partition always_partition_all async_ atomic bound_extent
+        bound_storage clone_in compute_at compute_inline compute_root compute_with copy_to_device copy_to_host fold_storage fuse gpu
+        gpu_blocks gpu_lanes gpu_single_thread gpu_threads gpu_tile hexagon hoist_storage hoist_storage_root in_ memoize never_partition
+        never_partition_all parallel partition prefetch reorder reorder_storage ring_buffer serial specialize specialize_fail split
+        store_at store_in store_root tile trace_loads trace_realizations trace_stores unroll vectorize""".split(),
+    hl.Stage: """allow_race_conditions always_partition always_partition_all atomic compute_with fuse gpu gpu_blocks gpu_lanes
+        gpu_single_thread gpu_threads gpu_tile hexagon never_partition never_partition_all parallel partition prefetch rename reorder
+        rfactor serial specialize specialize_fail split tile unroll unscheduled vectorize""".split(),
+    hl.ImageParam: ["in_", "trace_loads"],
+}  # fmt: skip
+CPP_KEYWORDS = set(
+    """alignas alignof and and_eq asm auto bitand bitor bool break case catch char class compl concept const const_cast constexpr continue
+    decltype default delete do double dynamic_cast else enum explicit export extern false float for friend goto if inline int long main mutable
+    namespace new noexcept not not_eq nullptr operator or or_eq private protected public register reinterpret_cast requires return short
+    signed sizeof static static_assert static_cast struct switch template this thread_local throw true try typedef typeid typename union
+    unsigned using virtual void volatile wchar_t while xor xor_eq""".split()
+)
+BUILTIN_TYPES = {f"{kind}{bits}": make(bits) for kind, make in (("int", hl.Int), ("uint", hl.UInt)) for bits in (8, 16, 32, 64)} | {
+    "bool": hl.Bool(), "float16": hl.Float(16), "float32": hl.Float(32), "float64": hl.Float(64), "bfloat16": hl.BFloat(16),
+}  # fmt: skip
+
+
+@functools.cache
+def default_threads():
+    """Threads of a program that asks for no number: HL_NUM_THREADS where Halide's runtime would take it, else all usable cores."""
+    asked = os.environ.get("HL_NUM_THREADS", "")
+    return int(asked) if asked.isdecimal() and int(asked) else usable_cores()
+
 
 @dataclass(frozen=True)
 class ProgramSpec:
-    """How to build a program afresh in any process: a random program by its seed, or a Generator (or build()) in a file."""
+    """How to build a program afresh in any process: a random program by its seed, or a Generator (or build()) in a file.
+
+    params : ((name, text), ...) of GeneratorParams and open types; target : Halide's text; n_threads : 0 is default_threads();
+    inputs : ((name, "FILE.npy" or number as text), ...), contents of inputs that are not drawn at random.
+    """
 
     name: str
     seed: int
     path: str = ""
     generator: str = ""
     max_stages: int = 25
+    params: tuple = ()
+    target: str = "host"
+    n_threads: int = 0
+    inputs: tuple = ()
+
+    @property
+    def threads(self):
+        """Threads that the program is scheduled for and runs with."""
+        return self.n_threads or default_threads()
+
+    @property
+    def c_name(self):
+        """The name as a C identifier, for files and functions."""
+        name = re.sub(r"[^A-Za-z0-9_]+", "_", self.name)
+        return f"{name}_" if name in CPP_KEYWORDS else f"program_{name}" if not re.match("[A-Za-z_]", name) else name
+
+    def halide_target(self):
+        return hl.Target(self.target)
 
     def build(self):
-        """The unscheduled hl.Pipeline; `using_autoscheduler()` is true in a Generator, which so leaves out its own schedule."""
+        """The hl.Pipeline without any schedule: `using_autoscheduler()` is true in a Generator, and scheduling directives do nothing."""
         if not self.path:
             return random_programs.build(self.seed, self.max_stages)[0]
         return self.build_with_arguments()[0]
 
     def build_with_arguments(self):
-        """(hl.Pipeline, its hl.Arguments in the order in which the Generator declares them), for a program in a file."""
-        module, generators = load_module(self.path)
-        if not self.generator:
-            pipeline = module.build()
+        """(hl.Pipeline, the hl.Arguments of its function in C: all inputs that the Generator declares, in order, used or not).
+
+        build() declares nothing: its inputs are those that the pipeline uses, by name.
+        """
+        if not self.path:
+            pipeline = self.build()
             return pipeline, pipeline.infer_arguments()
-        with hl.GeneratorContext(hl.get_host_target(), autoscheduler_params()):
-            generator = generators[self.generator]()
-            pipeline = generator._build_pipeline()
-        declared = list(generator._input_parameters)
-        return pipeline, sorted(pipeline.infer_arguments(), key=lambda argument: declared.index(argument.name))
+        with directives(ignored=True):
+            return self._build(autoscheduler_params("Adams2019", self.threads))
+
+    def build_hand_scheduled(self):
+        """The hl.Pipeline with the schedule that its author wrote, or None where there is none."""
+        if not self.path:
+            return None
+        with directives(ignored=False) as seen:
+            pipeline, _ = self._build(hl.AutoschedulerParams())
+        return pipeline if seen else None
+
+    def _build(self, params):
+        with as_script(self.path):
+            module, generators = load_module(self.path)
+            if not self.generator:
+                pipeline = module.build()
+                if not isinstance(pipeline, hl.Pipeline):
+                    raise ValueError(f"build() returns {type(pipeline).__name__}, not an hl.Pipeline")
+                return pipeline, pipeline.infer_arguments()
+            with hl.GeneratorContext(self.halide_target(), params):
+                generator = generators[self.generator]()
+                for name, text in self.params:
+                    generator._set_generatorparam_value(name, _param_value(generator, name, text))
+                pipeline = generator._build_pipeline()
+        return pipeline, [generator._get_input_parameter(name)._to_argument() for name in generator._inputs_dict]
+
+    def identity(self):
+        """A short hash of what measurements belong to: algorithm, sizes, parameters, target, threads and contents of inputs.
+
+        The algorithm is the code that its definitions lower to, names normalised: it holds bounds of reductions and predicates, which
+        their text does not.
+        """
+        pipeline = self.build()
+        digest = hashlib.sha256("\n".join(_algorithm_text(pipeline)).encode())
+        for argument in pipeline.infer_arguments():
+            estimates = argument.argument_estimates
+            digest.update(
+                f"{argument.name} {argument.type} {argument.dimensions} {estimates.scalar_estimate} {estimates.scalar_def}".encode()
+            )
+            digest.update(str([(str(r.min), str(r.extent)) for r in estimates.buffer_estimates]).encode())
+        for buffer in (buffer for func in pipeline.outputs() for buffer in func.output_buffers()):
+            p = buffer.parameter()
+            digest.update(
+                str([(str(p.min_constraint_estimate(i)), str(p.extent_constraint_estimate(i))) for i in range(p.dimensions())]).encode()
+            )
+        digest.update(repr((self.params, str(self.halide_target()), self.threads)).encode())
+        for name, value in self.inputs:
+            digest.update(name.encode() + (Path(value).read_bytes() if value.endswith(".npy") else value.encode()))
+        return digest.hexdigest()[:16]
+
+
+HOST = ProgramSpec("", 0)  # target and threads of what is no program of anybody's: this machine's
+
+
+def _param_value(generator, name, text):
+    """A parameter's text as Halide takes it: Halide's bindings read any text as a true bool, and not every element type."""
+    default = generator._gp_dict[name]._value if name in generator._gp_dict else None
+    if name.endswith(".type") or isinstance(default, hl.Type):
+        unknown = [t for t in text.split(",") if t not in BUILTIN_TYPES]
+        if unknown:
+            raise ValueError(f"{name}={text}: {unknown[0]!r} is no element type; there are {', '.join(BUILTIN_TYPES)}")
+        return [BUILTIN_TYPES[t] for t in text.split(",")]
+    if isinstance(default, bool):
+        if text.lower() not in ("true", "false", "1", "0"):
+            raise ValueError(f"{name}={text}: give true or false")
+        return text.lower() in ("true", "1")
+    return text
+
+
+class _Ignored:
+    """What a directive that makes another Func returns where directives are ignored: takes any directive."""
+
+    def __getattr__(self, name):
+        return lambda *args, **kwargs: self
+
+
+@contextlib.contextmanager
+def directives(ignored):
+    """While it is open, scheduling directives are noted in the list it gives; with `ignored` they do nothing else."""
+    seen, originals = [], {(cls, name): getattr(cls, name) for cls, names in DIRECTIVES.items() for name in names}
+
+    def noting(name, original):
+        def directive(self, *args, **kwargs):
+            seen.append(name)
+            if not ignored:
+                return original(self, *args, **kwargs)
+            return _Ignored() if name in ("in_", "clone_in", "rfactor") else self
+
+        return directive
+
+    for (cls, name), original in originals.items():
+        setattr(cls, name, noting(name, original))
+    try:
+        yield seen
+    finally:
+        for (cls, name), original in originals.items():
+            setattr(cls, name, original)
+
+
+def _algorithm_text(pipeline):
+    """Lines that say what a pipeline computes; the same for the same algorithm, whatever numbers Halide adds to names. Schedules `pipeline`."""
+    inputs = {a.name for a in pipeline.infer_arguments()}
+    numbers = {}
+
+    def canonical(name):
+        stem, dollar, _ = name[0].partition("$")
+        if stem in inputs and not dollar:
+            return name[0]
+        return f"{re.sub(r'[0-9]+$', '', stem)}_{numbers.setdefault(name[0], len(numbers))}"
+
+    schedule_everything_at_root(pipeline)
+    target = hl.Target("x86-64-linux-no_asserts-no_bounds_query")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "algorithm")
+        pipeline.compile_to_lowered_stmt(str(path), pipeline.infer_arguments(), hl.StmtOutputFormat.Text, target)
+        lines = path.read_text().splitlines()
+        if any(line.startswith("buffer ") for line in lines):  # a table in the program, whose contents only its code in C holds
+            pipeline.compile_to_c(str(path), pipeline.infer_arguments(), "algorithm", target)
+            lines += [line for line in path.read_text().splitlines() if "_data[]" in line]
+    return [re.sub(r"(?<![\w.$])[^\W\d][\w$]*", canonical, line) for line in lines]
+
+
+# Modules that the interpreter loads before it runs a file: what lies beside the file can't take their place.
+LOADED_FIRST = {
+    "abc",
+    "codecs",
+    "encodings",
+    "genericpath",
+    "io",
+    "os",
+    "posixpath",
+    "site",
+    "stat",
+    "sys",
+    "time",
+    "builtins",
+    "zipimport",
+}
+_user_modules = {}  # {folder: {name: module}} that files there have imported from beside them
+
+
+@contextlib.contextmanager
+def as_script(path):
+    """While it is open, imports work as in `python PATH`: its folder comes first, and modules of this project are out of the way."""
+    folder = Path(path).resolve().parent
+    beside = {p.name.split(".")[0] for p in folder.iterdir() if p.is_dir() or p.suffix in (".py", ".so")} - LOADED_FIRST
+
+    def is_hidden(name, module):
+        origin = getattr(module, "__file__", None) or ""
+        own = origin and Path(origin).is_relative_to(ROOT) and ".venv" not in Path(origin).parts
+        return name != "__main__" and (name.partition(".")[0] in beside or own)
+
+    hidden = {name: module for name, module in list(sys.modules.items()) if is_hidden(name, module)}
+    paths, arguments = sys.path[:], sys.argv[:]
+    for name in hidden:
+        del sys.modules[name]
+    sys.modules.update(_user_modules.get(folder, {}))
+    sys.path[:] = [str(folder), *(p for p in paths if p and Path(p).resolve() != ROOT)]
+    sys.argv[:] = [str(path)]
+    try:
+        yield
+    finally:
+        theirs = {name: module for name, module in list(sys.modules.items()) if is_hidden(name, module)}
+        for name in theirs:
+            del sys.modules[name]
+        _user_modules[folder] = theirs
+        sys.modules.update(hidden)
+        sys.path[:], sys.argv[:] = paths, arguments
 
 
 @functools.cache
 def load_module(path):
-    """(module, {name: Generator class}) of a Python file.
+    """(module, {name: Generator class}) of a Python file; call it inside as_script(path).
 
     Halide keeps one table of names a process and refuses a second Generator of the same name; here each file has its own.
     """
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up there
     table = _generator_helpers._python_generators
     others = dict(table)
     table.clear()
@@ -77,38 +303,114 @@ def load_module(path):
         table.update(others)
 
 
-def programs_in(path):
-    """The ProgramSpecs of a file: one for each Generator it registers, or one for its `build()`.
+def find_programs(path, generator="", params="", target="host", n_threads=0, inputs=""):
+    """The ProgramSpecs of a file: one for each Generator it registers, or for the one named; or one for its `build()`.
 
-    Raises ValueError, in one line, where the file holds neither or can't be imported.
+    params, inputs : as the flags take them, "NAME=VALUE NAME=VALUE". Where one program remains, it is checked, too. Raises ValueError, in
+    one line: no such file, can't be imported, neither Generator nor build(), unknown generator, parameter or target, bad inputs, or
+    a pipeline that can't be scheduled.
     """
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"{path}: no such file; give a Python file with Halide Generators or build()")
+    options = {"params": _assignments("params", params), "target": check_target(target), "n_threads": n_threads}
+    options["inputs"] = tuple(
+        (name, str(Path(value).resolve()) if value.endswith(".npy") else value) for name, value in _assignments("inputs", inputs)
+    )
+    resolved = str(file.resolve())
     try:
-        module, generators = load_module(str(Path(path).resolve()))
-    except Exception as error:  # whatever a user's file may raise
-        raise ValueError(f"{path}: can't be imported: {type(error).__name__}: {' '.join(str(error).split())}") from error
-    names = sorted(generators)
-    stem = Path(path).stem
-    seed = int.from_bytes(stem.encode()[:3], "little")
-    if not names and not hasattr(module, "build"):
+        with as_script(resolved), directives(ignored=False):
+            module, generators = load_module(resolved)
+    except (Exception, SystemExit) as error:  # whatever a user's file may raise
+        raise ValueError(f"{path}: can't be imported: {_in_words(error)}") from error
+    seed = int.from_bytes(file.stem.encode()[:3], "little")
+    if not generators and not hasattr(module, "build"):
         raise ValueError(f"{path}: no @hl.generator class and no build() in it; add one of them")
-    return [ProgramSpec(name, seed, str(Path(path).resolve()), name) for name in names] or [
-        ProgramSpec(stem, seed, str(Path(path).resolve()))
-    ]
+    names = sorted(generators)
+    if generator:
+        # A Generator without a name is registered as MODULE.CLASS here, and as CLASS by Halide's own command line.
+        names = [name for name in names if generator in (name, name.removeprefix(f"{file.stem}."))]
+        if not names:
+            there = f"there are {', '.join(sorted(generators))}" if generators else "it has a build() instead"
+            raise ValueError(f"{path}: --generator {generator!r} is not in it; {there}")
+    if (params or inputs) and len(names) > 1:
+        raise ValueError(f"{path}: --params and --inputs belong to one Generator; give --generator, one of {', '.join(names)}")
+    if params and not names:
+        raise ValueError(f"{path}: --params sets parameters of a Generator; this file has a build() instead")
+    specs = [ProgramSpec(name, seed, resolved, name, **options) for name in names]
+    specs = specs or [ProgramSpec(file.stem, seed, resolved, **options)]
+    if len(specs) == 1:
+        check(specs[0])
+    return specs
+
+
+def _assignments(flag, text):
+    """((name, value), ...) of "NAME=VALUE NAME=VALUE"; quotes keep spaces together."""
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise ValueError(f"--{flag} {text!r}: {error}") from None
+    pairs = tuple(tuple(word.split("=", 1)) for word in words)
+    for word, pair in zip(words, pairs):
+        if len(pair) != 2 or not all(pair):
+            raise ValueError(f"--{flag}: {word!r} is not of the form NAME=VALUE")
+        if sum(pair[0] == name for name, _ in pairs) > 1:
+            raise ValueError(f"--{flag}: {pair[0]} is given twice")
+    return pairs
+
+
+def check_target(text):
+    """`text` if it names a target whose code this machine runs. Raises ValueError, in one line."""
+    try:
+        target = hl.Target(text)
+    except hl.HalideError:
+        raise ValueError(f"--target {text!r}: not a target of Halide's ; give host, or one like x86-64-linux-avx2-fma") from None
+    host = hl.get_host_target()
+    if (target.arch, target.bits, target.os) != (host.arch, host.bits, host.os):
+        raise ValueError(f"--target {text!r}: code for it does not run on this machine ({host})")
+    if target.has_gpu_feature():
+        raise ValueError(f"--target {text!r}: schedules for GPUs are not measured; leave its GPU feature out")
+    return text
+
+
+def _in_words(error):
+    """An exception in one line."""
+    text = " ".join(str(error).split())
+    if isinstance(error, SystemExit):
+        return "it exits when it is imported; put hl.main() and the like under `if __name__ == '__main__':`"
+    return text.removeprefix("Error: ") if isinstance(error, hl.HalideError) else f"{type(error).__name__}: {text}"
+
+
+def check(spec):
+    """Raises ValueError, in one line, where a program can't be built, scheduled or called as it is."""
+    try:
+        pipeline, _ = spec.build_with_arguments()
+        extern = [func.name() for func in functions(pipeline) if func.is_extern()]
+        if extern:
+            raise ValueError(f"{extern[0]} is an extern stage (define_extern), which Halide's autoschedulers can't schedule")
+        estimated_arguments(pipeline)
+    except Exception as error:  # whatever a user's Generator may raise
+        raise ValueError(f"{spec.path}: {spec.name}: {error if type(error) is ValueError else _in_words(error)}") from None
 
 
 def functions(pipeline):
-    """The pipeline's Funcs from output to inputs, without the wrappers of its input images: the order of a featurization."""
-    inputs = {a.name for a in pipeline.infer_arguments()}
-    found, index = [], 0
+    """The pipeline's Funcs from output to inputs, without those that only name an input: the order of a featurization."""
+    found = []
     while True:
         try:
-            func = pipeline.get_func(index)
+            found.append(pipeline.get_func(len(found)))
         except (hl.HalideError, IndexError):
             break
-        index += 1
-        if re.sub(r"_im(\$\d+)?$", "", func.name()) not in inputs:
-            found.append(func)
-    return found[::-1]
+    names = {func.name() for func in found}
+    return [func for func in reversed(found) if not _is_input(func, names)]
+
+
+def _is_input(func, names):
+    """Whether Adams2019 takes a Func for an input of the pipeline: it is what is in a buffer, at the same place (Function::is_wrapper)."""
+    if func.has_update_definition() or func.is_extern() or len(func.values()) != 1:
+        return False
+    found = re.fullmatch(r"<halide.Expr of type \w+: (?:\(\w+\))?([^\s()]+)\((.*)\)>", str(func.values()[0]))
+    return bool(found) and found[1] not in names and found[2] == ", ".join(var.name() for var in func.args())
 
 
 def describe_stages(pipeline):

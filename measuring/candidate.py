@@ -54,7 +54,7 @@ def run_candidate(connection, spec, proposal, counts, reference_path, log_path):
             connection.send(("proposed", *proposed[:2], time.monotonic() - start, proposed[2]))
             connection.recv()
             start = time.monotonic()
-            program = elsewhere.submit(execution.Program, pipeline).result()
+            program = elsewhere.submit(execution.Program, pipeline, spec).result()
         if proposal is None:
             program.allocate(spec.seed)
             program()
@@ -75,7 +75,7 @@ def _schedule(spec, proposal):
     """(hl.Pipeline, featurization, source, description of the stages), the last for the reference only."""
     pipeline = spec.build()
     if proposal:
-        return pipeline, *proposal.apply(pipeline), {}
+        return pipeline, *proposal.apply(pipeline, spec), {}
     schedule_everything_at_root(pipeline)
     return pipeline, b"", "", describe_stages(pipeline)
 
@@ -88,7 +88,7 @@ def _check(program, seed, reference_path, counts):
         wrong = execution.mismatch(program.results(), reference.values())
     if wrong:
         return ("failed", "wrong_result", wrong)
-    found = lowered_code.count_lowered(program.pipeline) if counts else None
+    found = lowered_code.count_lowered(program.pipeline, program.spec) if counts else None
     return ("checked", None if found is None else lowered_code.as_dict(found))
 
 
@@ -128,7 +128,7 @@ def _failure(error):
 def propose(spec, proposal):
     """(featurization, source) of a proposal, neither compiled nor run; None where Halide can't schedule it so."""
     try:
-        return proposal.apply(spec.build())
+        return proposal.apply(spec.build(), spec)
     except (hl.HalideError, RuntimeError):
         return None
 
@@ -137,8 +137,8 @@ def count(spec, proposal):
     """What lowered_code.count_lowered finds in the code of a proposal, neither compiled nor run; None where Halide can't lower it, too."""
     try:
         pipeline = spec.build()
-        proposal.apply(pipeline)
-        return lowered_code.count_lowered(pipeline)
+        proposal.apply(pipeline, spec)
+        return lowered_code.count_lowered(pipeline, spec)
     except (hl.HalideError, RuntimeError):
         return None
 
@@ -146,8 +146,8 @@ def count(spec, proposal):
 def build_library(spec, proposal, prefix, name):
     """Write PREFIX.a and PREFIX.h: the program as a function `name`, scheduled by `proposal`."""
     pipeline, arguments = spec.build_with_arguments()
-    proposal.apply(pipeline)
-    pipeline.compile_to_static_library(prefix, arguments, name, hl.get_host_target())
+    proposal.apply(pipeline, spec)
+    pipeline.compile_to_static_library(prefix, arguments, name, spec.halide_target())
 
 
 def silence():

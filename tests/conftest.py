@@ -18,7 +18,7 @@ import pytest
 from dumps.files import Dump
 from dumps.parsing import parse_dump
 from features import OPS, SCHEDULE_FEATURES
-from halide_tools.programs import programs_in
+from halide_tools.programs import find_programs
 
 ROOT = Path(__file__).resolve().parent.parent
 BLUR = """
@@ -133,4 +133,4 @@ def parse(data, name="x.sample", **options):
 def blur(tmp_path):
     path = tmp_path / "blur.py"
     path.write_text(BLUR)
-    return programs_in(path)[0]
+    return find_programs(path)[0]

@@ -15,7 +15,7 @@ from dumps.parsing import parse_dump
 from evaluation import intervals
 from features import FEATURES, featurize
 from halide_tools.autoschedulers import WithWeights, baseline_weights, read_weights
-from halide_tools.programs import programs_in
+from halide_tools.programs import find_programs
 
 
 def test_onnx_gives_the_predictions_of_pytorch(tmp_path):
@@ -71,8 +71,8 @@ def test_halide_takes_the_exported_weights(tmp_path):
     )
     assert all(np.array_equal(a, b) for a, b in zip(read_weights(tmp_path / "shipped.weights"), baseline_weights()))
 
-    spec = next(iter(programs_in(ROOT / "pipelines" / "blur.py")))
-    _, source = WithWeights(str(path), beam_size=1).apply(spec.build())
+    spec = next(iter(find_programs(ROOT / "pipelines" / "blur.py")))
+    _, source = WithWeights(str(path), beam_size=1).apply(spec.build(), spec)
     assert "pipeline.get_func" in source
 
 

@@ -19,7 +19,7 @@ from dumps.files import iter_dumps
 from dumps.parsing import parse_dump
 from features import featurize
 from halide_tools.autoschedulers import LIBRARIES, Proposal, load_autoscheduler
-from halide_tools.programs import programs_in
+from halide_tools.programs import find_programs
 from tuning import results
 from tuning.pool import COUNTED_SHARE, Pool
 from tuning.run import TuningRun
@@ -125,7 +125,7 @@ def test_the_best_schedule_can_be_applied_again_and_linked(tuned, tmp_path):
     parameters = best["autoscheduler_params"] | (
         {"weights_path": str(out / "best.weights")} if "weights_path" in best["autoscheduler_params"] else {}
     )
-    spec = next(spec for spec in programs_in(folder / "generators.py") if spec.name == "narrow_blur")
+    spec = next(spec for spec in find_programs(folder / "generators.py") if spec.name == "narrow_blur")
     load_autoscheduler(best["autoscheduler"])
     applied = spec.build().apply_autoscheduler(hl.get_host_target(), hl.AutoschedulerParams(best["autoscheduler"], parameters))
     assert applied.schedule_source in (out / "best.schedule.h").read_text()
@@ -147,7 +147,7 @@ def test_the_best_schedule_can_be_applied_again_and_linked(tuned, tmp_path):
 
 
 def test_another_autoscheduler_may_win(tuned, tmp_path):
-    spec = next(spec for spec in programs_in(tuned[0] / "generators.py") if spec.name == "narrow_blur")
+    spec = next(spec for spec in find_programs(tuned[0] / "generators.py") if spec.name == "narrow_blur")
     run = TuningRun(spec, tmp_path / "measurements", 60)
     run.measure(run.others[:1])
     (tmp_path / "best.weights").write_text("of an earlier search")
@@ -171,7 +171,7 @@ def test_another_autoscheduler_may_win(tuned, tmp_path):
 
 
 def test_proposals_that_look_fast_are_lowered_and_predicted_again(tuned, tmp_path):
-    spec = next(spec for spec in programs_in(tuned[0] / "generators.py") if spec.name == "narrow_blur")
+    spec = next(spec for spec in find_programs(tuned[0] / "generators.py") if spec.name == "narrow_blur")
     device = torch.device("cpu")
     pool = Pool(TuningRun(spec, tmp_path / "measurements", 60), *train_utils.load_model(train_utils.SHIPPED_MODEL, device), device)
     pool.propose([Proposal.draw(1, k) for k in range(12)])

@@ -45,7 +45,7 @@ def build_best(run, key, output):
         autoschedulers.write_weights(output / "best.weights", proposal.weights())
     with ProcessPool(1, context=Candidate.context, initializer=silence) as processes:
         processes.schedule(build_library, args=(run.spec, proposal, str(output / name), name), timeout=BUILD_SECONDS).result()
-    parameters = {k: str(v) for k, v in (autoschedulers.parallelism() | proposal.parameters("best.weights")).items()}
+    parameters = {k: str(v) for k, v in ({"parallelism": run.spec.threads} | proposal.parameters("best.weights")).items()}
     return {
         "key": key, "autoscheduler": proposal.autoscheduler, "autoscheduler_params": parameters, "proposal": vars(proposal),
         "library": f"{name}.a", "header": f"{name}.h",

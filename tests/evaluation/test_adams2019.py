@@ -20,8 +20,8 @@ ASK_HALIDE = """
 import sys
 from halide_tools.autoschedulers import Proposal
 from halide_tools.programs import ProgramSpec
-pipeline = ProgramSpec("p", int(sys.argv[1])).build()
-featurization, _ = Proposal(sigma=0.0, dropout=100, beam_size=1, seed=0).apply(pipeline)
+spec = ProgramSpec("p", int(sys.argv[1]))
+featurization, _ = Proposal(sigma=0.0, dropout=100, beam_size=1, seed=0).apply(spec.build(), spec)
 open(sys.argv[2], "wb").write(featurization)
 """
 

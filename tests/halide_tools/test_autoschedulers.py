@@ -14,7 +14,7 @@ def test_the_shipped_weights_are_found():
 
 def test_equal_proposals_give_equal_schedules_and_others_differ(blur):
     def apply(k):
-        return Proposal.draw(1, k).apply(blur.build())
+        return Proposal.draw(1, k).apply(blur.build(), blur)
 
     featurization, source = apply(0)
     assert featurization == apply(0)[0] and len(featurization) == 2 * STAGE_BYTES and ".compute_root()" in source

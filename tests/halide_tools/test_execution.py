@@ -15,7 +15,7 @@ from measuring import machine
 
 def test_a_compiled_schedule_computes_what_the_reference_does(blur):
     scheduled, reference = blur.build(), blur.build()
-    Proposal.draw(1, 2).apply(scheduled)
+    Proposal.draw(1, 2).apply(scheduled, blur)
     schedule_everything_at_root(reference)
     results = []
     for pipeline in (scheduled, reference):

@@ -11,10 +11,11 @@ from conftest import ROOT
 from features import STAGE_BYTES
 from halide_tools.autoschedulers import Proposal
 from halide_tools.programs import (
+    ProgramSpec,
     describe_stages,
     estimated_arguments,
     functions,
-    programs_in,
+    find_programs,
 )
 from pipelines import random_programs
 
@@ -56,7 +57,7 @@ def test_stages_and_edges_are_those_of_the_featurization(blur):
         pipeline = random_programs.build(seed)[0]
         description = describe_stages(pipeline)
         stages, edges = description["stages"], description["edges"]
-        assert len(Proposal.draw(0, 0).apply(pipeline)[0]) == len(stages) * STAGE_BYTES
+        assert len(Proposal.draw(0, 0).apply(pipeline, ProgramSpec("", seed))[0]) == len(stages) * STAGE_BYTES
         assert {name for edge in edges for name in edge} <= set(stages)
 
 
@@ -82,7 +83,7 @@ def test_calls_that_features_do_not_tell_apart_are_counted():
 
 
 def test_applications_build(tmp_path):
-    specs = [s for f in sorted((ROOT / "pipelines").glob("*.py")) if f.stem not in ("random_programs",) for s in programs_in(f)]
+    specs = [s for f in sorted((ROOT / "pipelines").glob("*.py")) if f.stem not in ("random_programs",) for s in find_programs(f)]
     assert len(specs) >= 15
     for spec in specs:
         inputs, outputs = estimated_arguments(spec.build())
