@@ -44,8 +44,9 @@ from tuning.pool import Pool, read_measured
 from tuning.run import ADAMS2019, ADAMS2019_BEAM, OTHERS, Clock, TuningRun
 
 ROUNDS = 4  # in which the budget is spent: what one measures guides the next
-# Shares of --minutes after which Halide's own choice, and the search, have to be through; the runs at the end and the library take the rest.
-HALIDE_SHARE, SEARCH_SHARE = 0.35, 0.65
+# Shares of --minutes after which Halide's own choice, the proposals and the search have to be through; the fresh runs at the end and the
+# library take the rest.
+HALIDE_SHARE, PROPOSALS_SHARE, SEARCH_SHARE = 0.3, 0.45, 0.72
 
 
 class TuneConfig(Config):
@@ -160,8 +161,7 @@ def measure_baselines(tuning):
 def propose_schedules(tuning):
     """Fill the pool: with what has been measured here before, and, where the budget has room for more, with new proposals."""
     run, pool, config = tuning.run, tuning.pool, tuning.config
-    deadline = tuning.clock.after(SEARCH_SHARE)
-    run.set_deadline(deadline)
+    deadline = tuning.clock.after(PROPOSALS_SHARE)
     pool.add([read_measured(run, key) for key in run.measured()])
     if len(run.searches.get("lstm", [])) < config.budget or config.compare:
         say(f"proposing {config.proposals} schedules")
@@ -176,6 +176,7 @@ def search_schedules(tuning):
     run, pool, config, initial = tuning.run, tuning.pool, tuning.config, list(tuning.pool.keys)
     rounds, deadline = max(2, math.ceil(config.budget / ROUNDS)), tuning.clock.after(SEARCH_SHARE)
     vary = math.ceil(config.proposals / 2 / ROUNDS)
+    run.set_deadline(deadline)
     measured = {"lstm": search.search(pool, "lstm", choose_by_model, config.budget, rounds, deadline, vary=vary, report=say)}
     if config.compare:
         run.measure(run.others)

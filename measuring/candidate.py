@@ -307,9 +307,9 @@ class Candidate:
         self.send(BuildLibrary(prefix, name))
         return self.receive(self.deadline - time.monotonic())
 
-    def start_over(self, key):
-        """What is measured from now on is another measurement of the same schedule, noted under its own key."""
-        self.key, self.passes = key, []
+    def start_over(self):
+        """What is measured from now on is a repetition."""
+        self.key, self.passes = self.key.rstrip("r") + "r", []
 
     def progress(self):
         """How far it is, for a person."""

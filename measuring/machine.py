@@ -159,6 +159,8 @@ def describe_machine(protocol=CAREFUL, target="host", threads=None):
 
 def differences(noted, here, prefix=""):
     """What differs between two notes of describe_machine, in words: ["processor A, here B", ...]. What an older note lacks is left out."""
+    if noted.get("name", here.get("name")) != here.get("name"):  # of protocols: all else follows from it
+        return [f"{prefix.rstrip('.')} {noted['name']}, here {here['name']}"]
     found = []
     for key in noted.keys() & here.keys():
         if isinstance(noted[key], dict) and isinstance(here[key], dict):

@@ -14,6 +14,7 @@ from config import UserError
 
 FINALISTS = 3  # of the fastest are measured again beside Adams2019's choice, the author's schedule, and an earlier answer
 REPEATS = 3  # measurements of each in each set of runs
+CHOOSING_SHARE, CHECKING_SHARE, REPORTING_SHARE = 0.8, 0.85, 0.92  # of --minutes after which each set has to be through
 NOISE = 0.03  # differences that are no larger tell nothing on an idle machine (two measurements differ by 3.0 % at the 90th percentile)
 
 
@@ -49,15 +50,15 @@ def remeasure_finalists(run, found, previous, clock):
     baselines = [key for key in run.baselines() if key in run.measured()]
     must_match = [*baselines, *([previous] if previous and previous not in baselines else [])]
     fastest = sorted((key for key in found if key not in must_match), key=run.runtime_ms)[:FINALISTS]
-    run.set_deadline(clock.after(0.78))
+    run.set_deadline(clock.after(CHOOSING_SHARE))
     chosen_on = run.measure_again([*must_match, *fastest], REPEATS)
     order, notes = sorted(chosen_on, key=lambda key: median(chosen_on[key])), []
     while order:
         winner = order[0]
         must_match = [key for key in must_match if key in chosen_on]
-        run.set_deadline(clock.after(0.83))
+        run.set_deadline(clock.after(CHECKING_SHARE))
         answer = overrule(run, winner, must_match, notes)
-        run.set_deadline(clock.after(0.9))
+        run.set_deadline(clock.after(REPORTING_SHARE))
         reported_on = run.measure_again(list(dict.fromkeys([answer, *must_match])), REPEATS)
         if answer in reported_on:
             return Answer(answer, {key: values for key, values in reported_on.items() if key in (answer, *baselines)}, notes)

@@ -17,6 +17,7 @@ from halide_tools.programs import describe_stages
 from measuring.processes import count, on_all_cores, propose
 
 REPORT_SECONDS = 15  # between two lines about how far the proposals are
+PROPOSING_SHARE = 0.6  # of the time there is; counting takes the rest
 FIRST_PROPOSALS = 8  # if Halide refuses all of them, no more are tried
 # Of new proposals, those predicted fastest, that are lowered and counted, which takes several times as long as to propose them.
 COUNTED_SHARE = 0.5
@@ -49,10 +50,11 @@ class Pool:
         What is new is kept and predicted; the COUNTED_SHARE of it that looks fastest is lowered, counted and predicted again. Where Halide
         refuses the first few of them all, the others are not tried.
         """
-        rows = []
+        rows, now = [], time.monotonic()
+        until = now + (deadline - now) * PROPOSING_SHARE
         while proposals:
             part = proposals if self.keys else proposals[:FIRST_PROPOSALS]
-            proposed = self._on_all_cores("proposed", propose, part, deadline)
+            proposed = self._on_all_cores("proposed", propose, part, until)
             rows += self.add([(proposal, featurization, None) for proposal, (featurization, _) in proposed.items()])
             proposals = proposals[len(part) :] if self.keys else []
         fastest = sorted(rows, key=lambda i: self.log_predicted[i])[: math.ceil(len(rows) * COUNTED_SHARE)]

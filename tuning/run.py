@@ -112,44 +112,42 @@ class TuningRun(ProgramRun):
         c = self.outcomes.get(key, {"outcome": "never tried"})
         return f"{c['runtime_ms']:.4g} ms" if "runtime_ms" in c else f"{c['outcome']}: {c.get('detail', '')}".removesuffix(": ")
 
+    def keep_measurement(self, candidate, found):
+        """A first measurement goes to disk as a dump; a repetition is handed to measure_again."""
+        if candidate.key.isdecimal():
+            super().keep_measurement(candidate, found)
+        else:
+            self.repeated[candidate.key.rstrip("r")] = found
+
     def measure_again(self, keys, times):
         """{key: [milliseconds, ...]} of `times` new measurements of each, interleaved, all in fresh forks; only those that ran.
 
-        Every one is noted under a key of its own. What has no process any more is scheduled and compiled once more.
+        They are noted in the record's `fresh_runs`. What has no process any more is scheduled and compiled once more.
         """
         self._revive(keys)
-        found = {key: [] for key in keys}
+        runs, noted = {}, self.record.setdefault("fresh_runs", {})
         for _ in range(times):
-            ready = []
-            for key in keys:
-                candidate = self.processes.get(key)
-                if candidate and not candidate.has_ended and not self.is_late():
-                    candidate.start_over(self._new_repeat(key))
-                    ready.append((self, candidate))
-            repeats = [candidate.key for _, candidate in ready]
+            ready = [(self, c) for key in keys if not self.is_late() and (c := self.processes.get(key)) and not c.has_ended]
+            for _, candidate in ready:
+                candidate.start_over()
+            self.repeated = {}
             self.stopwatch.measure(ready)
-            for repeat in repeats:
-                if math.isfinite(ms := self.runtime_ms(repeat)):
-                    found[repeat.rstrip("r")].append(ms)
-        return {key: values for key, values in found.items() if values}
+            for key, found in self.repeated.items():
+                runs.setdefault(key, []).append(found["runtime_ms"])
+                noted.setdefault(key, []).append({name: found[name] for name in ("runtime_ms", "foreign_share", "noisy", "passes_ms")})
+            self.save()
+        return runs
 
     def _revive(self, keys):
-        gone = [key for key in keys if key not in self.processes or self.processes[key].has_ended]
-        for _, candidate in self._compile([self._new_repeat(key) for key in gone]):
-            self.processes[candidate.key.rstrip("r")] = candidate
-
-    def _new_repeat(self, key):
-        repeat = key + "r"
-        while repeat in self.outcomes:
-            repeat += "r"
-        return repeat
+        gone = [f"{key}r" for key in keys if key not in self.processes or self.processes[key].has_ended]
+        if gone:
+            self.processes |= {candidate.key.rstrip("r"): candidate for _, candidate in self._compile(gone)}
 
     def build_library(self, key, prefix, name):
         """LibraryBuilt, once PREFIX.a and PREFIX.h hold the program as this schedule has it, or Failed."""
-        repeat = self._new_repeat(key)  # of what is compiled once more, if its process has ended
         self._revive([key])
         if key not in self.processes:
-            c = self.outcomes.get(repeat, {"outcome": "deadline", "detail": "--minutes were over"})
+            c = self.outcomes.get(f"{key}r", {"outcome": "deadline", "detail": "--minutes were over"})
             return Failed(c["outcome"], c.get("detail", ""))
         seconds = min(self.deadline - time.monotonic(), ADAMS2019_SECONDS)
         message = self.processes[key].build_library(str(prefix), name, seconds)

@@ -14,10 +14,14 @@ import numpy as np
 from tuning.run import ADAMS2019
 
 VARIED = 3  # of the fastest schedules are varied after each round
+VARIATION_SHARE = 0.3  # of the time that is left, for proposing and counting these
 
 
 def search(pool, name, choose, budget, round_size, deadline, vary=0, among=None, report=None):
-    """Measure schedules in rounds, until `budget` are: Adams2019's own choice and those of OTHERS, then the pool's. Returns their keys in that order.
+    """Measure schedules in rounds, until `budget` are: Adams2019's own choice and those of OTHERS, then the pool's.
+
+    Returns their keys in that order.
+
 
     name : of the search in the record; what it measured before is the beginning of what it measures now, and counts.
     vary : how many variations of the fastest so far the pool gets after each round; with 0 it stays as it is. among : the keys to
@@ -59,7 +63,8 @@ def vary_the_best(pool, measured, n, deadline):
     rng = np.random.default_rng([pool.run.spec.seed, len(pool.keys)])
     fastest = sorted((key for key in measured if key in pool.keys and key != ADAMS2019), key=pool.run.runtime_ms)[:VARIED]
     parents = itertools.islice(itertools.cycle(fastest), n if fastest else 0)
-    pool.propose([pool.run.proposals[key].varied(rng) for key in parents], deadline)
+    now = time.monotonic()
+    pool.propose([pool.run.proposals[key].varied(rng) for key in parents], now + (deadline - now) * VARIATION_SHARE)
 
 
 def best_so_far(run, keys):
