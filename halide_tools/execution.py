@@ -3,9 +3,8 @@
 import ctypes
 import dataclasses
 import functools
-import math
 import os
-import random
+import re
 import sys
 import time
 from dataclasses import dataclass
@@ -14,94 +13,183 @@ import halide as hl
 import numpy as np
 import psutil
 
-from halide_tools.programs import HOST, Region, estimated_arguments
+from halide_tools.buffers import PATTERNS, Region, allocate, estimated_arguments, index_inputs, lowered_text, meet, put_contents, query
+from halide_tools.comparison import comparisons
+from halide_tools.programs import HOST, schedule_everything_at_root
 
 # One pass of a measurement: batches of calls for so long, one at least.
 PASS_SECONDS, BATCH_SECONDS = 0.02, 0.002
 # What counts of it is what its batches reach in their fastest moments, but not in the very fastest alone, which may be one that does not
 # come again: the quantile of this share.
 FAST_SHARE = 0.05
-MAX_OFFSET, ALIGNMENT = 2**18, 128  # bytes: from where memory is allocated to where a buffer begins, and what hl.Buffer aligns its own to
-RANDOM_POINTS = 65537  # drawn for an input, and repeated; a prime, so that its rows differ
 # More of the machine than this used by others while a schedule runs spoils its measurement.
 BACKGROUND_CPU_LIMIT = 0.05
 TICK = 0.01  # seconds in which the system counts the time that processors are busy
-
-# A schedule is right if its output is the reference's within these; a few points may differ where a computed value sits on a
-# threshold and the last bit decides.
-FLOAT_TOLERANCE, INTEGER_TOLERANCE, WRONG_POINTS_ALLOWED = 1e-3, 1, 1e-3
-
-
-def make_buffers(arguments, seed):
-    """The arguments of a call, of what estimated_arguments returned: (inputs with reproducible random contents, empty outputs)."""
-    rng = np.random.default_rng(seed)
-    inputs = [_allocate(a, rng) if isinstance(a, Region) else a for a in arguments[0]]
-    return inputs, [_allocate(a) for a in arguments[1]]
-
-
-def _allocate(region, rng=None):
-    """A buffer that begins at a distance drawn anew from where memory is allocated: some distances between buffers are bad for the caches."""
-    extents = [extent for _, extent in region.bounds]
-    size = math.prod(extents) * region.dtype.itemsize
-    memory = np.empty(size + MAX_OFFSET + ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % ALIGNMENT + random.randrange(0, MAX_OFFSET, ALIGNMENT)
-    array = memory[start : start + size].view(region.dtype)
-    if rng:
-        _fill(array, rng)
-    buffer = hl.Buffer(array.reshape(extents[::-1]))  # numpy names the outermost dimension first
-    buffer.set_min([minimum for minimum, _ in region.bounds])
-    return buffer
-
-
-def _fill(array, rng):
-    """Random numbers, a few of them over and over: a schedule takes as long with them, and copying is ten times as fast as drawing."""
-    n = min(RANDOM_POINTS, array.size)
-    if array.dtype.kind == "f":
-        drawn = rng.random(n, dtype=np.float32)
-    elif array.dtype == bool:
-        drawn = rng.random(n) < 0.5
-    else:
-        # All values of the small types; wider ones are indices or sums more often than pixels.
-        highest = min(int(np.iinfo(array.dtype).max), 65535)
-        drawn = rng.integers(0, highest, n, dtype=array.dtype, endpoint=True)
-    for start in range(0, array.size, RANDOM_POINTS):
-        array[start : start + RANDOM_POINTS] = drawn[: array.size - start]
+UNALIGNED = re.compile(r"host pointer of (\S+) is not aligned to a (\d+) bytes")  # Halide's refusal of a buffer
 
 
 class Program:
-    """A scheduled pipeline, compiled for the target of its ProgramSpec: call it to run it once, on so many threads, on its buffers."""
+    """A scheduled pipeline, compiled for the target of its ProgramSpec: call it to run it once, on so many threads, on its buffers.
 
-    def __init__(self, pipeline, spec=HOST):
+    is_reference : whether it is what others are compared with; then promises about its inputs are checked, so that contents that break
+    them are an error and not a crash.
+    """
+
+    def __init__(self, pipeline, spec=HOST, is_reference=False):
         os.environ["HL_NUM_THREADS"] = str(spec.threads)  # Halide's runtime reads it when it starts its threads
-        self.callable = pipeline.compile_to_callable(pipeline.infer_arguments(), spec.halide_target())
-        self.pipeline, self.spec, self.estimated = pipeline, spec, estimated_arguments(pipeline)
+        self.pipeline, self.spec, self.target = pipeline, spec, spec.halide_target()
+        if is_reference:
+            self.target = self.target.without_feature(hl.TargetFeature.NoAsserts).with_feature(hl.TargetFeature.CheckUnsafePromises)
+        self.callable = pipeline.compile_to_callable(pipeline.infer_arguments(), self.target)
+        self._regions = {}  # {seed: what a call takes}
+        self.alignments = {}  # of buffers that Halide has refused: {name: bytes}
+
+    def regions(self, seed):
+        """What a call takes: (inputs, outputs), a Region or a number each, as large and laid out as the compiled pipeline demands.
+
+        It may depend on the contents of inputs, and so on the seed. Raises ValueError, in one line, where that can't be had.
+        """
+        if seed not in self._regions:
+            self._regions[seed] = self._meet_demand(seed)
+        return self._regions[seed]
+
+    def _meet_demand(self, seed):
+        inputs, outputs = estimated_arguments(self.pipeline, self.spec.inputs)
+        arguments = [*inputs, *outputs]
+        if not self.target.has_feature(hl.TargetFeature.NoBoundsQuery):
+            demanded = iter(query(self.callable, arguments, self._read_early(inputs, seed)))
+            for i, region in enumerate(arguments):
+                if isinstance(region, Region):
+                    needed = next(demanded)
+                    if i >= len(inputs) and [tuple(n[:2]) for n in needed] != list(region.bounds):
+                        raise ValueError(
+                            f"output {region.name} must be {' x '.join(str(n) for _, n, _ in needed)} from {', '.join(str(m) for m, _, _ in needed)}, "
+                            f"where its estimates say {region}"
+                        )
+                    arguments[i] = meet(region, needed)
+        for region in arguments:
+            if isinstance(region, Region) and region.n_bytes > self.target.maximum_buffer_size():
+                raise ValueError(
+                    f"{region.name} takes {region.n_bytes / 2**30:.1f} GiB; buffers of 2 GiB and more need --target {self.spec.target}-large_buffers"
+                )
+        return arguments[: len(inputs)], arguments[len(inputs) :]
+
+    def _read_early(self, inputs, seed):
+        """{index: buffer} of the inputs whose contents a bounds query reads, since they say where others are read."""
+        indexing = index_inputs(self.pipeline)
+        if not indexing:
+            return {}
+        before = lowered_text(self.pipeline, self.target).split("produce ")[0]
+        given, found = dict(self.spec.inputs), {}
+        for i, region in enumerate(inputs):
+            if isinstance(region, Region) and region.name in indexing and re.search(rf"(?<![\w.$]){re.escape(region.name)}\[", before):
+                found[i] = allocate(region)
+                put_contents(found[i], given.get(region.name), [seed, i])
+        return found
+
+    @functools.cached_property
+    def comparisons(self):
+        """How to compare each output."""
+        return comparisons(self.pipeline)
 
     def allocate(self, seed):
-        inputs, self.outputs = make_buffers(self.estimated, seed)
-        self.arguments = [*inputs, *self.outputs]
+        """Buffers for a call: inputs with reproducible contents, outputs with whatever lies in memory."""
+        inputs, outputs = self.regions(seed)
+        given, self.outputs, self.arguments = dict(self.spec.inputs), [], []
+        for i, region in enumerate([*inputs, *outputs]):
+            if not isinstance(region, Region):
+                self.arguments.append(region)
+                continue
+            allocation = allocate(dataclasses.replace(region, alignment=max(region.alignment, self.alignments.get(region.name, 1))))
+            self.arguments.append(allocation.buffer)
+            if i >= len(inputs):
+                self.outputs.append(allocation)
+            else:
+                put_contents(allocation, given.get(region.name), [seed, i])
+
+    def start(self, seed, pattern=None):
+        """Allocate, and call for the first time. Alignments of inputs, which nothing tells but Halide's refusal, are found on the way.
+
+        pattern : a byte that the outputs hold before.
+        """
+        while True:
+            self.allocate(seed)
+            for output in self.outputs if pattern is not None else []:
+                output.set_bytes(pattern)
+            try:
+                return self()
+            except hl.HalideError as error:
+                found = UNALIGNED.search(str(error))
+                if not found or self.alignments.get(found[1]) == int(found[2]):
+                    raise
+                self.alignments[found[1]] = int(found[2])
 
     def __call__(self):
         self.callable(*self.arguments)
 
     def results(self):
-        return [np.array(o) for o in self.outputs]
+        """Copies of the outputs, as numpy has them: the outermost dimension first."""
+        return [o.contents() for o in self.outputs]
+
+    def results_of_two_runs(self, seed):
+        """Outputs of a run on memory that holds the first of PATTERNS, then of one on the second: what was never written shows."""
+        found = []
+        for pattern in PATTERNS:
+            self.start(seed, pattern)
+            found += self.results()
+        return found
 
 
-def mismatch(outputs, reference):
-    """'' where `outputs` are the reference's within tolerance, else one line that says how far they are off."""
-    for i, (got, want) in enumerate(zip(outputs, reference)):
-        if got.dtype.kind == "f":
-            finite = want[np.isfinite(want)]
-            tolerance = FLOAT_TOLERANCE * (np.abs(want) + (np.abs(finite).mean() if len(finite) else 0))
-            with np.errstate(invalid="ignore"):
-                near = np.isfinite(want) & (np.abs(got - want) <= tolerance)
-            wrong = ~(near | (got == want) | (np.isnan(got) & np.isnan(want)))
-        else:
-            tolerance = 0 if got.dtype == bool else INTEGER_TOLERANCE
-            wrong = np.abs(got.astype(np.int64) - want.astype(np.int64)) > tolerance
-        if wrong.mean() > WRONG_POINTS_ALLOWED:
-            return f"output {i} differs from the reference at {wrong.mean():.2%} of its points"
-    return ""
+def minimum_extents(spec, pipeline):
+    """The smallest output, by dimension, that a scheduled `pipeline` of `spec` can be called with: a list for each output buffer.
+
+    Extents are looked for one dimension after the other, the later ones as large as their estimates, so that all of them hold
+    together. Outputs of one size are made smaller together. A size will do where the compiled pipeline asks for no larger output, and for
+    no more of its inputs than the unscheduled algorithm reads for that size. Inputs whose size the algorithm reads (boundary conditions)
+    are taken to shrink as the output does.
+    """
+    reference = spec.build()
+    schedule_everything_at_root(reference)
+    programs = [Program(p, spec) for p in (pipeline, reference)]
+    inputs, outputs = programs[0].regions(spec.seed)
+    read_early = [p._read_early(inputs, spec.seed) for p in programs]
+    full = outputs[0].extents
+
+    def demanded(i, extents):
+        """What the schedule (0) or the algorithm (1) demands of [inputs, outputs] for a first output of these extents."""
+        smaller = dict(zip(range(len(full)), extents))
+
+        def shrunk(region):
+            bounds = tuple(
+                (low, max(1, -(-n * smaller[i] // full[i])) if i in smaller and full[i] else n) for i, (low, n) in enumerate(region.bounds)
+            )
+            return dataclasses.replace(region, bounds=bounds)
+
+        arguments = [
+            a if not isinstance(a, Region) else shrunk(a) if k >= len(inputs) or any(a.is_fixed) else a
+            for k, a in enumerate([*inputs, *outputs])
+        ]
+        return [a for a in arguments if isinstance(a, Region)], query(programs[i].callable, arguments, read_early[i])
+
+    def will_do(extents):
+        try:
+            asked, got = demanded(0, extents)
+            _, needed = demanded(1, extents)
+        except hl.HalideError:
+            return False
+        n_inputs = len(asked) - len(outputs)
+        for k, (region, of_schedule, of_algorithm) in enumerate(zip(asked, got, needed)):
+            for (low, n), (start, size, _), (first, least, _) in zip(region.bounds, of_schedule, of_algorithm):
+                if k >= n_inputs and (start, size) != (low, n):
+                    return False
+                if k < n_inputs and size and not (min(first, low) <= start and start + size <= max(first + least, low + n)):
+                    return False
+        return True
+
+    extents = list(full)
+    for i in range(len(full)):
+        extents[i] = next((n for n in range(1, full[i]) if will_do([*extents[:i], n, *extents[i + 1 :]])), full[i])
+    return [[-(-n * e // f) if f else n for n, e, f in zip(o.extents, extents, full)] + list(o.extents[len(full) :]) for o in outputs]
 
 
 @dataclass
@@ -142,8 +230,7 @@ def keep_memory():
 
 def benchmark(program, seed):
     """Run a Program for PASS_SECONDS, on buffers allocated afresh. Returns a Pass."""
-    program.allocate(seed)
-    program()  # the first call may start threads and touch memory for the first time
+    program.start(seed)  # the first call may start threads and touch memory for the first time
     before = _cpu_seconds()
     start = time.perf_counter()
     program()
@@ -163,7 +250,7 @@ def run_under_profiler(pipeline, spec, seconds):
     """Run a scheduled `pipeline` for a while; Halide's profiler prints how long each Func took."""
     target = spec.halide_target().with_feature(hl.TargetFeature.Profile)
     program = Program(pipeline, dataclasses.replace(spec, target=str(target)))
-    program.allocate(spec.seed)
+    program.start(spec.seed)
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         program()

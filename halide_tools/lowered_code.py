@@ -9,23 +9,23 @@ and counts what every stage loads, computes, stores and allocates.
 
 import math
 import re
-import tempfile
 from collections import Counter
-from pathlib import Path
 
-import halide as hl
 import numpy as np
 
 from features import LOWERED
-from halide_tools.programs import CALL_PATTERNS, HOST, Region, estimated_arguments, functions
+from halide_tools.buffers import Region, estimated_arguments, lowered_text, meet
+from halide_tools.programs import CALL_PATTERNS, HOST, functions
 
-NAME = re.compile(r"(?<![\w.$\"])[A-Za-z_][\w.$]*")
+NAME = re.compile(r"(?<![\w.$\"])[^\W\d][\w.$]*")
 NUMBER = re.compile(r"(?<![\w.$])(\d+\.\d+)f?\b")
 WHOLE, NON_INTEGER = re.compile(r"\bu?int\d+\("), re.compile(r"\bb?float\d+\(")  # casts of scalars, as functions
 CAST = re.compile(r"\((?:u?int|float|bfloat)\d+(?:x\d+)?\)")
 ELSEWHERE = re.compile("load_typed_struct_member|_halide_buffer_get|make_struct")  # a task's copies, and what is known of buffers
+# What a bounds query writes into a buffer: minimum, extent, stride and flags of each dimension.
+DEMAND = re.compile(r"_halide_buffer_init\(\(struct halide_buffer_t \*\)(\S+)\.buffer, .*?make_struct\(")
 STAGE = re.compile(r"(.+?)\.s(\d+)\.")  # how the names of a stage's loops begin
-LOAD = re.compile(r"(?<![\w.$])([A-Za-z_][\w.$]*)\[")
+LOAD = re.compile(r"(?<![\w.$])([^\W\d][\w.$]*)\[")
 OPERATION = re.compile(
     r"[*/%]| [+-] |[<>]=?|[=!]=|&&|\|\||\b(?:u?int|float)\d+(?:x\d+)?\(|\b(?:min|max|select|absd?|(?:saturating|rounding|widening|widen|halving)_\w+)\("
 )
@@ -211,6 +211,9 @@ def translate(lowered):
         elif found := re.match(r"let \S+ = halide_do_par_for\(.*?::([\w$.]+), ", line):
             start, extent, *_ = arguments(line, found.end())[0]
             emit(f"run_task({found[1]!r}, lambda: {to_python(start)}, lambda: {to_python(extent)})")
+        elif found := DEMAND.search(line):
+            fields = arguments(line, found.end())[0]
+            emit(f"demand({found[1]!r}, [{', '.join(f'lambda: {to_python(field)}' for field in fields)}])")
         elif found := re.match(r"let (\S+) = (.*)", line):
             if not ELSEWHERE.search(found[2]):
                 counts, n = count_value(found[2], vectors, True)
@@ -222,7 +225,7 @@ def translate(lowered):
             emit(
                 f"allocate({found[1]!r}, {max(int(found[2]) // 8, 1) * int(found[3] or 1)}, lambda: {to_python(found[4])}, {'in Stack' in line})"
             )
-        elif found := re.match(r"([A-Za-z_][\w.$]*)\[", line):
+        elif found := re.match(r"([^\W\d][\w.$]*)\[", line):
             index, end = arguments(line, found.end())
             if " = " in line[end:]:
                 counts, _ = count_value(line[end:].split(" = ", 1)[1], vectors, False)
@@ -237,6 +240,19 @@ def translate(lowered):
     return "\n".join(lines), statements
 
 
+METHODS = (
+    "assign",
+    "demand",
+    "let",
+    "may_hold",
+    "loop",
+    "task",
+    "run_task",
+    "run",
+    "allocate",
+)  # of an Execution, that a translation calls
+
+
 class TooLong(Exception):
     """More iterations to run than anybody would wait for."""
 
@@ -244,8 +260,11 @@ class TooLong(Exception):
 class Execution:
     """Runs a translation. A loop runs its middle iteration, which stands for all but the last, and the last."""
 
-    def __init__(self, values, n_statements):
+    def __init__(self, values, n_statements, regions=()):
         self.variables, self.weight, self.tasks, self.iterations = dict(values), 1, {}, 0
+        self.regions = dict(regions)  # {argument: Region}
+        for name in self.regions:
+            self.describe(name)
         self.runs, self.allocated, self.all_known = np.zeros(n_statements), {}, True
 
     def value(self, function):
@@ -257,6 +276,19 @@ class Execution:
 
     def assign(self, name, function):
         self.variables[name] = self.value(function)
+
+    def describe(self, name):
+        """Let the code know where a buffer begins and ends and how it is laid out."""
+        region = self.regions[name]
+        for i, ((minimum, extent), stride) in enumerate(zip(region.bounds, region.element_strides)):
+            self.variables |= {f"{name}.min.{i}": minimum, f"{name}.extent.{i}": extent, f"{name}.stride.{i}": stride}
+
+    def demand(self, name, fields):
+        """What the code itself demands of one of its buffers, which is allocated so."""
+        values = [self.value(field) for field in fields]
+        if name in self.regions and None not in values:
+            self.regions[name] = meet(self.regions[name], list(zip(values[::4], values[1::4], values[2::4])))
+            self.describe(name)
 
     def let(self, name, value, function):
         self.variables[name] = value
@@ -303,45 +335,33 @@ def count_lowered(pipeline, spec=HOST):
 
     An inlined stage has none: what it does is done by the stage that calls it. None where they can't be told: a loop's extent or an
     allocation's size depends on what is in a buffer, loops lie too deep inside each other, or the code is not understood. The pipeline
-    needs estimates for all inputs and outputs. Raises hl.HalideError as compiling does.
+    needs estimates for outputs and scalars. Raises hl.HalideError as compiling does.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "lowered.stmt")
-        pipeline.compile_to_lowered_stmt(str(path), pipeline.infer_arguments(), hl.StmtOutputFormat.Text, spec.halide_target())
-        lowered = path.read_text()
+    lowered = lowered_text(pipeline, spec.halide_target())
     try:
         name, names = re.search(r"^external\S* func (\S+) \((.*)\) \{", lowered, re.M).groups()
-        values, sizes = known_values(pipeline, names.split(", "))
         program, statements = translate(lowered)
-        execution = Execution(values, len(statements))
-        methods = {
-            method: getattr(execution, method) for method in ("assign", "let", "may_hold", "loop", "task", "run_task", "run", "allocate")
-        }
+        execution = Execution(*known_values(pipeline, spec, names.split(", "), len(statements)))
+        methods = {name: getattr(execution, name) for name in METHODS}
         exec(compile(program, name, "exec"), {"variables": execution.variables, **FUNCTIONS, **methods})
         execution.tasks[name][1]()
     except (SyntaxError, RecursionError, TooLong, AttributeError, LookupError, NameError, ValueError):
         return None  # nested deeper than Python allows, or written as no code seen so far: the schedule is worth keeping all the same
+    sizes = {name: (region.dtype.itemsize, region.n_bytes) for name, region in execution.regions.items()}
     return by_stage(functions(pipeline), statements, execution, sizes) if execution.all_known else None
 
 
-def known_values(pipeline, names):
-    """What the lowered code's arguments, of these names, tell it: ({name in the code: number}, {name: (bytes a point, bytes in all)})."""
-    values, sizes = {}, {}
-    inputs, outputs = estimated_arguments(pipeline)
-    for name, given in zip(names, [*inputs, *outputs]):
-        if not isinstance(given, Region):
-            values[name] = NonInteger(given) if isinstance(given, float) else given
-            continue
-        stride = 1
-        for i, (minimum, extent) in enumerate(given.bounds):
-            values |= {f"{name}.min.{i}": minimum, f"{name}.extent.{i}": extent, f"{name}.stride.{i}": stride}
-            stride *= extent
-        sizes[name] = given.dtype.itemsize, stride * given.dtype.itemsize
-    return values, sizes
+def known_values(pipeline, spec, names, n_statements):
+    """What an Execution starts from: ({name in the code: number}, n_statements, {argument: Region}); `names` are the lowered code's arguments."""
+    inputs, outputs = estimated_arguments(pipeline, spec.inputs)
+    given = dict(zip(names, [*inputs, *outputs]))
+    regions = {name: value for name, value in given.items() if isinstance(value, Region)}
+    scalars = {name: NonInteger(value) if isinstance(value, float) else value for name, value in given.items() if name not in regions}
+    return scalars, n_statements, regions
 
 
 def by_stage(funcs, statements, execution, sizes):
-    """What an Execution has counted, (T, K); `sizes` as known_values gives them, of what is not allocated here."""
+    """What an Execution has counted, (T, K); `sizes` : {argument: (bytes a point, bytes in all)}."""
     stages = [(func.name(), i) for func in funcs for i in range(func.num_update_definitions(), -1, -1)]
     totals, sizes = {stage: Counter() for stage in stages}, dict(sizes)
     for name, (n, n_bytes, itemsize, on_stack) in execution.allocated.items():

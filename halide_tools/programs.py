@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import halide as hl
-import numpy as np
 from halide import _generator_helpers
 
 from config import usable_cores
 from features import CALLS
-from halide_tools.autoschedulers import autoscheduler_params
+from halide_tools.autoschedulers import Proposal, autoscheduler_params
+from halide_tools.buffers import all_funcs, definitions, estimated_arguments
 from pipelines import random_programs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -214,8 +214,7 @@ def directives(ignored):
 
 def _algorithm_text(pipeline):
     """Lines that say what a pipeline computes; the same for the same algorithm, whatever numbers Halide adds to names. Schedules `pipeline`."""
-    inputs = {a.name for a in pipeline.infer_arguments()}
-    numbers = {}
+    inputs, numbers = {a.name for a in pipeline.infer_arguments()}, {}
 
     def canonical(name):
         stem, dollar, _ = name[0].partition("$")
@@ -386,21 +385,19 @@ def check(spec):
     try:
         pipeline, _ = spec.build_with_arguments()
         extern = [func.name() for func in functions(pipeline) if func.is_extern()]
+        estimated_arguments(pipeline, spec.inputs)
         if extern:
-            raise ValueError(f"{extern[0]} is an extern stage (define_extern), which Halide's autoschedulers can't schedule")
-        estimated_arguments(pipeline)
+            try:
+                Proposal(sigma=0.0, dropout=100, beam_size=1, seed=0).apply(pipeline, spec)
+            except hl.HalideError as error:
+                raise ValueError(f"Adams2019 can't schedule it: {_in_words(error)} ({extern[0]} is an extern stage)") from None
     except Exception as error:  # whatever a user's Generator may raise
         raise ValueError(f"{spec.path}: {spec.name}: {error if type(error) is ValueError else _in_words(error)}") from None
 
 
 def functions(pipeline):
     """The pipeline's Funcs from output to inputs, without those that only name an input: the order of a featurization."""
-    found = []
-    while True:
-        try:
-            found.append(pipeline.get_func(len(found)))
-        except (hl.HalideError, IndexError):
-            break
+    found = all_funcs(pipeline)
     names = {func.name() for func in found}
     return [func for func in reversed(found) if not _is_input(func, names)]
 
@@ -423,66 +420,32 @@ def describe_stages(pipeline):
     names = {f.name() for f in funcs}
     stages, edges, calls = [], [], {kind: [] for kind in CALLS}
     for func in funcs:
-        updates = [(f"{func.name()}.update({i})", func.update_values(i), func.update_args(i)) for i in range(func.num_update_definitions())]
-        texts = []
-        for name, *parts in [*reversed(updates), (func.name(), func.values())]:
-            texts.append(" ".join(map(str, parts)))
-            stages.append(name)
-            for kind, pattern in CALL_PATTERNS.items():
-                calls[kind].append(len(re.findall(pattern, texts[-1])))
+        texts = definitions(func)
+        stages += [*(f"{func.name()}.update({i})" for i in reversed(range(len(texts) - 1))), func.name()]
+        for kind, pattern in CALL_PATTERNS.items():
+            calls[kind] += [len(re.findall(pattern, text)) for text in reversed(texts)]
         called = set(re.findall(r"([\w$.]+)\(", " ".join(texts))) & names
         edges += [[producer, func.name()] for producer in sorted(called - {func.name()})]
     return {"stages": stages, "edges": edges, "calls": calls}
 
 
+# References
+
+
 def schedule_everything_at_root(pipeline):
-    """The schedule of the reference: every Func computed in full before its readers. Slow, but it always compiles."""
+    """Every Func computed in full before its readers. Slow, but it compiles where a Func is not larger than memory."""
     for func in functions(pipeline):
         func.compute_root()
 
 
-# Running
+def reference_schedules():
+    """{name: function(pipeline, spec)} that schedule a program for its reference in place, in the order in which to try them.
 
-
-@dataclass(frozen=True)
-class Region:
-    """Of a buffer: its element type (np.dtype) and (minimum, extent) of each dimension, innermost first."""
-
-    dtype: np.dtype
-    bounds: list
-
-
-def estimated_arguments(pipeline):
-    """What a call of `pipeline` takes, as large as the estimates say: (inputs, outputs), a Region for each buffer, a number for each scalar.
-
-    Raises ValueError, in one line, for a missing estimate.
+    "root" : every Func stored in full. "inlined" : Halide's default, for programs with Funcs too large to store. "adams2019" : its own
+    choice, where neither can be had: it is then compared with others like it.
     """
-    inputs, outputs = [], []
-    for argument in pipeline.infer_arguments():
-        estimates = argument.argument_estimates
-        if argument.dimensions:
-            bounds = [(r.min, r.extent) for r in estimates.buffer_estimates]
-            inputs.append(_region(argument.type, bounds, f"input {argument.name}"))
-            continue
-        value = estimates.scalar_estimate if estimates.scalar_estimate.defined() else estimates.scalar_def
-        if not value.defined():
-            raise ValueError(f"input {argument.name} has no estimate: call set_estimate on it")
-        inputs.append(hl.evaluate(value))
-    for func in pipeline.outputs():
-        for buffer, type in zip(func.output_buffers(), func.types()):
-            p = buffer.parameter()
-            bounds = [(p.min_constraint_estimate(i), p.extent_constraint_estimate(i)) for i in range(p.dimensions())]
-            outputs.append(_region(type, bounds, f"output {func.name()}"))
-    return inputs, outputs
-
-
-def _region(type, bounds, what):
-    if not all(m.defined() and e.defined() for m, e in bounds):
-        raise ValueError(f"{what} has no estimates: call set_estimates on it")
-    return Region(np.array(hl.Buffer(type, [1]), copy=False).dtype, [(_constant(m), _constant(e)) for m, e in bounds])
-
-
-def _constant(expression):
-    """Its value; what isn't a plain number is compiled and run, which takes a tenth of a second."""
-    number = re.fullmatch(r"<halide.Expr of type int32: (-?\d+)>", str(expression))
-    return int(number[1]) if number else hl.evaluate(expression)
+    return {
+        "root": lambda pipeline, spec: schedule_everything_at_root(pipeline),
+        "inlined": lambda pipeline, spec: None,
+        "adams2019": lambda pipeline, spec: Proposal(sigma=0.0, dropout=100, beam_size=1, seed=0).apply(pipeline, spec),
+    }

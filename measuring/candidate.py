@@ -25,8 +25,9 @@ import halide as hl
 import numpy as np
 import psutil
 
-from halide_tools import execution, lowered_code
-from halide_tools.programs import ProgramSpec, describe_stages
+from halide_tools import comparison, execution, lowered_code
+from halide_tools.buffers import describe_inputs
+from halide_tools.programs import ProgramSpec, describe_stages, reference_schedules
 from measuring.messages import BuildLibrary, Checked, Compiled, Failed, GoOn, LibraryBuilt, Measured, Proposed, ReferenceRun
 
 HALIDE_ERRORS = (hl.HalideError, ValueError, RuntimeError, MemoryError)
@@ -40,9 +41,9 @@ PASS_OF_SEARCH = re.compile(r"^Pass (\d+) of (\d+)", re.M)
 
 @dataclass(frozen=True)
 class Reference:
-    """The way, by its number in execution.reference_schedules, to compute the outputs that those of all candidates are compared with."""
+    """A way, by its name in programs.reference_schedules, to compute the outputs that those of all candidates are compared with."""
 
-    attempt: int = 0
+    way: str
 
 
 @dataclass(frozen=True)
@@ -96,14 +97,12 @@ def _run_steps(connection, task):
         connection.send(Proposed(*schedule, time.monotonic() - start, description))
         connection.recv()
         start = time.monotonic()
-        program = elsewhere.submit(execution.Program, pipeline, spec).result()
+        program = elsewhere.submit(execution.Program, pipeline, spec, isinstance(task.proposal, Reference)).result()
     connection.send(Compiled(time.monotonic() - start))
     connection.recv()
     if isinstance(task.proposal, Reference):
-        program.allocate(spec.seed)
-        program()
-        np.savez(task.reference_path, *program.results())
-        connection.send(ReferenceRun(execution.describe_inputs(program)))
+        np.savez(task.reference_path, *program.results_of_two_runs(spec.seed))
+        connection.send(ReferenceRun(describe_inputs(pipeline, spec)))
         return
     _send_from_fork(connection, lambda: _check(program, task))
     while True:
@@ -120,7 +119,7 @@ def _schedule(spec, proposal):
         return *schedule(spec, proposal), {}
     pipeline = spec.build()
     description = describe_stages(pipeline) | {"identity": spec.identity()}
-    execution.reference_schedules()[proposal.attempt].apply(pipeline, spec)
+    reference_schedules()[proposal.way](pipeline, spec)
     return pipeline, b"", "", description
 
 
@@ -134,10 +133,8 @@ def schedule(spec, proposal):
 
 def _check(program, task):
     """The message about a program's output; with `counts` also of what is counted in its lowered code."""
-    program.allocate(task.spec.seed)
-    program()
     with np.load(task.reference_path) as reference:
-        wrong = execution.mismatch(program.results(), reference.values())
+        wrong = comparison.mismatch(program.results_of_two_runs(task.spec.seed), reference.values(), program.comparisons)
     if wrong:
         return Failed("wrong_result", wrong)
     found = lowered_code.count_lowered(program.pipeline, task.spec) if task.counts else None
@@ -147,7 +144,7 @@ def _check(program, task):
 def _build_library(program, order):
     arguments = program.spec.build_with_arguments()[1]
     program.pipeline.compile_to_static_library(order.prefix, arguments, order.name, program.spec.halide_target())
-    return LibraryBuilt(execution.minimum_extents(program))
+    return LibraryBuilt(execution.minimum_extents(program.spec, program.pipeline))
 
 
 def _send_from_fork(connection, work):
@@ -232,7 +229,7 @@ class Candidate:
 
     def __init__(self, key, run, folder):
         self.key, self.run = key, run
-        self.proposal = Reference(run.reference_attempt) if key == "reference" else run.proposal(key.rstrip("r"))
+        self.proposal = Reference(run.reference_way) if key == "reference" else run.proposal(key.rstrip("r"))
         stem = hashlib.sha256(run.spec.name.encode()).hexdigest()[:16]  # whatever characters a name has
         self.log = Path(folder, f"{stem}.{key}.log")
         self.connection, theirs = self.context.Pipe()

@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 from config import replace_file
 from dumps.files import LOWERED_SUFFIX
-from halide_tools import execution
 from halide_tools.autoschedulers import Proposal
+from halide_tools.programs import reference_schedules
 from measuring.candidate import origin, prepare_processes
 from measuring.compile_queue import CompileQueue
 from measuring.machine import CAREFUL, REPEATED_SHARE, Protocol, record_calibration
@@ -77,7 +77,8 @@ class ProgramRun:
             # A timeout counts against the candidates that compiled beside it, and those are gone with the process that was killed.
             for key in [key for key, c in self.outcomes.items() if c["outcome"] in self.forgotten]:
                 del self.outcomes[key]
-        self.reference_ready, self.failed, self.reference_attempt = False, "failure" in self.record, 0
+        self.reference_ready, self.failed = False, "failure" in self.record
+        self.reference_way, *self.reference_ways_left = reference_schedules()
         self.awaiting_deduplication = []  # candidates whose proposals may be duplicates of earlier ones, in the order of their keys
         self.unchecked = []  # candidates that have compiled before the reference has run
         self.begin_round()
@@ -196,8 +197,7 @@ class ProgramRun:
     def keep_reference(self, message):
         """The reference has run: the others can be checked."""
         self.reference_ready = True
-        way = execution.reference_schedules()[self.reference_attempt]
-        self.record["reference"], self.record["inputs"] = way.name, message.inputs
+        self.record["reference"], self.record["inputs"] = self.reference_way, message.inputs
         self.save()
 
     def fail(self, candidate, failed):
@@ -209,11 +209,10 @@ class ProgramRun:
             self.end_as(candidate, failed.reason, detail=failed.detail)
             return False
         candidate.end()
-        ways = execution.reference_schedules()
         tried = self.record.setdefault("reference_failures", [])
-        tried.append(f"{ways[self.reference_attempt].name}: {failed.reason}: {failed.detail}")
-        if failed.reason != "deadline" and self.reference_attempt + 1 < len(ways):
-            self.reference_attempt += 1
+        tried.append(f"{self.reference_way}: {failed.reason}: {failed.detail}")
+        if failed.reason != "deadline" and self.reference_ways_left:
+            self.reference_way = self.reference_ways_left.pop(0)
             return True
         self.failed = True
         self.record["failure"] = f"reference: {'; '.join(tried)}"

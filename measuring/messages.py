@@ -40,7 +40,7 @@ class Compiled:
 
 @dataclass(frozen=True)
 class ReferenceRun:
-    """The reference has run, and its outputs are on disk. inputs : execution.describe_inputs."""
+    """The reference has run, and its outputs are on disk. inputs : buffers.describe_inputs."""
 
     inputs: dict
 
@@ -59,9 +59,9 @@ class Measured:
 
 @dataclass(frozen=True)
 class LibraryBuilt:
-    """minimum_extents : the smallest output, by dimension, that the library can be called with."""
+    """minimum_extents : the smallest outputs, by dimension, that the library can be called with."""
 
-    minimum_extents: dict
+    minimum_extents: list
 
 
 @dataclass(frozen=True)
