@@ -46,7 +46,9 @@ class CollectConfig(Config):
     pipeline: str = Field("", description="a file, or a folder of files, of Halide Python Generators or build() to measure instead")
     generator: str = Field("", description="which of the file's Generators; empty: all")
     params: str = Field("", description='GeneratorParams and open types of the one Generator, as "NAME=VALUE NAME=VALUE"')
-    inputs: str = Field("", description='contents of inputs of the one Generator, as "NAME=FILE.npy NAME=VALUE"; others are drawn at random')
+    inputs: str = Field(
+        "", description='contents of inputs of the one Generator, as "NAME=FILE.npy NAME=VALUE"; others are drawn at random'
+    )
     target: str = Field("host", description="Halide target that schedules and code are made for")
     protocol: Literal[*PROTOCOLS] = Field(
         "careful", description="how each schedule is measured: careful, or quick, for trying things out; the two are never mixed"
@@ -171,7 +173,9 @@ def report(output, specs):
         print(f"{sum(counts)} schedules of {sum(n > 0 for n in counts)} programs in {folder}")
         n_measured += sum(counts)
     if not n_measured and not archives.packed_programs(output):
-        raise UserError(f"no schedule of {'any program' if len(specs) > 1 else specs[0].name} could be measured: {'; '.join(reasons[:3])[:600]}")
+        raise UserError(
+            f"no schedule of {'any program' if len(specs) > 1 else specs[0].name} could be measured: {'; '.join(reasons[:3])[:600]}"
+        )
 
 
 def why_none(record):

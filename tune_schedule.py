@@ -37,6 +37,7 @@ from halide_tools.programs import default_threads, find_programs
 from measuring.archives import NOTE, is_free, otherwise
 from measuring.candidate import origin, prepare_processes
 from measuring.machine import BACKGROUND_SECONDS, PROTOCOLS, describe_machine, differences
+from measuring.processes import identities
 from tuning import results, search
 from tuning.choosing import ChooseByHalide, choose_at_random, choose_by_model
 from tuning.duel import REPEATS, remeasure_finalists
@@ -56,7 +57,9 @@ class TuneConfig(Config):
     inputs: str = Field("", description='contents of inputs, as "NAME=FILE.npy NAME=VALUE"; others are drawn at random')
     target: str = Field("host", description="Halide target that schedules, code and library are made for")
     budget: int = Field(
-        32, ge=1, description="schedules to measure at most, earlier runs in this folder and Halide's own choice included, the author's own left out"
+        32,
+        ge=1,
+        description="schedules to measure at most, earlier runs in this folder and Halide's own choice included, the author's own left out",
     )
     minutes: float = Field(0, ge=0, description="longest time for all of it, Halide's own search and the library included; 0: no limit")
     proposals: int = Field(400, ge=1, description="schedules to propose at the start; half as many again as variations of the fastest")
@@ -111,7 +114,9 @@ def open_folder(config, spec):
     """
     output = Path(config.output).resolve()
     note = output / "measurements" / NOTE
-    machine, identity = describe_machine(PROTOCOLS[config.protocol], spec.target, spec.threads), spec.identity()
+    machine, identity = describe_machine(PROTOCOLS[config.protocol], spec.target, spec.threads), identities([spec]).get(spec)
+    if not identity:
+        raise UserError(f"{config.file}: {spec.name} can't be built in a process of its own, as it was a moment ago in this one")
     if note.exists():
         noted = orjson.loads(note.read_bytes())
         if noted.get("identity") != identity:
@@ -166,7 +171,9 @@ def propose_schedules(tuning):
     if len(run.searches.get("lstm", [])) < config.budget or config.compare:
         say(f"proposing {config.proposals} schedules")
         pool.propose([Proposal.draw(run.spec.seed, k) for k in range(config.proposals)], deadline)
-        say(f"{len(pool.keys)} distinct schedules proposed in {pool.seconds['propose']:.1f} s, predicted in {pool.seconds['predict']:.1f} s")
+        say(
+            f"{len(pool.keys)} distinct schedules proposed in {pool.seconds['propose']:.1f} s, predicted in {pool.seconds['predict']:.1f} s"
+        )
     if not pool.keys:
         say(f"Adams2019 takes none of its proposals ({failures_in_words(pool.refused)}): {pool.words}")
 
@@ -267,8 +274,8 @@ def main():
     checkpoint = config.checkpoint if "checkpoint" in config.model_fields_set else train_utils.SHIPPED_MODEL
     model, meta = train_utils.load_model(checkpoint, device, config.precision)
     spec = find_program(config)
-    output, folder = open_folder(config, spec)
     prepare_processes()
+    output, folder = open_folder(config, spec)
     cores = min(usable_cores(), config.num_threads or usable_cores())
     run = TuningRun(spec, folder, config.compile_seconds, PROTOCOLS[config.protocol], cores, say)
     run.record["identity"] = orjson.loads((folder / NOTE).read_bytes())["identity"]

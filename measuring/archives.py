@@ -13,8 +13,8 @@ from dumps.files import ARCHIVE_ERRORS, LOWERED_SUFFIX
 from halide_tools.autoschedulers import Proposal
 from measuring import collection
 from measuring.collection import PriorSchedule
-from measuring.machine import describe_machine, differences
-from measuring.processes import identity, on_all_cores
+from measuring.machine import differences
+from measuring.processes import identities
 
 NOTE, RECORD = "collection.json", "program.json"
 # What a collection writes: its note, and in a program's folder the record and the files of each schedule.
@@ -120,7 +120,7 @@ def check_identities(output, specs):
         found = [(path, orjson.loads(path.read_bytes())) for path in paths if path.exists()]
         records[spec] = [(path, r) for path, r in found if any(c["outcome"] == "measured" for c in r["candidates"].values())]
     measured = [spec for spec in specs if records[spec]]
-    now = on_all_cores(identity, None, measured) if measured else {}
+    now = identities(measured) if measured else {}
     for spec in measured:
         for path, record in records[spec]:
             if record.get("identity") != now.get(spec):

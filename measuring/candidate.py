@@ -117,10 +117,29 @@ def _schedule(spec, proposal):
     """(hl.Pipeline, featurization, source, description of the program, of the reference only)."""
     if not isinstance(proposal, Reference):
         return *schedule(spec, proposal), {}
+    identity = _identity_in_fork(spec)
     pipeline = spec.build()
-    description = describe_stages(pipeline) | {"identity": spec.identity()}
+    description = describe_stages(pipeline) | {"identity": identity}
     reference_schedules()[proposal.way](pipeline, spec)
     return pipeline, b"", "", description
+
+
+def _identity_in_fork(spec):
+    """ProgramSpec.identity as a process tells it that has built nothing yet, as processes.identities does: it goes by names, and Halide gives other
+    names to a second program. "" where it can't be told."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            _die_with_parent()
+            os.write(writing, spec.identity().encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as told:
+        identity = told.read()
+    os.waitpid(pid, 0)
+    return identity
 
 
 def schedule(spec, proposal):

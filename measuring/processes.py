@@ -16,13 +16,14 @@ from measuring.messages import Failed
 PROPOSAL_SECONDS = 60  # for Adams2019 to come up with one, or for counting in its code; it is left out if it takes longer
 
 
-def on_all_cores(function, spec, proposals, deadline=math.inf, failures=None, cores=None, report=None):
+def on_all_cores(function, spec, proposals, deadline=math.inf, failures=None, cores=None, report=None, tasks_each=0):
     """{proposal: function(spec, proposal)}, worked out on `cores` (all usable ones) until the deadline (time.monotonic()).
 
     Those that gave none are left out; why is added to the list `failures` (Failed each). report : called with (how many are done, of how many).
+    tasks_each : after so many a process is replaced by a new one; 0: never.
     """
     found, failures = {}, [] if failures is None else failures
-    with ProcessPool(cores or usable_cores(), context=Candidate.context, initializer=prepare_worker) as pool:
+    with ProcessPool(cores or usable_cores(), context=Candidate.context, max_tasks=tasks_each, initializer=prepare_worker) as pool:
         futures = {p: pool.schedule(partial(function, spec), args=(p,), timeout=PROPOSAL_SECONDS) for p in proposals}
         for n_done, (proposal, future) in enumerate(futures.items()):
             if report:
@@ -67,11 +68,18 @@ def count(spec, proposal):
     return Failed("not_counted", "what its lowered code does can't be told") if found is None else found
 
 
-def identity(_, spec):
-    """ProgramSpec.identity, or Failed where the program can't be built, whatever its file raises."""
+def identities(specs):
+    """{ProgramSpec: its identity}, each worked out in a process that has built nothing else; those that can't be built are left out.
+
+    That of a program of which a process has built another one before may come out differently: Halide numbers names.
+    """
+    return on_all_cores(_identity, None, specs, tasks_each=1)
+
+
+def _identity(_, spec):
     try:
         return spec.identity()
-    except Exception as error:  # a user's file
+    except Exception as error:  # whatever a user's file may raise
         return failure(error)
 
 
@@ -80,4 +88,3 @@ def prepare_worker():
     limit_memory()
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1), os.dup2(nowhere, 2)
-

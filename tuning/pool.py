@@ -134,4 +134,8 @@ def read_measured(run, key):
     if not path.exists():
         return run.proposals[key], b"", None
     counts = path.with_suffix(LOWERED_SUFFIX)
-    return run.proposals[key], path.read_bytes()[:-12], stage_counts(orjson.loads(counts.read_bytes()), LOWERED) if counts.exists() else None
+    return (
+        run.proposals[key],
+        path.read_bytes()[:-12],
+        stage_counts(orjson.loads(counts.read_bytes()), LOWERED) if counts.exists() else None,
+    )
