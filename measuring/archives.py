@@ -18,7 +18,7 @@ from measuring.processes import identities
 
 NOTE, RECORD = "collection.json", "program.json"
 # What a collection writes: its note, and in a program's folder the record and the files of each schedule.
-OWN_FILE = re.compile(rf"{RECORD}|\d{{3,}}r*(\.sample|\.schedule\.h|{re.escape(LOWERED_SUFFIX)})")
+OWN_FILE = re.compile(rf"{RECORD}|\d+r*(\.sample|\.schedule\.h|{re.escape(LOWERED_SUFFIX)})")
 LEFT_BY_NOTE = (f"{NOTE}.lock", f"{NOTE}.tmp")
 
 
