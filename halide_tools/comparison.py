@@ -21,6 +21,7 @@ NEARBY = 5  # points in each dimension that make the local scale
 STEP_SHARE = 1e-3  # of points that may differ by a step where floats are rounded, and more the larger the values are beside their last bit
 FLIPPED_SHARE = 1e-3  # of points that may lie on the other side of a threshold
 STEP_EPSILONS = 64  # last bits by which a float may differ before it is rounded
+WINDOW, BOX = 16, 8  # points of a line, and points of a box in each dimension, in which too many together are no accident
 SIGMAS = 6  # by which a row, column or plane may hold more of the differing points than its share of all points
 # What may make a program itself depend on its schedule.
 DOUBTS = {
@@ -218,27 +219,40 @@ def _is_small(wrong):
 
 
 def are_scattered(wrong, share):
-    """Whether points lie as chance would put them: few, no more in any row, column, plane or border than elsewhere, and no runs."""
+    """Whether points lie as chance would put them: few, no more in any row, column, plane or border than elsewhere, and not together."""
     n, count = wrong.size, int(np.count_nonzero(wrong))
     if count > max(1, share * n):
         return False
-    density = count / n
-    longest = 2 + (math.ceil(math.log(n) / -math.log(density)) if density < 1 else n)
+    for axis in range(wrong.ndim if wrong.ndim > 1 else 0):
+        counts = np.count_nonzero(wrong, axis=tuple(i for i in range(wrong.ndim) if i != axis))
+        expected = count / len(counts)
+        if counts.max() > expected + SIGMAS * math.sqrt(expected) + 4:
+            return False
+    places = np.stack(np.nonzero(wrong)) if wrong.ndim else np.zeros((0, 1), int)
     for axis in range(wrong.ndim):
-        along = np.moveaxis(wrong, axis, 0)
-        if wrong.ndim > 1:
-            counts = np.count_nonzero(along, axis=tuple(range(1, wrong.ndim)))
-            expected = count / len(counts)
-            if counts.max() > expected + SIGMAS * math.sqrt(expected) + 4:
-                return False
-        run = along
-        for _ in range(longest - 1):
-            run = run[1:] & run[:-1]
-            if not run.any():
-                break
-        else:
+        # As many within WINDOW points of a line as chance alone would put nowhere.
+        apart = _too_many(n, WINDOW * count / n)
+        others = [i for i in range(wrong.ndim) if i != axis]
+        line = np.ravel_multi_index(places[others], [wrong.shape[i] for i in others]) if others else np.zeros(count, int)
+        order = np.lexsort((places[axis], line))
+        line, along = line[order], places[axis][order]
+        if apart < count and np.any((line[apart:] == line[:-apart]) & (along[apart:] - along[:-apart] < WINDOW)):
+            return False
+    # The same in boxes, on two grids so that none is cut in all of them.
+    box = [min(BOX, m) for m in wrong.shape]
+    limit = _too_many(n, math.prod(box) * count / n) + 2
+    for shift in (0, BOX // 2):
+        if count and np.unique((places + shift) // BOX, axis=1, return_counts=True)[1].max() >= limit:
             return False
     return True
+
+
+def _too_many(places, expected):
+    """The smallest number of points that chance puts together in one of `places`, where so many are expected in each, less than once in 10,000."""
+    k = 1
+    while k < 2 * expected or places * math.exp(k * math.log(max(expected, 1e-12)) - math.lgamma(k + 1) - expected) > 1e-4:
+        k += 1
+    return k
 
 
 def _describe(got, want, wrong, comparison):
