@@ -6,6 +6,7 @@ measuring.messages.
 
 import contextlib
 import ctypes
+import dataclasses
 import hashlib
 import math
 import multiprocessing
@@ -25,7 +26,7 @@ import halide as hl
 import numpy as np
 import psutil
 
-from halide_tools import comparison, execution, lowered_code
+from halide_tools import comparison, execution, lowered_code, schedules
 from halide_tools.buffers import describe_inputs
 from halide_tools.programs import ProgramSpec, describe_stages, reference_schedules
 from measuring.messages import BuildLibrary, Checked, Compiled, Failed, GoOn, LibraryBuilt, Measured, Proposed, ReferenceRun
@@ -54,12 +55,28 @@ class HandWritten:
 
 
 @dataclass(frozen=True)
+class StoredSchedule:
+    """A schedule that was found before, as text of schedules.Schedule.to_json: it needs no search."""
+
+    text: str
+
+    def apply(self, pipeline, spec):
+        schedules.Schedule.from_json(self.text).apply(pipeline)
+        return b"", ""
+
+
+@dataclass(frozen=True)
 class Task:
-    """What a candidate's process is to do. proposal : how to schedule, or a Reference; counts : whether to count in the lowered code, too."""
+    """What a candidate's process is to do.
+
+    proposal : how to schedule, or a Reference; counts : whether to count in the lowered code, too; as_data : whether to tell the schedule
+    as data, too.
+    """
 
     spec: ProgramSpec
     proposal: object
     counts: bool
+    as_data: bool
     reference_path: str
     log_path: str
 
@@ -93,8 +110,8 @@ def _run_steps(connection, task):
     spec = task.spec
     with ThreadPoolExecutor(1) as elsewhere:  # where it has a heap of its own, so that the one that is measured on is as good as new
         start = time.monotonic()
-        pipeline, *schedule, description = elsewhere.submit(_schedule, spec, task.proposal).result()
-        connection.send(Proposed(*schedule, time.monotonic() - start, description))
+        pipeline, proposed = elsewhere.submit(_schedule, task).result()
+        connection.send(dataclasses.replace(proposed, seconds=time.monotonic() - start))
         connection.recv()
         start = time.monotonic()
         program = elsewhere.submit(execution.Program, pipeline, spec, isinstance(task.proposal, Reference)).result()
@@ -113,15 +130,29 @@ def _run_steps(connection, task):
             _send_from_fork(connection, lambda: Measured(execution.benchmark(program, spec.seed)))
 
 
-def _schedule(spec, proposal):
-    """(hl.Pipeline, featurization, source, description of the program, of the reference only)."""
+def _schedule(task):
+    """(hl.Pipeline, Proposed)."""
+    spec, proposal = task.spec, task.proposal
     if not isinstance(proposal, Reference):
-        return *schedule(spec, proposal), {}
+        pipeline, unscheduled = unscheduled_pipeline(spec, proposal), None
+        if task.as_data and not isinstance(proposal, HandWritten):
+            unscheduled = _as_data(pipeline)
+        found = apply(proposal, pipeline, spec)
+        data = _as_data(pipeline, unscheduled) if task.as_data else None
+        return pipeline, Proposed(*found, 0.0, schedule=data.to_json() if data else "")
     identity = _identity_in_fork(spec)
     pipeline = spec.build()
     description = describe_stages(pipeline) | {"identity": identity}
     reference_schedules()[proposal.way](pipeline, spec)
-    return pipeline, b"", "", description
+    return pipeline, Proposed(b"", "", 0.0, description)
+
+
+def _as_data(pipeline, unscheduled=None):
+    """schedules.Schedule of a pipeline, None where it can't be kept so: then it has to be searched for once more when it is asked for again."""
+    try:
+        return schedules.read(pipeline, unscheduled)
+    except (ValueError, RuntimeError, LookupError):
+        return None
 
 
 def _identity_in_fork(spec):
@@ -142,12 +173,14 @@ def _identity_in_fork(spec):
     return identity
 
 
-def schedule(spec, proposal):
-    """(hl.Pipeline, featurization, C++ source) of a program scheduled as a proposal says. The author's own schedule has no source."""
-    if isinstance(proposal, HandWritten):
-        return spec.build_hand_scheduled(), b"", ""
-    pipeline = spec.build()
-    return pipeline, *proposal.apply(pipeline, spec)
+def unscheduled_pipeline(spec, proposal):
+    """The hl.Pipeline that `apply` schedules as a proposal says; that of HandWritten is scheduled already."""
+    return spec.build_hand_scheduled() if isinstance(proposal, HandWritten) else spec.build()
+
+
+def apply(proposal, pipeline, spec):
+    """Schedule `pipeline` in place: (featurization, C++ source), empty where there is none."""
+    return (b"", "") if isinstance(proposal, HandWritten) else proposal.apply(pipeline, spec)
 
 
 def _check(program, task):
@@ -248,18 +281,18 @@ class Candidate:
 
     def __init__(self, key, run, folder):
         self.key, self.run = key, run
-        self.proposal = Reference(run.reference_way) if key == "reference" else run.proposal(key.rstrip("r"))
+        self.proposal = Reference(run.reference_way) if key == "reference" else run.proposal(key)
         stem = hashlib.sha256(run.spec.name.encode()).hexdigest()[:16]  # whatever characters a name has
         self.log = Path(folder, f"{stem}.{key}.log")
         self.connection, theirs = self.context.Pipe()
         self.lowered = run.lowered(key)  # as of lowered_code.as_dict
         counts = key.isdecimal() and self.lowered is None
-        task = Task(run.spec, self.proposal, counts, str(Path(folder, f"{stem}.npz")), str(self.log))
+        task = Task(run.spec, self.proposal, counts, run.keeps_schedules, str(Path(folder, f"{stem}.npz")), str(self.log))
         self.process = self.context.Process(target=run_candidate, args=(theirs, task), daemon=True)
         self.process.start()
         theirs.close()
         self.began = time.monotonic()
-        self.featurization, self.source, self.hash = b"", "", ""
+        self.featurization, self.source, self.schedule, self.hash = b"", "", "", ""
         self.schedule_seconds = self.compile_seconds = 0.0
         self.passes = []  # execution.Pass each
         self.has_proposed = self.has_ended = False
@@ -292,7 +325,8 @@ class Candidate:
 
     def keep_proposal(self, proposed):
         """Its schedule; it waits, without a time limit, to be told to compile it."""
-        self.featurization, self.source, self.schedule_seconds = proposed.featurization, proposed.source, proposed.seconds
+        self.featurization, self.source, self.schedule = proposed.featurization, proposed.source, proposed.schedule
+        self.schedule_seconds = proposed.seconds
         self.hash = hashlib.sha256(proposed.featurization or proposed.source.encode()).hexdigest()[:16]
         self.has_proposed = True
         self.unlimit()

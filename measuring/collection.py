@@ -64,6 +64,7 @@ class ProgramRun:
     """One program's collection: its folder, its record (program.json), and the candidates under way."""
 
     forgotten = ("timeout", "deadline")  # outcomes that a run which was stopped does not keep
+    keeps_schedules = False  # as data, in the record
 
     def __init__(self, spec, plan):
         self.spec, self.known = spec, plan.known.get(spec.name, {})
@@ -100,7 +101,8 @@ class ProgramRun:
 
     def proposal(self, key):
         """What the candidate of this number is."""
-        return self.known[key].proposal if self.known else Proposal.draw(self.spec.seed, int(key))
+        number = key.rstrip("r")
+        return self.known[number].proposal if self.known else Proposal.draw(self.spec.seed, int(number))
 
     def name_of(self, key):
         """A candidate's name for a person."""
@@ -226,7 +228,8 @@ class ProgramRun:
         """Write what has been measured of a candidate so far, as of machine.summary."""
         self.write_sample(candidate, found["runtime_ms"])
         seconds = {"schedule_seconds": round(candidate.schedule_seconds, 2), "compile_seconds": round(candidate.compile_seconds, 2)}
-        self.record_outcome(candidate, "measured", hash=candidate.hash, **found, **seconds)
+        data = {"schedule": candidate.schedule} if self.keeps_schedules else {}
+        self.record_outcome(candidate, "measured", hash=candidate.hash, **found, **seconds, **data)
 
     def write_sample(self, candidate, runtime_ms):
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -25,12 +25,17 @@ class BuildLibrary:
 
 @dataclass(frozen=True)
 class Proposed:
-    """A schedule, not compiled yet. description : of the program (programs.describe_stages), for the reference only."""
+    """A schedule, not compiled yet.
+
+    description : of the program (programs.describe_stages), for the reference only; schedule : Schedule.to_json, "" where it was not asked for
+    or can't be kept as data.
+    """
 
     featurization: bytes
     source: str
     seconds: float
     description: dict = field(default_factory=dict)
+    schedule: str = ""
 
 
 @dataclass(frozen=True)

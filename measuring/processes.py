@@ -10,7 +10,7 @@ from pebble import ProcessExpired, ProcessPool
 
 from config import usable_cores
 from halide_tools import lowered_code
-from measuring.candidate import HALIDE_ERRORS, Candidate, failure, failure_of_process, limit_memory, schedule
+from measuring.candidate import HALIDE_ERRORS, Candidate, failure, failure_of_process, limit_memory
 from measuring.messages import Failed
 
 PROPOSAL_SECONDS = 60  # for Adams2019 to come up with one, or for counting in its code; it is left out if it takes longer
@@ -54,7 +54,7 @@ def _result(future, deadline):
 def propose(spec, proposal):
     """(featurization, source) of a proposal, neither compiled nor run; Failed where Halide can't schedule it so."""
     try:
-        return schedule(spec, proposal)[1:]
+        return proposal.apply(spec.build(), spec)
     except HALIDE_ERRORS as error:
         return failure(error)
 
@@ -62,7 +62,9 @@ def propose(spec, proposal):
 def count(spec, proposal):
     """What lowered_code.count_lowered finds in the code of a proposal, neither compiled nor run; Failed where Halide can't lower it, too."""
     try:
-        found = lowered_code.count_lowered(schedule(spec, proposal)[0], spec)
+        pipeline = spec.build()
+        proposal.apply(pipeline, spec)
+        found = lowered_code.count_lowered(pipeline, spec)
     except HALIDE_ERRORS as error:
         return failure(error)
     return Failed("not_counted", "what its lowered code does can't be told") if found is None else found

@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib
 
 from halide_tools import autoschedulers
+from halide_tools.schedules import Schedule
 from measuring.candidate import HandWritten, origin
 from measuring.messages import Failed
 from tuning import search
@@ -47,7 +48,7 @@ def build_best(run, key, output):
     with tempfile.TemporaryDirectory(dir=output) as folder:
         write_schedule(run, key, Path(folder))
         message = run.build_library(key, Path(folder, name), name)
-        stale = {"best.weights", f"{name}.a", f"{name}.h"}
+        stale = {"best.weights", "best_schedule.py", f"{name}.a", f"{name}.h"}
         for path in Path(folder).iterdir():
             if path.name not in (f"{name}.a", f"{name}.h") or not isinstance(message, Failed):
                 os.replace(path, output / path.name)
@@ -56,7 +57,7 @@ def build_best(run, key, output):
             (output / file).unlink(missing_ok=True)
     best = {
         "key": key, "autoscheduler": proposal.autoscheduler, "autoscheduler_params": parameters_of(run.spec, proposal), "proposal": vars(proposal),
-        "schedule": "best.schedule.h",
+        "schedule": "best.schedule.h", "python": "best_schedule.py" if run.outcomes[key].get("schedule") else None,
     }  # fmt: skip
     if isinstance(message, Failed):
         return best | {"library": None, "header": None}, f"{message.reason}: {message.detail}", None
@@ -64,13 +65,16 @@ def build_best(run, key, output):
 
 
 def write_schedule(run, key, folder):
-    """best.schedule.h and, where Adams2019 made it with other weights than it ships with, best.weights."""
-    proposal = run.proposals[key]
+    """best.schedule.h, best_schedule.py where the schedule could be kept as data, and, where Adams2019 made it, best.weights."""
+    name, proposal, stored = run.spec.c_name, run.proposals[key], run.outcomes[key].get("schedule")
+    schedule = Schedule.from_json(stored) if stored else None
+    if schedule:
+        (folder / "best_schedule.py").write_text(schedule.to_python_module())
     if isinstance(proposal, HandWritten):
-        (folder / "best.schedule.h").write_text(AS_WRITTEN)
+        (folder / "best.schedule.h").write_text(schedule.to_cpp_header(name) if schedule else AS_WRITTEN)
         return
     directives = (run.folder / f"{key.zfill(3)}.schedule.h").read_text()
-    (folder / "best.schedule.h").write_text(SCHEDULE_HEADER.format(name=run.spec.c_name, directives=directives))
+    (folder / "best.schedule.h").write_text(SCHEDULE_HEADER.format(name=name, directives=directives))
     if origin(proposal) == "adams2019":
         autoschedulers.write_weights(folder / "best.weights", proposal.weights())
 

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 
 from halide_tools.autoschedulers import OtherAutoscheduler, Proposal
-from measuring.candidate import HandWritten
+from measuring.candidate import HandWritten, StoredSchedule
 from measuring.collection import Plan, ProgramRun
 from measuring.compile_queue import CompileQueue
 from measuring.machine import CAREFUL
@@ -37,6 +37,7 @@ class TuningRun(ProgramRun):
     """
 
     forgotten = ("deadline",)
+    keeps_schedules = True  # so that going on needs no search for what was found
 
     def __init__(self, spec, folder, seconds, protocol=CAREFUL, cores=1, report=None):
         super().__init__(spec, Plan(str(folder), 0, seconds, cores, protocol))
@@ -52,10 +53,13 @@ class TuningRun(ProgramRun):
         self.others = [self.key(OtherAutoscheduler(name)) for name in OTHERS]
         self.hand_written = self.key(HandWritten()) if spec.build_hand_scheduled() is not None else None
         self.processes = {}  # {key: Candidate}, compiled and right, of those that are kept
+        self.not_restored = set()  # keys of schedules that can't be had from what is stored of them
         self.workspace = tempfile.TemporaryDirectory()
 
     def proposal(self, key):
-        return self.proposals[key]
+        number = key.rstrip("r")
+        stored = self.outcomes.get(number, {}).get("schedule") if key != number and number not in self.not_restored else ""
+        return StoredSchedule(stored) if stored else self.proposals[number]
 
     def seconds_for(self, key):
         return ADAMS2019_SECONDS if key.rstrip("r") == ADAMS2019 else self.seconds
@@ -139,9 +143,12 @@ class TuningRun(ProgramRun):
         return runs
 
     def _revive(self, keys):
-        gone = [f"{key}r" for key in keys if key not in self.processes or self.processes[key].has_ended]
-        if gone:
-            self.processes |= {candidate.key.rstrip("r"): candidate for _, candidate in self._compile(gone)}
+        """Have a process again for each of these schedules: from what is stored of it, or else searched for once more."""
+        for _ in range(2):
+            gone = [key for key in keys if key not in self.processes or self.processes[key].has_ended]
+            if gone and not self.is_late():
+                self.processes |= {candidate.key.rstrip("r"): candidate for _, candidate in self._compile([f"{key}r" for key in gone])}
+                self.not_restored |= set(gone) - set(self.processes)
 
     def build_library(self, key, prefix, name):
         """LibraryBuilt, once PREFIX.a and PREFIX.h hold the program as this schedule has it, or Failed."""
