@@ -37,6 +37,7 @@ from pipelines import random_programs
 
 # Compiled, then measured in passes: the more, the further apart are the passes of one schedule. A candidate that waits takes some 30 MiB.
 PROGRAMS_A_ROUND, SCHEDULES_A_ROUND = 32, 256
+LONGEST_MESSAGE = 600  # characters of why nothing could be measured
 
 
 class CollectConfig(Config):
@@ -137,7 +138,7 @@ def collect(config, source, specs, plan):
     machine = describe_machine(plan.protocol, config.target, n_threads(config))
     packed = archives.packed_programs(output)
     missing = lambda: [s for s in specs if s.name not in packed and not archives.is_complete(s, archives.parts(output), plan)]
-    progress = tqdm(total=len(specs), unit="program", initial=len(specs) - len(missing()))
+    progress = tqdm(total=len(specs), unit="program", initial=len(specs) - len(missing()), disable=None)
     measured = failed = n_drifted = 0
     while remaining := missing():
         folder, why = archives.open_part(output, source, machine, n_drifted)
@@ -161,21 +162,19 @@ def collect(config, source, specs, plan):
 
 def report(output, specs):
     """Print what is in each part, and why programs have no schedules. Raises UserError where nothing was measured at all."""
-    n_measured, reasons = 0, []
+    n_measured, lines, reasons = 0, [], []
     for folder in archives.parts(output):
         records = [orjson.loads(path.read_bytes()) for path in sorted(folder.glob(f"*/{archives.RECORD}"))]
         counts = [sum(c["outcome"] == "measured" and k.isdecimal() for k, c in r["candidates"].items()) for r in records]
         for record, n in zip(records, counts):
-            reason = why_none(record) if not n else record.get("failure", "")
-            if reason:
+            if reason := why_none(record) if not n else record.get("failure", ""):
                 reasons.append(f"{record['name']}: {n} measured: {reason}")
-                print(reasons[-1])
-        print(f"{sum(counts)} schedules of {sum(n > 0 for n in counts)} programs in {folder}")
         n_measured += sum(counts)
+        lines.append(f"{sum(counts)} schedules of {sum(n > 0 for n in counts)} programs in {folder}")
     if not n_measured and not archives.packed_programs(output):
-        raise UserError(
-            f"no schedule of {'any program' if len(specs) > 1 else specs[0].name} could be measured: {'; '.join(reasons[:3])[:600]}"
-        )
+        told = "; ".join(reasons[:3])[:LONGEST_MESSAGE]
+        raise UserError(f"no schedule of {'any program' if len(specs) > 1 else specs[0].name} could be measured: {told}")
+    print("\n".join([*reasons, *lines]))
 
 
 def why_none(record):

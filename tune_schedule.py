@@ -263,7 +263,11 @@ def summarise(report, output):
         say(f"others used {report['background']:.0%} of the machine meanwhile: measure again on an idle one before you rely on these times")
     if report["minimum_extents"]:
         say(f"the library takes outputs of at least {report['minimum_extents']}")
-    files = [best[kind] for kind in ("schedule", "python", "library", "header") if best[kind]] + ["report.json", "search.png", "measurements"]
+    files = [best[kind] for kind in ("schedule", "python", "library", "header") if best[kind]] + [
+        "report.json",
+        "search.png",
+        "measurements",
+    ]
     say(f"written to {output}: {', '.join(files)}")
 
 
