@@ -110,12 +110,9 @@ def pipeline_specs(config):
         raise UserError(f"{path}: no Python file there; give --pipeline a file with Generators, or a folder of them")
     if len(files) > 1 and (config.generator or config.params or config.inputs):
         raise UserError(f"{path}: --generator, --params and --inputs belong to the Generators of one file; give --pipeline that file")
-    try:
-        return [
-            spec
-            for f in files
-            for spec in find_programs(f, config.generator, config.params, config.target, n_threads(config), config.inputs)
-        ]
+    options = config.generator, config.params, config.target, n_threads(config), config.inputs
+    try:  # of several, one that can't be built costs itself alone
+        return [spec for f in files for spec in find_programs(f, *options, checked=len(files) == 1)]
     except ValueError as error:
         raise UserError(str(error)) from None
 
