@@ -12,28 +12,32 @@ machine, versions, protocol and the times of the calibration programs. Stopped a
 was. On another processor, or on one whose calibration has drifted, it goes on in a collection of its own: OUTPUT-2, OUTPUT-3, ...
 `--again` measures the schedules of a packed collection on this machine, today: faster than new ones, as nothing is compiled in vain.
 
-Schedules of a few programs are compiled at a time on all cores, each in a process of its own that then waits; after that they take
-turns on the idle machine, each measured alone in several short passes. A process that crashes, hangs or eats memory costs its one schedule.
+Schedules of a few programs are compiled at a time on all cores, each in a process of its own that then waits; after that they are
+measured, interleaved, each alone on the idle machine in several short passes. A process that crashes, hangs or eats memory costs its one
+schedule. Another program under a name that has been measured in OUTPUT is refused.
 """
 
 import dataclasses
-import shutil
+from collections import Counter
 from pathlib import Path
+from typing import Literal
 
 import orjson
 from joblib import Parallel, delayed
 from pydantic import Field
 from tqdm import tqdm
 
-from config import Config, UserError, load_config, make_folder, run_script
-from halide_tools.programs import ProgramSpec, find_programs
+from config import Config, UserError, load_config, make_folder, run_script, usable_cores
+from halide_tools.programs import ProgramSpec, check_target, default_threads, find_programs
 from measuring import archives, collection
 from measuring.collection import Plan
 from measuring.fan_out import fan_out
+from measuring.machine import PROTOCOLS, describe_machine
 from pipelines import random_programs
 
 # Compiled, then measured in passes: the more, the further apart are the passes of one schedule. A candidate that waits takes some 30 MiB.
 PROGRAMS_A_ROUND, SCHEDULES_A_ROUND = 32, 256
+LONGEST_MESSAGE = 600  # characters of why nothing could be measured
 
 
 class CollectConfig(Config):
@@ -41,64 +45,103 @@ class CollectConfig(Config):
     schedules: int = Field(8, ge=1, description="distinct schedules of each program")
     output: str = Field("./data/raw/collected", min_length=1, description="the collection's folder; started again, it goes on")
     pipeline: str = Field("", description="a file, or a folder of files, of Halide Python Generators or build() to measure instead")
+    generator: str = Field("", description="which of the file's Generators; empty: all")
+    params: str = Field("", description='GeneratorParams and open types of the one Generator, as "NAME=VALUE NAME=VALUE"')
+    inputs: str = Field(
+        "", description='contents of inputs of the one Generator, as "NAME=FILE.npy NAME=VALUE"; others are drawn at random'
+    )
+    target: str = Field("host", description="Halide target that schedules and code are made for")
+    protocol: Literal[*PROTOCOLS] = Field(
+        "careful", description="how each schedule is measured: careful, or quick, for trying things out; the two are never mixed"
+    )
     again: str = Field(
         "",
         description="a packed collection whose schedules to measure again, instead of new ones; with --pipeline if they are of pipelines",
     )
     first_program: int = Field(0, ge=0, description="number of the first random program")
     max_stages: int = Field(25, ge=3, description="most stages that a random program is drawn with")
-    compile_seconds: float = Field(5, gt=0, description="longest time to schedule and compile one candidate")
-    pack: bool = Field(False, description="when complete, pack the folder into OUTPUT.tar.xz and delete it")
+    compile_seconds: float = Field(5, gt=0, description="longest time to schedule one candidate, and longest time to compile it")
+    pack: bool = Field(False, description="when complete, pack the folder into OUTPUT.tar.xz and remove what is in the archive from it")
 
 
 def what_to_measure(config):
     """(what collection.json notes of it, [ProgramSpec], Plan.known)."""
-    source = {"pipeline": Path(config.pipeline).name} if config.pipeline else {"random_programs": {"max_stages": config.max_stages}}
-    if not config.again:
-        numbers = range(config.first_program, config.first_program + config.programs)
-        random = [ProgramSpec(f"random_{n:06d}", n, max_stages=config.max_stages) for n in numbers]
-        return source, pipeline_specs(config.pipeline) if config.pipeline else random, {}
+    if config.again:
+        return known_programs(config)
+    if config.pipeline:
+        return {"pipeline": Path(config.pipeline).name}, pipeline_specs(config), {}
+    numbers = range(config.first_program, config.first_program + config.programs)
+    return {"random_programs": {"max_stages": config.max_stages}}, [random_spec(config, n, config.max_stages) for n in numbers], {}
+
+
+def known_programs(config):
+    """what_to_measure, for --again."""
     source, seeds, known = archives.known_schedules(config.again)
     if "random_programs" in source:
-        return source, [ProgramSpec(name, seeds[name], **source["random_programs"]) for name in known], known
+        return source, [random_spec(config, seeds[name], **source["random_programs"]) for name in known], known
     if not config.pipeline:
         raise UserError(f"{config.again}: measured from {source['pipeline']}; give --pipeline the file or folder of their Generators")
-    specs = [spec for spec in pipeline_specs(config.pipeline) if spec.name in known]
+    specs = [spec for spec in pipeline_specs(config) if spec.name in known]
     if not specs:
         raise UserError(f"{config.pipeline}: none of the programs of {config.again} is in it; give --pipeline what that was measured from")
     return source, specs, known
 
 
-def pipeline_specs(pipeline):
-    path = Path(pipeline)
+def random_spec(config, number, max_stages):
+    for key in ("params", "inputs", "generator"):
+        if getattr(config, key):
+            raise UserError(f"--{key}: random programs take none; give it with --pipeline")
+    try:
+        target = check_target(config.target)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    return ProgramSpec(f"random_{number:06d}", number, max_stages=max_stages, target=target, n_threads=n_threads(config))
+
+
+def n_threads(config):
+    return config.num_threads or default_threads()
+
+
+def pipeline_specs(config):
+    path = Path(config.pipeline)
     files = sorted(path.glob("*.py")) if path.is_dir() else [path]
+    files = [f for f in files if f.name != "__init__.py" and f.resolve() != Path(random_programs.__file__)]
     if not files or not files[0].exists():
         raise UserError(f"{path}: no Python file there; give --pipeline a file with Generators, or a folder of them")
-    own = Path(random_programs.__file__)
-    try:
-        return [spec for f in files if f.name != "__init__.py" and f.resolve() != own for spec in find_programs(f)]
+    if len(files) > 1 and (config.generator or config.params or config.inputs):
+        raise UserError(f"{path}: --generator, --params and --inputs belong to the Generators of one file; give --pipeline that file")
+    options = config.generator, config.params, config.target, n_threads(config), config.inputs
+    try:  # of several, one that can't be built costs itself alone
+        return [spec for f in files for spec in find_programs(f, *options, checked=len(files) == 1)]
     except ValueError as error:
         raise UserError(str(error)) from None
 
 
-def main():
-    config = load_config(CollectConfig)
-    output = Path(config.output).resolve()
-    source, specs, known = what_to_measure(config)
-    plan = Plan(str(output), config.schedules, config.compile_seconds, known)
-    most = max(map(len, known.values()), default=config.schedules)
-    n_programs = max(1, min(PROGRAMS_A_ROUND, SCHEDULES_A_ROUND // most))
-    archive = output.with_name(output.name + ".tar.xz")
-    if archive.exists():
-        if config.pack and output.exists():  # killed after packing, before the folder was gone
-            shutil.rmtree(output)
-            return
+def finish_packing(config, output):
+    """Where the packed collection is there already: finish what was stopped after packing, or raise UserError. Returns whether it was so."""
+    archive = archives.archive_of(output)
+    if not archive.exists():
+        return False
+    if not (config.pack and (output / archives.NOTE).exists()):
         raise UserError(f"{archive} is there already and packed collections are never rewritten; give another --output")
-    make_folder(output, "output")
-    progress = tqdm(total=len(specs), unit="program", initial=sum(archives.is_complete(s, archives.parts(output), plan) for s in specs))
+    print(f"packed into {archives.pack(output)}")
+    return True
+
+
+def collect(config, source, specs, plan):
+    """Measure what is missing of `specs`, round after round, a new part of the collection wherever the machine has changed."""
+    output, most = Path(plan.folder), max(map(len, plan.known.values()), default=config.schedules)
+    n_programs = max(1, min(PROGRAMS_A_ROUND, SCHEDULES_A_ROUND // most))
+    machine = describe_machine(plan.protocol, config.target, n_threads(config))
+    packed = archives.packed_programs(output)
+    missing = lambda: [s for s in specs if s.name not in packed and not archives.is_complete(s, archives.parts(output), plan)]
+    progress = tqdm(total=len(specs), unit="program", initial=len(specs) - len(missing()), disable=None)
     measured = failed = n_drifted = 0
-    while remaining := [spec for spec in specs if not archives.is_complete(spec, archives.parts(output), plan)]:
-        plan = dataclasses.replace(plan, folder=str(archives.open_part(output, source, n_drifted)))
+    while remaining := missing():
+        folder, why = archives.open_part(output, source, machine, n_drifted)
+        if why:
+            tqdm.write(why)
+        plan = dataclasses.replace(plan, folder=str(folder))
         rounds = [remaining[i : i + n_programs] for i in range(0, len(remaining), n_programs)]
         n_drifted = 0
         with fan_out(config) as workers:
@@ -110,17 +153,56 @@ def main():
                     continue
                 measured, failed = measured + result["measured"], failed + result["failed"]
                 progress.update(len(part))
-                progress.set_postfix(schedules=measured, failures=failed)
+                progress.set_postfix(schedules=measured, failures=failed, background=result["background"])
     progress.close()
+
+
+def report(output, specs):
+    """Print what is in each part, and why programs have no schedules. Raises UserError where nothing was measured at all."""
+    n_measured, lines, reasons = 0, [], []
     for folder in archives.parts(output):
-        records = [orjson.loads(path.read_bytes()) for path in sorted(folder.glob("*/program.json"))]
+        records = [orjson.loads(path.read_bytes()) for path in sorted(folder.glob(f"*/{archives.RECORD}"))]
         counts = [sum(c["outcome"] == "measured" and k.isdecimal() for k, c in r["candidates"].items()) for r in records]
         for record, n in zip(records, counts):
-            if "failure" in record:
-                print(f"{record['name']}: {n} measured: {record['failure']}")
-        print(f"{sum(counts)} schedules of {sum(n > 0 for n in counts)} programs in {folder}")
+            if reason := why_none(record) if not n else record.get("failure", ""):
+                reasons.append(f"{record['name']}: {n} measured: {reason}")
+        n_measured += sum(counts)
+        lines.append(f"{sum(counts)} schedules of {sum(n > 0 for n in counts)} programs in {folder}")
+    if not n_measured and not archives.packed_programs(output):
+        told = "; ".join(reasons[:3])[:LONGEST_MESSAGE]
+        raise UserError(f"no schedule of {'any program' if len(specs) > 1 else specs[0].name} could be measured: {told}")
+    print("\n".join([*reasons, *lines]))
+
+
+def why_none(record):
+    """Why none of a program's candidates was measured: failures by reason, and the words of the first."""
+    if "failure" in record:
+        return record["failure"]
+    failed = [c for c in record["candidates"].values() if c["outcome"] not in ("measured", "duplicate")]
+    reasons = Counter(c["outcome"] for c in failed)
+    told = next((c["detail"] for c in failed if c.get("detail")), "no candidate")
+    return f"{', '.join(f'{n} {reason}' for reason, n in reasons.most_common())}: {told}"
+
+
+def main():
+    config = load_config(CollectConfig)
+    output = Path(config.output).resolve()
+    source, specs, known = what_to_measure(config)
+    if finish_packing(config, output):
+        return
+    archives.check_output(output)
+    archives.check_source(output, source)
+    make_folder(output, "output")
+    collection.prepare_processes()
+    archives.check_identities(output, specs)
+    cores = min(usable_cores(), config.num_threads or usable_cores())
+    plan = Plan(str(output), config.schedules, config.compile_seconds, cores, PROTOCOLS[config.protocol], known)
+    collect(config, source, specs, plan)
+    report(output, specs)
     for folder in reversed(archives.parts(output)) if config.pack else []:
         print(f"packed into {archives.pack(folder)}")
+        if folder.exists():
+            print(f"{folder} stays, for what is in it besides the collection")
 
 
 if __name__ == "__main__":

@@ -41,8 +41,9 @@ from evaluation import adams2019, baselines, intervals
 from features import FEATURES, HAS_LOWERED_COUNTS_COLUMN, featurize
 from halide_tools.autoschedulers import Proposal, baseline_weights, write_weights
 from halide_tools.programs import ProgramSpec, describe_stages
-from measuring.candidate import count, prepare_processes, propose
-from tuning.pool import on_all_cores, proposed_schedule
+from measuring.candidate import prepare_processes
+from measuring.processes import count, on_all_cores, propose
+from tuning.pool import proposed_schedule
 
 OPSET = 17
 UNMEASURED_FROM = 1_000_000  # number of the first random program whose schedules are only predicted; none of the measured ones

@@ -2,174 +2,298 @@
 
     python tune_schedule.py my_generator.py
     python tune_schedule.py pipelines/blur.py --budget 64 --output tuned/blur
-    python tune_schedule.py my_generators.py --generator blur --minutes 10 --compare true
+    python tune_schedule.py my_generators.py --generator blur --params "radius=3" --num_threads 1 --minutes 10
 
 GENERATOR.py holds Halide Python Generators (@hl.generator), or a function build() that returns an hl.Pipeline with estimates. Many
 schedules are proposed, the model predicts all of them, and at most --budget are measured, Halide's own choice (Adams2019) always
-among them, so the answer is never slower than that. Each one's output is compared with that of the program stage by stage.
+among them. Each one's output is compared with that of the program stage by stage. A schedule that its author wrote is measured, too:
+the answer is never slower than that or Halide's own choice. The fastest are measured again at the end: one set of runs chooses the winner, and another,
+that took no part in the choice, is reported.
 
 Writes to --output: best.schedule.h (for C++ Generators), best.weights (which give the same schedule again through Adams2019 itself,
 with the parameters in report.json; none where another autoscheduler won), a static library and its header, report.json, search.png,
 and a folder of every measurement that generate_dataset.py reads. Started again with the same output it goes on from the measurements
-there. Use the machine for nothing else.
+there; another program, size, parameter, target or number of threads is refused. Use the machine for nothing else.
 """
 
 import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import matplotlib
-import numpy as np
 import orjson
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
-from config import Config, UserError, load_config, make_folder, replace_file, run_script
+from config import Config, UserError, load_config, make_folder, replace_file, run_script, usable_cores
 
 matplotlib.use("Agg")
 import train_utils
+from halide_tools import execution
 from halide_tools.autoschedulers import LIBRARIES, Proposal
-from halide_tools.programs import estimated_arguments, find_programs
-from measuring.candidate import prepare_processes
-from measuring.machine import describe_machine
+from halide_tools.programs import default_threads, find_programs
+from measuring.archives import NOTE, is_free, otherwise
+from measuring.candidate import origin, prepare_processes
+from measuring.machine import BACKGROUND_SECONDS, PROTOCOLS, describe_machine, differences
+from measuring.processes import identities
 from tuning import results, search
 from tuning.choosing import ChooseByHalide, choose_at_random, choose_by_model
+from tuning.duel import REPEATS, remeasure_finalists
 from tuning.pool import Pool, read_measured
-from tuning.run import ADAMS2019, ADAMS2019_BEAM, OTHERS, TuningRun
+from tuning.run import ADAMS2019, ADAMS2019_BEAM, OTHERS, Clock, TuningRun
 
 ROUNDS = 4  # in which the budget is spent: what one measures guides the next
-FINALISTS = 3  # of the fastest are measured again beside Adams2019's choice
-REPEATS = 3  # fresh processes for each of them
+# Shares of --minutes after which Halide's own choice, the proposals and the search have to be through; the fresh runs at the end and the
+# library take the rest.
+HALIDE_SHARE, PROPOSALS_SHARE, SEARCH_SHARE = 0.3, 0.45, 0.72
 
 
 class TuneConfig(Config):
     file: CliPositionalArg[str] = Field(min_length=1, description="GENERATOR.py: Halide Python Generators, or build()")
     generator: str = Field("", description="which of the file's Generators; needed where it holds several")
-    budget: int = Field(32, ge=1, description="schedules to measure at most, Halide's own choice included")
-    minutes: float = Field(0, ge=0, description="begin no more measurements after this time; 0: no limit")
+    params: str = Field("", description='GeneratorParams and open types, as "NAME=VALUE NAME=VALUE"')
+    inputs: str = Field("", description='contents of inputs, as "NAME=FILE.npy NAME=VALUE"; others are drawn at random')
+    target: str = Field("host", description="Halide target that schedules, code and library are made for")
+    budget: int = Field(
+        32,
+        ge=1,
+        description="schedules to measure at most, earlier runs in this folder and Halide's own choice included, the author's own left out",
+    )
+    minutes: float = Field(0, ge=0, description="longest time for all of it, Halide's own search and the library included; 0: no limit")
     proposals: int = Field(400, ge=1, description="schedules to propose at the start; half as many again as variations of the fastest")
+    protocol: Literal[*PROTOCOLS] = Field(
+        "careful", description="how each schedule is measured: careful, or quick, for trying things out; the two are never mixed"
+    )
     compile_seconds: float = Field(
-        60, gt=0, description="longest time to schedule and compile one candidate; Halide's own choice may take longer"
+        60, gt=0, description="longest time to schedule one candidate, and to compile it; Halide's own choice may be searched for longer"
     )
     checkpoint: str = Field("models/default.safetensors", description="model to rank with")
     output: str = Field("./tuned", min_length=1, description="folder for the results; started again, the search goes on there")
-    compare: bool = Field(False, description="measure other autoschedulers and other ways to choose, too: for each as many schedules again")
+    compare: bool = Field(
+        False,
+        description="measure other autoschedulers and other ways to choose, too, for each as many schedules again; the answer is the model's alone",
+    )
+
+
+@dataclass
+class Tuning:
+    """All that the steps of one tuning share."""
+
+    config: TuneConfig
+    clock: Clock
+    run: TuningRun
+    pool: Pool
+    output: Path
+
+
+# Getting ready
 
 
 def find_program(config):
-    """The ProgramSpec to tune. Raises UserError where it can't be found or built, or where it lacks estimates."""
+    """The ProgramSpec to tune. Raises UserError where it can't be found, built or scheduled."""
     for name in ("adams2019", "mullapudi2016", "li2018"):
         plugin = LIBRARIES / f"libautoschedule_{name}.so"
         if not plugin.exists():
             raise UserError(f"{plugin}: this autoscheduler is missing; install halide==21.0.0 with pip")
-    if not Path(config.file).is_file():
-        raise UserError(f"{config.file}: no such file; give a Python file with Halide Generators or build()")
+    threads = config.num_threads or default_threads()
     try:
-        specs = {spec.name: spec for spec in find_programs(config.file)}
+        specs = find_programs(config.file, config.generator, config.params, config.target, threads, config.inputs)
     except ValueError as error:
         raise UserError(str(error)) from None
-    if config.generator not in specs and (config.generator or len(specs) > 1):
-        raise UserError(f"{config.file}: --generator {config.generator!r} is not in it; there are {', '.join(specs)}")
-    spec = specs[config.generator or next(iter(specs))]
-    try:
-        estimated_arguments(spec.build())
-    except Exception as error:  # whatever a user's Generator may raise
-        raise UserError(f"{config.file}: {spec.name} can't be built: {type(error).__name__}: {' '.join(str(error).split())}") from None
-    return spec
+    if len(specs) > 1:
+        raise UserError(f"{config.file}: several Generators are in it; give --generator, one of {', '.join(spec.name for spec in specs)}")
+    return specs[0]
 
 
-def prepare(output, config):
-    """The folder of the measurements, with the note on machine and protocol that every collection has."""
-    folder = make_folder(output / "measurements", "output")
-    note = folder / "collection.json"
-    machine = describe_machine()
-    if note.exists() and orjson.loads(note.read_bytes())["machine"] != machine:
-        raise UserError(f"{note}: was measured on another machine; give another --output")
-    replace_file(
-        note,
-        orjson.dumps({"name": folder.name, "source": {"tuned": Path(config.file).name}, "machine": machine}, option=orjson.OPT_INDENT_2),
-    )
-    return folder
+def open_folder(config, spec):
+    """(folder of the results, folder of the measurements), with the note on program, machine and protocol.
+
+    Raises UserError, and touches nothing, where something else lies there, or measurements of another program or machine.
+    """
+    output = Path(config.output).resolve()
+    note = output / "measurements" / NOTE
+    machine, identity = describe_machine(PROTOCOLS[config.protocol], spec.target, spec.threads), identities([spec]).get(spec)
+    if not identity:
+        raise UserError(f"{config.file}: {spec.name} can't be built in a process of its own, as it was a moment ago in this one")
+    if note.exists():
+        noted = orjson.loads(note.read_bytes())
+        if noted.get("identity") != identity:
+            raise UserError(f"{note}: {otherwise(spec, noted)}; give another --output")
+        if differing := differences(noted["machine"], machine):
+            raise UserError(f"{note}: measured otherwise: {'; '.join(differing)}; give another --output")
+        return output, note.parent
+    if output.exists() and not is_free(output):
+        raise UserError(f"{output}: there is something else than a tuning in it, which is left alone; give another --output")
+    make_folder(output, "output")
+    make_folder(note.parent, "output")
+    content = {
+        "name": note.parent.name, "source": {"tuned": Path(config.file).name}, "identity": identity, "program": spec.name,
+        "params": dict(spec.params), "target": str(spec.halide_target()), "threads": spec.threads, "machine": machine,
+    }  # fmt: skip
+    replace_file(note, orjson.dumps(content, option=orjson.OPT_INDENT_2))
+    return output, note.parent
 
 
-def compare(pool, initial, config, deadline):
-    """{rival: its keys in the order of measuring}: other autoschedulers, and other ways to choose among the `initial` keys of the pool."""
-    run = pool.run
-    run.measure(run.others)
-    measured = {name.lower(): [key] for name, key in zip(OTHERS, run.others)}
-    for name, choose in (("random", choose_at_random), ("adams2019_retrained", ChooseByHalide())):
-        measured[name] = search.search(pool, choose, config.budget, round_size(config), deadline, among=initial)
+def say(line):
+    print(line, flush=True)
+
+
+# The steps
+
+
+def measure_baselines(tuning):
+    """Measure Adams2019's own choice and the author's schedule. Raises UserError where the program itself can't be run."""
+    run, clock = tuning.run, tuning.clock
+    busy = execution.background_cpu_share_now(BACKGROUND_SECONDS)
+    run.stopwatch.background.shares.append(busy)
+    if busy > execution.BACKGROUND_CPU_LIMIT:
+        say(f"others use {busy:.0%} of this machine: measurements will be less sure, and are flagged; nothing is waited for in vain")
+    say(f"{run.spec.name}: for {run.spec.threads} threads and {run.spec.halide_target()}")
+    if any(key not in run.outcomes for key in run.baselines()):
+        limit = f", within {clock.minutes * HALIDE_SHARE:.2g} minutes" if clock.minutes else ""
+        say(f"first: Halide's own choice (Adams2019 with beam {ADAMS2019_BEAM}), searched for, compiled and measured{limit}")
+    run.set_deadline(clock.after(HALIDE_SHARE))
+    run.measure(run.baselines())
+    if run.failed:
+        raise UserError(f"{tuning.config.file}: {run.spec.name} can't be measured: {run.record['failure']}")
+    say(f"{len(run.record['stages'])} stages; Adams2019's own choice: {run.describe(ADAMS2019)}")
+    if run.hand_written:
+        say(f"the author's schedule: {run.describe(run.hand_written)}")
+
+
+def propose_schedules(tuning):
+    """Fill the pool: with what has been measured here before, and, where the budget has room for more, with new proposals."""
+    run, pool, config = tuning.run, tuning.pool, tuning.config
+    deadline = tuning.clock.after(PROPOSALS_SHARE)
+    pool.add([read_measured(run, key) for key in run.measured()])
+    if len(run.searches.get("lstm", [])) < config.budget or config.compare:
+        say(f"proposing {config.proposals} schedules")
+        pool.propose([Proposal.draw(run.spec.seed, k) for k in range(config.proposals)], deadline)
+        say(
+            f"{len(pool.keys)} distinct schedules proposed in {pool.seconds['propose']:.1f} s, predicted in {pool.seconds['predict']:.1f} s"
+        )
+    if not pool.keys:
+        say(f"Adams2019 takes none of its proposals ({failures_in_words(pool.refused)}): {pool.words}")
+
+
+def search_schedules(tuning):
+    """{way to choose: its keys in the order of measuring}."""
+    run, pool, config, initial = tuning.run, tuning.pool, tuning.config, list(tuning.pool.keys)
+    rounds, deadline = max(2, math.ceil(config.budget / ROUNDS)), tuning.clock.after(SEARCH_SHARE)
+    vary = math.ceil(config.proposals / 2 / ROUNDS)
+    run.set_deadline(deadline)
+    measured = {"lstm": search.search(pool, "lstm", choose_by_model, config.budget, rounds, deadline, vary=vary, report=say)}
+    if config.compare:
+        run.measure(run.others)
+        for name, choose in (("random", choose_at_random), ("adams2019_retrained", ChooseByHalide())):
+            measured[name] = search.search(pool, name, choose, config.budget, rounds, deadline, among=initial)
+    elif not measured["lstm"] and not pool.keys:
+        run.measure(run.others)  # what Adams2019 can't schedule, another autoscheduler may
+    measured |= {name.lower(): [key] for name, key in zip(OTHERS, run.others) if key in run.measured()}
+    if not run.measured():
+        words = pool.words or run.outcomes.get(ADAMS2019, {}).get("detail", "")
+        failed = dict(pool.refused) | run.failures()
+        raise UserError(f"{config.file}: no schedule of {run.spec.name} could be measured ({failures_in_words(failed)}): {words}")
     return measured
 
 
-def round_size(config):
-    return max(2, math.ceil(config.budget / ROUNDS))
+def failures_in_words(failed):
+    return ", ".join(f"{n} {reason}" for reason, n in failed.items()) or "nothing was tried"
 
 
-def remeasure_finalists(run, measured):
-    """(key of the winner, {key: milliseconds}) of the fastest and of Adams2019's choice, measured anew: the median of fresh processes."""
-    fastest = sorted((key for key in measured if key != ADAMS2019), key=run.runtime_ms)[:FINALISTS]
-    finalists = [*([ADAMS2019] if ADAMS2019 in measured else []), *fastest]
-    times = {key: float(np.median(values)) for key, values in run.measure_again(finalists, REPEATS).items()}
-    return min(finalists, key=lambda key: times[key]), times
+def choose_answer(tuning, measured):
+    """The Answer: chosen and reported on fresh runs."""
+    run = tuning.run
+    found = measured["lstm"] if tuning.config.compare else run.measured()
+    say(f"measuring the fastest again: {REPEATS} runs to choose, {REPEATS} to check, {REPEATS} to report")
+    answer = remeasure_finalists(run, found, run.record.get("answer"), tuning.clock)
+    for line in answer.notes:
+        say(line)
+    run.record["answer"] = answer.key
+    run.save()
+    return answer
+
+
+def write_results(tuning, measured, answer, search_seconds):
+    """Everything in the output folder; returns the report."""
+    run, pool, output = tuning.run, tuning.pool, tuning.output
+    say("building the library")
+    run.set_deadline(tuning.clock.after(1))
+    best, no_library, minimum_extents = results.build_best(run, answer.key, output)
+    if no_library:
+        say(f"no library could be built ({no_library}); start again to build it")
+    adams2019_ms, best_ms = answer.ms(ADAMS2019), answer.ms(answer.key)
+    everything = [run.runtime_ms(key) for keys in measured.values() for key in keys]
+    curve = search.best_so_far(run, measured["lstm"])
+    report = {
+        "program": run.spec.name, "stages": len(run.record["stages"]), "params": dict(run.spec.params),
+        "target": str(run.spec.halide_target()), "threads": run.spec.threads, "protocol": tuning.config.protocol,
+        "adams2019_ms": adams2019_ms, "hand_written_ms": answer.ms(run.hand_written), "best_ms": best_ms,
+        "speedup": adams2019_ms / best_ms if adams2019_ms else None, "origin": origin(run.proposals[answer.key]),
+        "measured": len(measured["lstm"]), "proposed": len(pool.keys), "best": best,
+        "failed": run.failures() | ({"refused": pool.refused.total()} if pool.refused else {}),
+        "minimum_extents": minimum_extents, "inputs": run.record.get("inputs"), "reference": run.record.get("reference"),
+        "background": run.stopwatch.background.share(), "notes": answer.notes,
+        "within_5_percent": {name: results.within(search.best_so_far(run, keys), 1.05 * min(everything)) for name, keys in measured.items()},
+        "search": curve,
+        "rivals": {name: {"best_ms": min(map(run.runtime_ms, keys), default=None), "measured": len(keys), "search": search.best_so_far(run, keys)} for name, keys in measured.items() if name != "lstm"},
+        "runs_ms": answer.times,
+        "seconds": {"search": search_seconds, **pool.seconds, "model_share": pool.seconds["predict"] / search_seconds},
+    }  # fmt: skip
+    replace_file(output / "report.json", orjson.dumps(report, option=orjson.OPT_INDENT_2))
+    results.plot_search(output / "search.png", run, measured)
+    return report
+
+
+def summarise(report, output):
+    """The last lines for a person."""
+    best, speedup = report["best"], report["speedup"]
+    line = f"best: {report['best_ms']:.4g} ms ({report['origin']})"
+    if speedup is None:
+        line += "; Adams2019's own choice could not be measured"
+    else:
+        line += f", {speedup:.2f} x as fast as Adams2019's {report['adams2019_ms']:.4g} ms"
+        line += ": no faster, in these runs" if speedup <= 1 else ""
+    if report["hand_written_ms"]:
+        line += f"; the author's schedule takes {report['hand_written_ms']:.4g} ms"
+    say(f"{line} (medians of {REPEATS} fresh runs that took no part in the choice)")
+    if report["background"] > execution.BACKGROUND_CPU_LIMIT:
+        say(f"others used {report['background']:.0%} of the machine meanwhile: measure again on an idle one before you rely on these times")
+    if report["minimum_extents"]:
+        say(f"the library takes outputs of at least {report['minimum_extents']}")
+    files = [best[kind] for kind in ("schedule", "python", "library", "header") if best[kind]] + [
+        "report.json",
+        "search.png",
+        "measurements",
+    ]
+    say(f"written to {output}: {', '.join(files)}")
 
 
 def main():
     config = load_config(TuneConfig)
-    began = time.monotonic()
-    deadline = began + 60 * config.minutes if config.minutes else math.inf
+    clock = Clock(config.minutes, time.monotonic())
     device = train_utils.pick_device(config)
     checkpoint = config.checkpoint if "checkpoint" in config.model_fields_set else train_utils.SHIPPED_MODEL
     model, meta = train_utils.load_model(checkpoint, device, config.precision)
     spec = find_program(config)
-    output = make_folder(config.output, "output").resolve()
     prepare_processes()
-    run = TuningRun(spec, prepare(output, config), config.compile_seconds)
-    run.measure([ADAMS2019])
-    if run.failed:
-        raise UserError(f"{config.file}: {spec.name} can't be measured: {run.record['failure']}")
-    print(f"{spec.name}: {len(run.record['stages'])} stages; Adams2019 with beam {ADAMS2019_BEAM}: {run.describe(ADAMS2019)}")
-
-    pool = Pool(run, model, meta, device)
-    pool.add([read_measured(run, ADAMS2019)])
-    pool.propose([Proposal.draw(spec.seed, k) for k in range(config.proposals)], deadline)
-    initial = list(pool.keys)
-    print(f"{len(initial)} distinct schedules proposed in {pool.seconds['propose']:.1f} s, predicted in {pool.seconds['predict']:.1f} s")
-    vary = math.ceil(config.proposals / 2 / ROUNDS)
-    measured = {"lstm": search.search(pool, choose_by_model, config.budget, round_size(config), deadline, vary=vary, report=print)}
-    if not measured["lstm"]:
-        raise UserError(f"{config.file}: no schedule of {spec.name} could be measured; {run.path} says why each failed")
-    search_seconds = time.monotonic() - began
-    if config.compare:
-        measured |= compare(pool, initial, config, deadline)
-
-    winner, times = remeasure_finalists(run, measured["lstm"])
-    best = results.build_best(run, winner, output)
-    everything = [run.runtime_ms(key) for keys in measured.values() for key in keys]
-    outcomes = [c["outcome"] for key, c in run.outcomes.items() if key.isdecimal()]
-    report = {
-        "program": spec.name, "stages": len(run.record["stages"]),
-        "adams2019_ms": times.get(ADAMS2019), "best_ms": times[winner],
-        "speedup": times[ADAMS2019] / times[winner] if ADAMS2019 in times else None,
-        "measured": len(measured["lstm"]), "proposed": len(pool.keys), "best": best,
-        "failed": {outcome: outcomes.count(outcome) for outcome in sorted(set(outcomes) - {"measured"})},
-        "within_5_percent": {name: results.within(search.best_so_far(run, keys), 1.05 * min(everything)) for name, keys in measured.items()},
-        "search": search.best_so_far(run, measured["lstm"]),
-        "rivals": {name: {"best_ms": min(map(run.runtime_ms, keys), default=None), "measured": len(keys), "search": search.best_so_far(run, keys)} for name, keys in measured.items() if name != "lstm"},
-        "seconds": {"search": search_seconds, **pool.seconds, "model_share": pool.seconds["predict"] / search_seconds},
-    }  # fmt: skip
-    # orjson writes null for the infinite runtime of what could not be measured.
-    (output / "report.json").write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2))
-    results.plot_search(output / "search.png", run, measured)
-    if report["speedup"] is None:
-        print(f"best: {report['best_ms']:.4g} ms; Adams2019's own choice could not be measured")
-    else:
-        print(
-            f"best: {report['best_ms']:.4g} ms, {report['speedup']:.2f} x as fast as Adams2019's {report['adams2019_ms']:.4g} ms (medians of {REPEATS} fresh processes)"
-        )
-    print(
-        f"written to {output}: best.schedule.h ({best['autoscheduler']}), {best['library']}, {best['header']}, report.json, search.png, measurements"
-    )
+    output, folder = open_folder(config, spec)
+    cores = min(usable_cores(), config.num_threads or usable_cores())
+    run = TuningRun(spec, folder, config.compile_seconds, PROTOCOLS[config.protocol], cores, say)
+    run.record["identity"] = orjson.loads((folder / NOTE).read_bytes())["identity"]
+    tuning = Tuning(config, clock, run, Pool(run, model, meta, device), output)
+    try:
+        measure_baselines(tuning)
+        propose_schedules(tuning)
+        measured = search_schedules(tuning)
+        search_seconds = time.monotonic() - clock.began
+        answer = choose_answer(tuning, measured)
+        report = write_results(tuning, measured, answer, search_seconds)
+    finally:
+        run.end()
+    summarise(report, output)
 
 
 if __name__ == "__main__":

@@ -370,10 +370,10 @@ def load_module(path):
         table.update(others)
 
 
-def find_programs(path, generator="", params="", target="host", n_threads=0, inputs=""):
+def find_programs(path, generator="", params="", target="host", n_threads=0, inputs="", checked=True):
     """The ProgramSpecs of a file: one for each Generator it registers, or for the one named; or one for its `build()`.
 
-    params, inputs : as the flags take them, "NAME=VALUE NAME=VALUE". Where one program remains, it is checked, too. Raises ValueError, in
+    params, inputs : as the flags take them, "NAME=VALUE NAME=VALUE". Where one program remains it is checked, too, unless `checked` is false. Raises ValueError, in
     one line: no such file, can't be imported, neither Generator nor build(), unknown generator, parameter or target, bad inputs, or
     a pipeline that can't be scheduled.
     """
@@ -404,7 +404,7 @@ def find_programs(path, generator="", params="", target="host", n_threads=0, inp
         raise ValueError(f"{path}: --params sets parameters of a Generator; this file has a build() instead")
     specs = [ProgramSpec(name, seed, resolved, name, **options) for name in names]
     specs = specs or [ProgramSpec(file.stem, seed, resolved, **options)]
-    if len(specs) == 1:
+    if len(specs) == 1 and checked:
         check(specs[0])
     return specs
 

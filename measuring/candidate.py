@@ -1,14 +1,17 @@
 """One candidate: a schedule of a program, proposed, compiled, checked and measured in a process of its own, which it may crash.
 
-`run_candidate` is what that process does; `Candidate` is the process as whoever started it sees it.
+`run_candidate` is what that process does; `Candidate` is the process as whoever started it sees it. What they tell each other is in
+measuring.messages.
 """
 
 import contextlib
 import ctypes
+import dataclasses
 import hashlib
 import math
 import multiprocessing
 import os
+import re
 import resource
 import signal
 import struct
@@ -16,76 +19,184 @@ import sys
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import halide as hl
 import numpy as np
+import psutil
 
-from halide_tools import comparison, execution, lowered_code
-from halide_tools.programs import describe_stages, schedule_everything_at_root
+from halide_tools import comparison, execution, lowered_code, schedules
+from halide_tools.buffers import describe_inputs
+from halide_tools.programs import ProgramSpec, describe_stages, reference_schedules
+from measuring.messages import BuildLibrary, Checked, Compiled, Failed, GoOn, LibraryBuilt, Measured, Proposed, ReferenceRun
 
 HALIDE_ERRORS = (hl.HalideError, ValueError, RuntimeError, MemoryError)
-RUN_SECONDS = 60
-MEMORY_LIMIT = 12 * 2**30
+RUN_SECONDS = 60  # for a candidate's check, and for each pass
+REFERENCE_RUN_SECONDS = 120  # for the reference's run: it is the slowest of all
+MEMORY_LIMIT = min(12 * 2**30, psutil.virtual_memory().total * 3 // 4)  # bytes of address space for each process
+OUT_OF_MEMORY = re.compile(r"out of memory|bad_alloc|cannot allocate memory|memoryerror", re.I)
+NO_LEGAL_STATE = re.compile(r"no legal way|out of legal states", re.I)  # Adams2019's words
+PASS_OF_SEARCH = re.compile(r"^Pass (\d+) of (\d+)", re.M)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A way, by its name in programs.reference_schedules, to compute the outputs that those of all candidates are compared with."""
+
+    way: str
+
+
+@dataclass(frozen=True)
+class HandWritten:
+    """The schedule that the program's author wrote."""
+
+    autoscheduler: str = "hand_written"
+
+
+@dataclass(frozen=True)
+class StoredSchedule:
+    """A schedule that was found before, as text of schedules.Schedule.to_json: it needs no search."""
+
+    text: str
+
+    def apply(self, pipeline, spec):
+        schedules.Schedule.from_json(self.text).apply(pipeline)
+        return b"", ""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a candidate's process is to do.
+
+    proposal : how to schedule, or a Reference; counts : whether to count in the lowered code, too; as_data : whether to tell the schedule
+    as data, too.
+    """
+
+    spec: ProgramSpec
+    proposal: object
+    counts: bool
+    as_data: bool
+    reference_path: str
+    log_path: str
+
+
+def origin(proposal):
+    """Where a proposal's schedule comes from: `adams2019`, `mullapudi2016`, `li2018` or `hand_written`."""
+    return getattr(proposal, "autoscheduler", "Adams2019").lower()
 
 
 # In its own process
 
 
-def run_candidate(connection, spec, proposal, counts, reference_path, log_path):
-    """Schedule, compile, check and (whenever told to) measure one candidate; `proposal` None makes the program's reference.
-
-    counts : whether to count in its lowered code, too.
-
-    Sends ("proposed", featurization, source, seconds, description of the stages), then, each after a word from the parent, ("compiled", seconds),
-    ("checked", lowered_code.as_dict of the counts or None) where its output is the reference's, and ("measured", execution.Pass) as often as asked; or ("failed", reason, detail).
-    """
+def run_candidate(connection, task):
+    """Schedule, compile, check and (whenever told to) measure one candidate, or make the program's reference."""
     _die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    log = os.open(task.log_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1), os.dup2(log, 2)
-    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-    limit = MEMORY_LIMIT if hard == resource.RLIM_INFINITY else min(MEMORY_LIMIT, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    limit_memory()
+    if getattr(task.proposal, "beam_size", 1) > 1:
+        os.environ["HL_DEBUG_AUTOSCHEDULE"] = "1"  # has Adams2019 print how far its search is
     try:
-        with ThreadPoolExecutor(1) as elsewhere:  # where it has a heap of its own, so that the one that is measured on is as good as new
-            start = time.monotonic()
-            pipeline, *proposed = elsewhere.submit(_schedule, spec, proposal).result()
-            connection.send(("proposed", *proposed[:2], time.monotonic() - start, proposed[2]))
-            connection.recv()
-            start = time.monotonic()
-            program = elsewhere.submit(execution.Program, pipeline, spec, proposal is None).result()
-        if proposal is None:
-            np.savez(reference_path, *program.results_of_two_runs(spec.seed))
-        connection.send(("compiled", time.monotonic() - start))
-        connection.recv()
-        _send_from_fork(connection, lambda: _check(program, spec.seed, reference_path, counts))
-        while True:
-            connection.recv()
-            _send_from_fork(connection, lambda: ("measured", execution.benchmark(program, spec.seed)))
+        _run_steps(connection, task)
     except EOFError:
         pass
     except HALIDE_ERRORS as error:
-        connection.send(_failure(error))
+        connection.send(failure(error))
 
 
-def _schedule(spec, proposal):
-    """(hl.Pipeline, featurization, source, description of the stages), the last for the reference only."""
+def _run_steps(connection, task):
+    spec = task.spec
+    with ThreadPoolExecutor(1) as elsewhere:  # where it has a heap of its own, so that the one that is measured on is as good as new
+        start = time.monotonic()
+        pipeline, proposed = elsewhere.submit(_schedule, task).result()
+        connection.send(dataclasses.replace(proposed, seconds=time.monotonic() - start))
+        connection.recv()
+        start = time.monotonic()
+        program = elsewhere.submit(execution.Program, pipeline, spec, isinstance(task.proposal, Reference)).result()
+    connection.send(Compiled(time.monotonic() - start))
+    connection.recv()
+    if isinstance(task.proposal, Reference):
+        np.savez(task.reference_path, *program.results_of_two_runs(spec.seed))
+        connection.send(ReferenceRun(describe_inputs(pipeline, spec)))
+        return
+    _send_from_fork(connection, lambda: _check(program, task))
+    while True:
+        order = connection.recv()
+        if isinstance(order, BuildLibrary):
+            _send_from_fork(connection, lambda: _build_library(program, order))  # noqa: B023  (called at once)
+        else:
+            _send_from_fork(connection, lambda: Measured(execution.benchmark(program, spec.seed)))
+
+
+def _schedule(task):
+    """(hl.Pipeline, Proposed)."""
+    spec, proposal = task.spec, task.proposal
+    if not isinstance(proposal, Reference):
+        pipeline, unscheduled = unscheduled_pipeline(spec, proposal), None
+        if task.as_data and not isinstance(proposal, HandWritten):
+            unscheduled = _as_data(pipeline)
+        found = apply(proposal, pipeline, spec)
+        data = _as_data(pipeline, unscheduled) if task.as_data else None
+        return pipeline, Proposed(*found, 0.0, schedule=data.to_json() if data else "")
+    identity = _identity_in_fork(spec)
     pipeline = spec.build()
-    if proposal:
-        return pipeline, *proposal.apply(pipeline, spec), {}
-    schedule_everything_at_root(pipeline)
-    return pipeline, b"", "", describe_stages(pipeline)
+    description = describe_stages(pipeline) | {"identity": identity}
+    reference_schedules()[proposal.way](pipeline, spec)
+    return pipeline, Proposed(b"", "", 0.0, description)
 
 
-def _check(program, seed, reference_path, counts):
+def _as_data(pipeline, unscheduled=None):
+    """schedules.Schedule of a pipeline, None where it can't be kept so: then it has to be searched for once more when it is asked for again."""
+    try:
+        return schedules.read(pipeline, unscheduled)
+    except (ValueError, RuntimeError, LookupError):
+        return None
+
+
+def _identity_in_fork(spec):
+    """ProgramSpec.identity as a process tells it that has built nothing yet, as processes.identities does: it goes by names, and Halide gives other
+    names to a second program. "" where it can't be told."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            _die_with_parent()
+            os.write(writing, spec.identity().encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as told:
+        identity = told.read()
+    os.waitpid(pid, 0)
+    return identity
+
+
+def unscheduled_pipeline(spec, proposal):
+    """The hl.Pipeline that `apply` schedules as a proposal says; that of HandWritten is scheduled already."""
+    return spec.build_hand_scheduled() if isinstance(proposal, HandWritten) else spec.build()
+
+
+def apply(proposal, pipeline, spec):
+    """Schedule `pipeline` in place: (featurization, C++ source), empty where there is none."""
+    return (b"", "") if isinstance(proposal, HandWritten) else proposal.apply(pipeline, spec)
+
+
+def _check(program, task):
     """The message about a program's output; with `counts` also of what is counted in its lowered code."""
-    with np.load(reference_path) as reference:
-        wrong = comparison.mismatch(program.results_of_two_runs(seed), reference.values(), program.comparisons)
+    with np.load(task.reference_path) as reference:
+        wrong = comparison.mismatch(program.results_of_two_runs(task.spec.seed), reference.values(), program.comparisons)
     if wrong:
-        return ("failed", "wrong_result", wrong)
-    found = lowered_code.count_lowered(program.pipeline, program.spec) if counts else None
-    return ("checked", None if found is None else lowered_code.as_dict(found))
+        return Failed("wrong_result", wrong)
+    found = lowered_code.count_lowered(program.pipeline, task.spec) if task.counts else None
+    return Checked(None if found is None else lowered_code.as_dict(found))
+
+
+def _build_library(program, order):
+    arguments = program.spec.build_with_arguments()[1]
+    program.pipeline.compile_to_static_library(order.prefix, arguments, order.name, program.spec.halide_target())
+    return LibraryBuilt(execution.minimum_extents(program.spec, program.pipeline))
 
 
 def _send_from_fork(connection, work):
@@ -103,7 +214,7 @@ def _send_from_fork(connection, work):
             try:
                 message = work()
             except HALIDE_ERRORS as error:
-                message = _failure(error)
+                message = failure(error)
             connection.send(message)
             code = 0
         except BaseException:
@@ -117,39 +228,30 @@ def _send_from_fork(connection, work):
         sys.exit(code)
 
 
-def _failure(error):
-    return ("failed", "halide_error", " ".join(str(error).split())[:300])
+def failure(error):
+    """Failed, with the reason and Halide's words, of an exception."""
+    words = " ".join(str(error).split()).removeprefix("Error: ")[:300] or type(error).__name__
+    if isinstance(error, MemoryError) or OUT_OF_MEMORY.search(words):
+        return Failed("out_of_memory", words)
+    return Failed("no_legal_state" if NO_LEGAL_STATE.search(words) else "halide_error", words)
 
 
-def propose(spec, proposal):
-    """(featurization, source) of a proposal, neither compiled nor run; None where Halide can't schedule it so."""
-    try:
-        return proposal.apply(spec.build(), spec)
-    except (hl.HalideError, RuntimeError):
-        return None
+def failure_of_process(exit_code, text):
+    """Failed, of a process that ended without a word, by its exit code and what it had printed."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    for pattern, reason in ((OUT_OF_MEMORY, "out_of_memory"), (NO_LEGAL_STATE, "no_legal_state")):
+        told = [line for line in lines if pattern.search(line)]
+        if told:
+            return Failed(reason, " ".join(told[-1].split())[:200])
+    if exit_code == -signal.SIGKILL:
+        return Failed("out_of_memory", "killed by the system, as happens where memory is short")
+    return Failed("crashed", f"exit code {exit_code}: {lines[-1][:200] if lines else 'nothing printed'}")
 
 
-def count(spec, proposal):
-    """What lowered_code.count_lowered finds in the code of a proposal, neither compiled nor run; None where Halide can't lower it, too."""
-    try:
-        pipeline = spec.build()
-        proposal.apply(pipeline, spec)
-        return lowered_code.count_lowered(pipeline, spec)
-    except (hl.HalideError, RuntimeError):
-        return None
-
-
-def build_library(spec, proposal, prefix, name):
-    """Write PREFIX.a and PREFIX.h: the program as a function `name`, scheduled by `proposal`."""
-    pipeline, arguments = spec.build_with_arguments()
-    proposal.apply(pipeline, spec)
-    pipeline.compile_to_static_library(prefix, arguments, name, spec.halide_target())
-
-
-def silence():
-    """Send what Halide prints in this process nowhere."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1), os.dup2(nowhere, 2)
+def limit_memory():
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    limit = MEMORY_LIMIT if hard == resource.RLIM_INFINITY else min(MEMORY_LIMIT, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
 
 
 def _die_with_parent():
@@ -178,54 +280,94 @@ class Candidate:
     context = multiprocessing.get_context("forkserver")
 
     def __init__(self, key, run, folder):
-        self.key, self.seconds = key, run.seconds_for(key)
-        self.proposal = None if key == "reference" else run.proposal(key.rstrip("r"))
-        self.log = Path(folder, f"{run.spec.name}.{key}.log")
+        self.key, self.run = key, run
+        self.proposal = Reference(run.reference_way) if key == "reference" else run.proposal(key)
+        stem = hashlib.sha256(run.spec.name.encode()).hexdigest()[:16]  # whatever characters a name has
+        self.log = Path(folder, f"{stem}.{key}.log")
         self.connection, theirs = self.context.Pipe()
         self.lowered = run.lowered(key)  # as of lowered_code.as_dict
         counts = key.isdecimal() and self.lowered is None
-        arguments = (theirs, run.spec, self.proposal, counts, str(Path(folder, f"{run.spec.name}.npz")), str(self.log))
-        self.process = self.context.Process(target=run_candidate, args=arguments, daemon=True)
+        task = Task(run.spec, self.proposal, counts, run.keeps_schedules, str(Path(folder, f"{stem}.npz")), str(self.log))
+        self.process = self.context.Process(target=run_candidate, args=(theirs, task), daemon=True)
         self.process.start()
         theirs.close()
-        self.deadline, self.late = time.monotonic() + self.seconds, ("timeout", f"not compiled within {self.seconds:g} s")
-        self.featurization, self.source, self.hash = b"", "", ""
+        self.began = time.monotonic()
+        self.featurization, self.source, self.schedule, self.hash = b"", "", "", ""
         self.schedule_seconds = self.compile_seconds = 0.0
         self.passes = []  # execution.Pass each
         self.has_proposed = self.has_ended = False
+        self.limit("timeout", "scheduled", run.seconds_for(key))
+
+    def limit(self, reason, what, seconds):
+        """Give its next message so long, but no longer than the run has; `late` is the Failed in its place."""
+        self.deadline, self.late = time.monotonic() + seconds, Failed(reason, f"not {what} within {seconds:g} s")
+        if self.run.deadline < self.deadline:
+            self.deadline, self.late = self.run.deadline, Failed("deadline", f"not {what} when its share of --minutes was over")
+
+    def unlimit(self):
+        """It waits for others."""
+        self.deadline = math.inf
 
     def receive(self, seconds):
-        """The next message, or a failure in its place: `late` (reason, detail) where none comes in time, or that the process has died."""
+        """The next message, or Failed in its place: `late` where none comes in time, or that the process has died."""
         try:
             if self.connection.poll(max(seconds, 0)):
                 return self.connection.recv()
-            return ("failed", *self.late)
+            return self.late
         except (EOFError, OSError):
             self.process.join(5)
-            text = self.log.read_text(errors="replace") if self.log.exists() else ""
-            words = [line for line in text.splitlines() if line.strip()]
-            return ("failed", "crashed", f"exit code {self.process.exitcode}: {words[-1][:200] if words else 'nothing printed'}")
+            return failure_of_process(self.process.exitcode, self.log.read_text(errors="replace") if self.log.exists() else "")
 
-    def send(self, word):
+    def send(self, order):
         """Tell the process to go on; if it is dead, the next `receive` says so."""
         with contextlib.suppress(OSError):
-            self.connection.send(word)
+            self.connection.send(order)
 
-    def keep_proposal(self, featurization, source, seconds):
+    def keep_proposal(self, proposed):
         """Its schedule; it waits, without a time limit, to be told to compile it."""
-        self.featurization, self.source, self.schedule_seconds = featurization, source, seconds
-        self.hash = hashlib.sha256(featurization or source.encode()).hexdigest()[:16]
-        self.deadline = math.inf
+        self.featurization, self.source, self.schedule = proposed.featurization, proposed.source, proposed.schedule
+        self.schedule_seconds = proposed.seconds
+        self.hash = hashlib.sha256(proposed.featurization or proposed.source.encode()).hexdigest()[:16]
         self.has_proposed = True
+        self.unlimit()
 
     def compile(self):
-        self.deadline = time.monotonic() + self.seconds
-        self.send("compile")
+        self.limit("timeout", "compiled", self.run.seconds)
+        self.send(GoOn())
+
+    def run_reference(self):
+        """Have the reference run once, and keep its output."""
+        self.limit("too_slow", "run (the limit for the program that the others are compared with)", REFERENCE_RUN_SECONDS)
+        self.send(GoOn())
 
     def check(self):
         """Have it run once, and its output compared with the reference's."""
-        self.deadline, self.late = time.monotonic() + RUN_SECONDS, ("too_slow", f"not run and measured within {RUN_SECONDS} s")
-        self.send("check")
+        self.limit("too_slow", "run and compared", RUN_SECONDS)
+        self.send(GoOn())
+
+    def measure_pass(self):
+        """The message about one pass, measured now."""
+        self.limit("too_slow", "measured", RUN_SECONDS)
+        self.send(GoOn())
+        return self.receive(self.deadline - time.monotonic())
+
+    def build_library(self, prefix, name, seconds):
+        """LibraryBuilt, once PREFIX.a and PREFIX.h are written, or Failed."""
+        self.limit("timeout", "built", seconds)
+        self.send(BuildLibrary(prefix, name))
+        return self.receive(self.deadline - time.monotonic())
+
+    def start_over(self):
+        """What is measured from now on is a repetition."""
+        self.key, self.passes = self.key.rstrip("r") + "r", []
+
+    def progress(self):
+        """How far it is, for a person."""
+        text = f"{time.monotonic() - self.began:.0f} s"
+        passes = PASS_OF_SEARCH.findall(self.log.read_text(errors="replace")) if self.log.exists() else []
+        if passes and not self.has_proposed:
+            text += f", pass {int(passes[-1][0]) + 1} of {passes[-1][1]} of its search done"
+        return text
 
     def end(self):
         self.has_ended = True

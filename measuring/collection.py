@@ -10,10 +10,10 @@ import itertools
 import math
 import os
 import struct
+import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
-from multiprocessing.connection import wait
 from pathlib import Path
 
 import orjson
@@ -23,12 +23,17 @@ from tqdm import tqdm
 from config import replace_file
 from dumps.files import LOWERED_SUFFIX
 from halide_tools.autoschedulers import Proposal
-from measuring.candidate import RUN_SECONDS, Candidate, prepare_processes
-from measuring.machine import MAX_DRIFT, REPEATED_SHARE, TRIES, has_converged, is_noisy, record_calibration, summary, wait_for_calm
+from halide_tools.programs import reference_schedules
+from measuring.candidate import origin, prepare_processes
+from measuring.compile_queue import CompileQueue
+from measuring.machine import CAREFUL, REPEATED_SHARE, Protocol, record_calibration
+from measuring.stopwatch import Stopwatch
 from pipelines import random_programs
 
 PROPOSALS_A_SCHEDULE = 3  # give up on a program after this many proposals for each schedule wanted
 FEW_TIMEOUTS, MANY_TIMEOUTS = 2, 4  # or after this many that took too long to compile: few if fewer were fast enough, or many
+REFUSALS = 4  # or where Halide has refused the first so many
+REFUSED = ("halide_error", "no_legal_state")
 
 
 @dataclass(frozen=True)
@@ -42,47 +47,53 @@ class PriorSchedule:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be measured of each program, and where it goes: new schedules, or those of a program in `known`, {program: {key: PriorSchedule}}."""
+    """What is to be measured of each program, how, and where it goes: new schedules, or those of a program in `known`, {program: {key: PriorSchedule}}.
+
+    cores : candidates compiled at a time
+    """
 
     folder: str
     schedules: int
     compile_seconds: float
+    cores: int
+    protocol: Protocol = CAREFUL
     known: dict = field(default_factory=dict)
 
 
 class ProgramRun:
     """One program's collection: its folder, its record (program.json), and the candidates under way."""
 
+    forgotten = ("timeout", "deadline")  # outcomes that a run which was stopped does not keep
+    keeps_schedules = False  # as data, in the record
+
     def __init__(self, spec, plan):
         self.spec, self.known = spec, plan.known.get(spec.name, {})
         self.wanted = len(self.known) or plan.schedules
-        self.seconds = plan.compile_seconds
+        self.seconds, self.deadline = plan.compile_seconds, math.inf
         self.folder = Path(plan.folder) / spec.name
         self.path = self.folder / "program.json"
-        if self.path.exists():
-            self.record = orjson.loads(self.path.read_bytes())
-            if not self.record["complete"]:
-                # A timeout counts against the candidates that compiled beside it, and those are gone with the process that was killed.
-                candidates = self.record["candidates"]
-                self.record["candidates"] = {k: c for k, c in candidates.items() if c["outcome"] != "timeout"}
-        else:
-            self.record = {
-                "name": spec.name,
-                "seed": spec.seed,
-                "stages": [],
-                "edges": [],
-                "calls": {},
-                "candidates": {},
-                "complete": False,
-            }
-            if not spec.path:
-                self.record["stage_kinds"] = random_programs.build(spec.seed, spec.max_stages)[1]
+        self.record = orjson.loads(self.path.read_bytes()) if self.path.exists() else self._new_record()
         self.outcomes = self.record["candidates"]
+        if not self.record["complete"]:
+            # A timeout counts against the candidates that compiled beside it, and those are gone with the process that was killed.
+            for key in [key for key, c in self.outcomes.items() if c["outcome"] in self.forgotten]:
+                del self.outcomes[key]
         self.reference_ready, self.failed = False, "failure" in self.record
+        self.reference_way, *self.reference_ways_left = reference_schedules()
         self.awaiting_deduplication = []  # candidates whose proposals may be duplicates of earlier ones, in the order of their keys
-        self.compiling = {}  # {hash: key} of those that were not
         self.unchecked = []  # candidates that have compiled before the reference has run
-        self.n_compiled = 0
+        self.begin_round()
+
+    def _new_record(self):
+        spec = self.spec
+        record = {
+            "name": spec.name, "seed": spec.seed, "params": dict(spec.params), "target": str(spec.halide_target()), "threads": spec.threads,
+            "stages": [], "edges": [], "calls": {}, "candidates": {}, "complete": False,
+        }  # fmt: skip
+        return record if spec.path else record | {"stage_kinds": random_programs.build(spec.seed, spec.max_stages)[1]}
+
+    def begin_round(self):
+        self.compiling, self.n_compiled = {}, 0  # {hash: key} of those that are no duplicates
 
     def save(self):
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -90,31 +101,45 @@ class ProgramRun:
 
     def proposal(self, key):
         """What the candidate of this number is."""
-        return self.known[key].proposal if self.known else Proposal.draw(self.spec.seed, int(key))
+        number = key.rstrip("r")
+        return self.known[number].proposal if self.known else Proposal.draw(self.spec.seed, int(number))
+
+    def name_of(self, key):
+        """A candidate's name for a person."""
+        return f"{self.spec.name}/{key}"
 
     def lowered(self, key):
         """lowering.as_dict of the candidate's counts where they are known, so that it needn't be lowered once more for them."""
         return self.known[key].lowered if key in self.known else None
 
     def seconds_for(self, key):
-        """How long a candidate may take to be scheduled and compiled."""
+        """How long a candidate may take to be scheduled; it then has `seconds` to be compiled."""
         return self.seconds
+
+    def is_late(self):
+        return time.monotonic() > self.deadline
 
     def measured(self):
         """Keys of the schedules with a runtime, repetitions left out."""
         return [k for k, c in self.outcomes.items() if c["outcome"] == "measured" and not k.endswith("r")]
 
+    def failures(self):
+        """{reason: how many candidates failed so}, the most frequent first; repetitions left out."""
+        outcomes = [c["outcome"] for key, c in self.outcomes.items() if key.isdecimal() and c["outcome"] not in ("measured", "duplicate")]
+        return {reason: outcomes.count(reason) for reason in sorted(set(outcomes), key=lambda o: (-outcomes.count(o), o))}
+
     def record_outcome(self, candidate, outcome, **more):
         """Note for good how a candidate ended."""
-        self.outcomes[candidate.key] = {**vars(candidate.proposal), "outcome": outcome, **more}
+        self.outcomes[candidate.key] = {**vars(candidate.proposal), "origin": origin(candidate.proposal), "outcome": outcome, **more}
         self.save()
 
     def should_stop(self):
-        """Whether no more candidates are worth their time: no reference, or mostly such that compile for too long."""
+        """Whether no more candidates are worth their time: no reference, or mostly such that compile for too long or are refused by Halide."""
         timeouts = sum(c["outcome"] == "timeout" for c in self.outcomes.values())
         fast_enough = len(self.measured()) + self.n_compiled
         too_many = timeouts >= MANY_TIMEOUTS or (timeouts >= FEW_TIMEOUTS and timeouts > fast_enough)
-        return self.failed or (too_many and not self.known)
+        hopeless = all(self.outcomes.get(str(k), {}).get("outcome") in REFUSED for k in range(REFUSALS))
+        return self.failed or ((too_many or hopeless) and not self.known)
 
     def next_keys(self):
         """Keys of the candidates to start now: as many as schedules are missing, in order, never the same again.
@@ -149,11 +174,10 @@ class ProgramRun:
             earlier = {c.get("hash"): k for k, c in self.outcomes.items()} | self.compiling
             known = self.known.get(candidate.key)
             if known and known.hash != candidate.hash:
-                self.fail(candidate, "changed", "another schedule comes out today")
+                self.end_as(candidate, "changed", detail="another schedule comes out today")
                 dropped.append(candidate)
             elif candidate.hash in earlier:
-                self.record_outcome(candidate, "duplicate", of=earlier[candidate.hash], hash=candidate.hash)
-                candidate.end()
+                self.end_as(candidate, "duplicate", of=earlier[candidate.hash])
                 dropped.append(candidate)
             else:
                 self.compiling[candidate.hash] = candidate.key
@@ -172,14 +196,40 @@ class ProgramRun:
                 candidate.check()
         return candidates if self.failed else []
 
-    def fail(self, candidate, reason, detail):
-        """Note why a candidate gave no measurement; without its reference a program has nothing to be compared with."""
-        if candidate.key == "reference":
-            self.failed = True
-            self.record["failure"] = f"reference: {reason}: {detail}"
-        else:
-            self.record_outcome(candidate, reason, detail=detail, hash=candidate.hash)
+    def keep_reference(self, message):
+        """The reference has run: the others can be checked."""
+        self.reference_ready = True
+        self.record["reference"], self.record["inputs"] = self.reference_way, message.inputs
+        self.save()
+
+    def fail(self, candidate, failed):
+        """Note why a candidate gave no measurement. Returns whether its program's reference is to be tried otherwise.
+
+        Without its reference a program has nothing to be compared with. One that only lacked time is tried again next time.
+        """
+        if candidate.key != "reference":
+            self.end_as(candidate, failed.reason, detail=failed.detail)
+            return False
         candidate.end()
+        tried = self.record.setdefault("reference_failures", [])
+        tried.append(f"{self.reference_way}: {failed.reason}: {failed.detail}")
+        if failed.reason != "deadline" and self.reference_ways_left:
+            self.reference_way = self.reference_ways_left.pop(0)
+            return True
+        self.failed = True
+        self.record["failure"] = f"reference: {'; '.join(tried)}"
+        return False
+
+    def end_as(self, candidate, outcome, **more):
+        self.record_outcome(candidate, outcome, hash=candidate.hash, **more)
+        candidate.end()
+
+    def keep_measurement(self, candidate, found):
+        """Write what has been measured of a candidate so far, as of machine.summary."""
+        self.write_sample(candidate, found["runtime_ms"])
+        seconds = {"schedule_seconds": round(candidate.schedule_seconds, 2), "compile_seconds": round(candidate.compile_seconds, 2)}
+        data = {"schedule": candidate.schedule} if self.keeps_schedules else {}
+        self.record_outcome(candidate, "measured", hash=candidate.hash, **found, **seconds, **data)
 
     def write_sample(self, candidate, runtime_ms):
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -200,25 +250,30 @@ def stable_share(text):
 def measure_programs(specs, plan):
     """One round on this machine: compile what is missing of a few programs, then measure it, until each has its schedules.
 
-    Returns {"measured": schedules, "failed": candidates} as added now, or {"drift": share} where the machine no longer runs as it
-    did when the collection began: then nothing was measured. One round at a time runs on a machine, whoever started it.
+    Returns {"measured": schedules, "failed": candidates, "background": share of the machine that others used} as added now, or
+    {"drift": share} where the machine no longer runs as it did when the collection began: then nothing was measured. One round at a time
+    runs on a machine, whoever started it.
     """
     prepare_processes()
     with FileLock(Path(tempfile.gettempdir()) / f"collect_schedules.{os.getuid()}.lock"):
-        drift = record_calibration(Path(plan.folder))
-        if abs(drift) > MAX_DRIFT:
+        drift = record_calibration(Path(plan.folder), plan.protocol)
+        if abs(drift) > plan.protocol.max_drift:
             return {"drift": drift}
         runs = [ProgramRun(spec, plan) for spec in specs]
-        done = {run: set(run.outcomes) for run in runs}
+        done, stopwatch = {run: set(run.outcomes) for run in runs}, Stopwatch(plan.protocol)
+        report = tqdm.write if sys.stderr.isatty() else None
         with tempfile.TemporaryDirectory() as folder:
             measured = []
             for open_keys in (ProgramRun.next_keys, ProgramRun.repeat_keys):
                 while any(open_keys(run) for run in runs):
-                    ready = compile_candidates({run: open_keys(run) for run in runs}, folder)
+                    ready = CompileQueue({run: open_keys(run) for run in runs}, folder, plan.cores, report).run()
                     measured += ready
                     for run, candidate in ready:
-                        measure(run, candidate)
-            further_passes(measured)
+                        stopwatch.one_pass(run, candidate)
+            stopwatch.further_passes(measured)
+            for _, candidate in measured:
+                if not candidate.has_ended:
+                    candidate.end()
         for run in runs:
             run.record["complete"] = True
             run.save()
@@ -226,101 +281,5 @@ def measure_programs(specs, plan):
     return {
         "measured": sum(outcome == "measured" and key.isdecimal() for key, outcome in new),
         "failed": sum(outcome not in ("measured", "duplicate") for _, outcome in new),
+        "background": stopwatch.background.share(),
     }
-
-
-def compile_candidates(keys, folder):
-    """Start candidates, as many at a time as there are cores, and leave the compiled ones waiting.
-
-    keys : {ProgramRun: [key]}. Returns [(ProgramRun, Candidate)], ready to be measured.
-    """
-    queue, active, ready = [], {}, []
-    for run in keys:
-        run.n_compiled, run.compiling = 0, {}
-        queue += [(run, key) for key in ([] if run.reference_ready or not keys[run] else ["reference"]) + keys[run]]
-    queue.reverse()
-    progress = tqdm(total=len(queue), desc="compiled", unit="schedule", position=1, leave=False, disable=None)
-    while queue or active:
-        # Those that wait for an earlier proposal or for the reference need no core.
-        while queue and sum(candidate.deadline < math.inf for _, candidate in active.values()) < os.cpu_count():
-            run, key = queue.pop()
-            if run.failed or (key.isdecimal() and run.should_stop()):
-                continue
-            candidate = Candidate(key, run, folder)
-            active[candidate.connection] = (run, candidate)
-            if key.isdecimal():
-                run.awaiting_deduplication.append(candidate)
-        nearest = min((candidate.deadline for _, candidate in active.values()), default=0)
-        heard = wait(list(active), min(max(nearest - time.monotonic(), 0), 60))
-        late = [c for c, (_, candidate) in active.items() if candidate.deadline <= time.monotonic() and c not in heard]
-        for connection in [*heard, *late]:
-            if connection not in active:
-                continue  # dropped a moment ago
-            run, candidate = active[connection]
-            kind, *content = candidate.receive(0)
-            if kind == "proposed":
-                *proposal, description = content
-                candidate.keep_proposal(*proposal)
-                if candidate.key == "reference":
-                    run.record.update(description)
-                if not candidate.key.isdecimal():
-                    candidate.compile()
-            elif kind == "compiled" and candidate.key != "reference":
-                candidate.compile_seconds, candidate.deadline = content[0], math.inf
-                run.n_compiled += 1
-                run.unchecked.append(candidate)
-            else:
-                del active[connection]
-                if kind == "failed":
-                    run.fail(candidate, *content)
-                elif candidate.key == "reference":
-                    run.reference_ready = True
-                    candidate.end()
-                else:
-                    candidate.lowered = candidate.lowered or content[0]
-                    ready.append((run, candidate))
-            for dropped in [*run.deduplicate_proposals(), *run.check_compiled()]:
-                active.pop(dropped.connection, None)
-        progress.update(progress.total - len(queue) - len(active) - progress.n)
-    progress.close()
-    for run, candidate in ready:
-        if run.failed:
-            candidate.end()
-    return sorted(((r, c) for r, c in ready if not r.failed), key=lambda rc: (rc[0].spec.name, rc[1].key.zfill(6)))
-
-
-def measure(run, candidate):
-    """One pass: measure a compiled candidate alone on the machine, repeated where others used it. What is measured is on disk at once."""
-    tries = []
-    while len(tries) < TRIES:
-        if tries:
-            wait_for_calm()
-        candidate.send("measure")
-        message = candidate.receive(RUN_SECONDS)
-        if message[0] == "failed":
-            if candidate.passes:
-                candidate.end()
-            else:
-                run.fail(candidate, *message[1:])
-            return
-        tries.append(message[1])
-        if not is_noisy(message[1]):
-            break
-    candidate.passes.append(min(tries, key=lambda p: p.background_cpu_share))
-    found = summary(candidate.passes)
-    run.write_sample(candidate, found["runtime_ms"])
-    seconds = {"schedule_seconds": round(candidate.schedule_seconds, 2), "compile_seconds": round(candidate.compile_seconds, 2)}
-    run.record_outcome(candidate, "measured", hash=candidate.hash, **found, **seconds)
-
-
-def further_passes(measured):
-    """The further passes through [(ProgramRun, Candidate)] that `measure` has seen once; ends the candidates."""
-    progress = tqdm(total=len(measured), desc="measured", unit="schedule", position=1, leave=False, disable=None)
-    while measured := [(run, candidate) for run, candidate in measured if not candidate.has_ended]:
-        progress.update(progress.total - len(measured) - progress.n)
-        for run, candidate in measured:
-            if has_converged(candidate.passes):
-                candidate.end()
-            else:
-                measure(run, candidate)
-    progress.close()

@@ -1,4 +1,4 @@
-"""The machine that measures: what it is, whether others use it, and whether it still runs as it did.
+"""The machine that measures: what it is, by which protocol it measures, whether others use it, and whether it still runs as it did.
 
 Machines differ, and one machine differs from day to day. So a collection notes what it was measured on and how (`describe_machine`),
 and the times of a few fixed calibration programs, at its beginning and throughout (`record_calibration`).
@@ -7,9 +7,9 @@ and the times of a few fixed calibration programs, at its beginning and througho
 import datetime
 import functools
 import importlib.metadata
-import os
 import platform
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import halide as hl
@@ -18,18 +18,97 @@ import orjson
 import psutil
 from filelock import FileLock
 
-from config import replace_file
+from config import replace_file, usable_cores
 from halide_tools import execution
 
-TRIES = 3  # measurements of one schedule on a busy machine before it is kept and flagged noisy
-# Every schedule is measured in short passes through all that are compiled, so that those of one are some seconds apart: others on
-# the host slow a machine for seconds at a time, which it can't see. There are so many at least, and more until the three fastest agree.
-# What counts is the fastest pass. Fewer do for schedules that are slow: a few of them would take as long as a hundred others, and a
-# moment of disturbance is a smaller part of their calls.
-PASSES, MAX_PASSES, AGREEING, AGREEMENT = 5, 16, 3, 0.02
-SLOW_MS, SLOW_PASSES, SLOW_AGREEING = 100, 3, 2
 REPEATED_SHARE = 0.05  # of the schedules are measured again in a fresh process, which tells the noise
-MAX_DRIFT = 0.05  # of the calibration programs' times, beyond which measurements no longer belong to one collection
+VAIN_WAITS = 2  # waits in a row that did not find an idle machine, after which there are no more of them until a pass is undisturbed
+BACKGROUND_SECONDS = 1.0  # over which it is told how busy the machine is
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How schedules are measured: in short passes, some seconds apart, since others on the host slow a machine for seconds at a time.
+
+    tries : measurements of one pass on a busy machine before it is kept and flagged noisy
+    calm_seconds : longest wait for an idle machine before another try
+    min_passes, max_passes, agreeing, agreement : there are so many passes at least, and more until the `agreeing` fastest differ by no
+        more than the share `agreement`. The fastest pass counts
+    slow_ms, slow_min_passes, slow_max_passes, slow_agreeing : the same for schedules that take longer than so many milliseconds: a few
+        of them would take as long as a hundred others, and a moment of disturbance is a smaller part of their calls
+    calibration_passes : of the calibration programs
+    max_drift : share by which their times may drift before measurements no longer belong to one collection
+    """
+
+    name: str
+    tries: int
+    calm_seconds: float
+    min_passes: int
+    max_passes: int
+    agreeing: int
+    agreement: float
+    slow_ms: float
+    slow_min_passes: int
+    slow_max_passes: int
+    slow_agreeing: int
+    calibration_passes: int
+    max_drift: float
+
+    def has_converged(self, passes):
+        """Whether several execution.Pass are enough: the fastest of those on an idle machine agree."""
+        fastest = sorted(p.ms for p in passes if not is_noisy(p))
+        is_slow = bool(passes) and runtime_ms(passes) > self.slow_ms
+        least, most, agreeing = (
+            (self.slow_min_passes, self.slow_max_passes, self.slow_agreeing)
+            if is_slow
+            else (self.min_passes, self.max_passes, self.agreeing)
+        )
+        agree = len(fastest) >= agreeing and fastest[agreeing - 1] <= fastest[0] * (1 + self.agreement)
+        return len(passes) >= most or (len(passes) >= least and agree)
+
+
+CAREFUL = Protocol(
+    "careful", tries=3, calm_seconds=3, min_passes=5, max_passes=16, agreeing=3, agreement=0.02,
+    slow_ms=100, slow_min_passes=3, slow_max_passes=6, slow_agreeing=2, calibration_passes=16, max_drift=0.05,
+)  # fmt: skip
+# For trying things out, and for machines that are never idle: its times are rough, and are never mixed with careful ones.
+QUICK = Protocol(
+    "quick", tries=1, calm_seconds=0, min_passes=1, max_passes=2, agreeing=1, agreement=0.02,
+    slow_ms=100, slow_min_passes=1, slow_max_passes=1, slow_agreeing=1, calibration_passes=2, max_drift=4,
+)  # fmt: skip
+PROTOCOLS = {protocol.name: protocol for protocol in (CAREFUL, QUICK)}
+
+
+@dataclass
+class Background:
+    """How busy others keep the machine: the share that they used during each measurement, and whether it is worth waiting for them."""
+
+    protocol: Protocol
+    shares: list = field(default_factory=list)
+    vain_waits: int = 0
+
+    def note(self, one_pass):
+        self.shares.append(one_pass.background_cpu_share)
+        if not is_noisy(one_pass):
+            self.vain_waits = 0
+
+    def wait_for_calm(self):
+        """Until nobody else uses the machine, but not for ever: the measurement itself tells whether it was disturbed.
+
+        Returns whether another try is worth it: after VAIN_WAITS in a row it is not, and nothing is waited for.
+        """
+        if self.vain_waits >= VAIN_WAITS:
+            return False
+        deadline = time.monotonic() + self.protocol.calm_seconds
+        while execution.background_cpu_share_now() > execution.BACKGROUND_CPU_LIMIT:
+            if time.monotonic() >= deadline:
+                self.vain_waits += 1
+                break
+        return True
+
+    def share(self):
+        """Mean share of the machine that others used, of all measurements so far; None before the first."""
+        return round(float(np.mean(self.shares)), 4) if self.shares else None
 
 
 def is_noisy(one_pass):
@@ -41,16 +120,8 @@ def runtime_ms(passes):
     return min(p.ms for p in passes)
 
 
-def has_converged(passes):
-    """Whether several execution.Pass are enough: the fastest of those on a quiet machine agree."""
-    fastest = sorted(p.ms for p in passes if not is_noisy(p))
-    least, agreeing = (SLOW_PASSES, SLOW_AGREEING) if fastest and fastest[0] > SLOW_MS else (PASSES, AGREEING)
-    agree = len(fastest) >= agreeing and fastest[agreeing - 1] <= fastest[0] * (1 + AGREEMENT)
-    return len(passes) >= MAX_PASSES or (len(passes) >= least and agree)
-
-
 def summary(passes):
-    """What is noted of a measurement in several execution.Pass, of which those on a quiet machine count, if there are any.
+    """What is noted of a measurement in several execution.Pass, of which those on an idle machine count, if there are any.
 
     {"runtime_ms", "samples": batches, "calls", "spread": by how much the median batch of all passes is slower, "cpu_share", "foreign_share", "noisy",
     "passes_ms": runtime_ms of each pass}
@@ -65,31 +136,38 @@ def summary(passes):
     }  # fmt: skip
 
 
-def wait_for_calm(seconds=3):
-    """Until nobody else uses the machine, but not for ever: the measurement itself tells whether it was disturbed."""
-    deadline = time.monotonic() + seconds
-    while execution.background_cpu_share_now() > execution.BACKGROUND_CPU_LIMIT and time.monotonic() < deadline:
-        pass
-
-
-def describe_machine():
-    """What a measurement depends on: processor, cores, versions, protocol."""
+def describe_machine(protocol=CAREFUL, target="host", threads=None):
+    """What a measurement depends on: processor, cores, threads, target, versions, protocol."""
     model = platform.processor()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), model)
-    u = execution
+    u, p, cores = execution, protocol, usable_cores()
     return {
-        "processor": model, "cores": os.cpu_count(), "memory_gib": round(psutil.virtual_memory().total / 2**30),
+        "processor": model, "cores": cores, "threads": threads or cores, "memory_gib": round(psutil.virtual_memory().total / 2**30),
         "system": platform.platform(), "python": platform.python_version(), "halide": importlib.metadata.version("halide"),
-        "target": str(hl.get_host_target()),
+        "target": str(hl.Target(target)),
         "protocol": {
-            "threads": "all cores", "freed_memory": "kept by the process", "batch_seconds": u.BATCH_SECONDS, "pass_seconds": u.PASS_SECONDS,
-            "foreign_share_limit": u.BACKGROUND_CPU_LIMIT, "tries": TRIES, "passes": [PASSES, MAX_PASSES], "agreement": [AGREEING, AGREEMENT],
-            "slow": {"ms": SLOW_MS, "passes": SLOW_PASSES, "agreement": SLOW_AGREEING}, "pass": "a fork, buffers at drawn offsets",
+            "name": p.name, "freed_memory": "kept by the process", "batch_seconds": u.BATCH_SECONDS, "pass_seconds": u.PASS_SECONDS,
+            "foreign_share_limit": u.BACKGROUND_CPU_LIMIT, "tries": p.tries, "passes": [p.min_passes, p.max_passes],
+            "agreement": [p.agreeing, p.agreement],
+            "slow": {"ms": p.slow_ms, "passes": p.slow_min_passes, "agreement": p.slow_agreeing}, "pass": "a fork, buffers at drawn offsets",
             "repeated_share": REPEATED_SHARE, "runtime": f"of the fastest pass: milliseconds a call that a share of {u.FAST_SHARE} of its batches is faster than",
         },
     }  # fmt: skip
+
+
+def differences(noted, here, prefix=""):
+    """What differs between two notes of describe_machine, in words: ["processor A, here B", ...]. What an older note lacks is left out."""
+    if noted.get("name", here.get("name")) != here.get("name"):  # of protocols: all else follows from it
+        return [f"{prefix.rstrip('.')} {noted['name']}, here {here['name']}"]
+    found = []
+    for key in noted.keys() & here.keys():
+        if isinstance(noted[key], dict) and isinstance(here[key], dict):
+            found += differences(noted[key], here[key], f"{prefix}{key}.")
+        elif noted[key] != here[key]:
+            found.append(f"{prefix}{key} {noted[key]}, here {here[key]}")
+    return sorted(found)
 
 
 def calibration_pipelines():
@@ -119,30 +197,29 @@ def calibration_programs():
     return programs
 
 
-def calibrate():
-    """{calibration program: milliseconds}, measured now by the protocol of the schedules."""
+def calibrate(passes):
+    """{calibration program: milliseconds}, measured now in so many passes."""
     programs = calibration_programs()
-    passes = [[execution.benchmark(program, 0) for program in programs.values()] for _ in range(MAX_PASSES)]
-    return {name: round(runtime_ms(own), 6) for name, own in zip(programs, zip(*passes))}
+    times = [[execution.benchmark(program, 0) for program in programs.values()] for _ in range(passes)]
+    return {name: round(runtime_ms(own), 6) for name, own in zip(programs, zip(*times))}
 
 
-def record_calibration(folder):
+def record_calibration(folder, protocol):
     """Measure the calibration programs and add their times to the collection's note.
 
     Returns by how much they have drifted: the median over the programs of their time over that of the collection's first
-    measurement, less 1. On a machine that looks drifted it is measured again, up to three times; the nearest counts.
+    measurement, less 1. On a machine that looks drifted it is measured again, as often as the protocol tries; the nearest counts.
     """
     path = folder / "collection.json"
     first = orjson.loads(path.read_bytes())["calibration"][:1]
-    best = None
-    for _ in range(TRIES):
-        times = calibrate()
+    best, background = None, Background(protocol)
+    for _ in range(protocol.tries):
+        times = calibrate(protocol.calibration_passes)
         drift = float(np.median([times[name] / ms for name, ms in first[0]["ms"].items()])) - 1 if first else 0.0
         if best is None or abs(drift) < abs(best[0]):
             best = (drift, times)
-        if abs(drift) <= MAX_DRIFT:
+        if abs(drift) <= protocol.max_drift or not background.wait_for_calm():
             break
-        wait_for_calm()
     with FileLock(str(path) + ".lock"):
         note = orjson.loads(path.read_bytes())
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

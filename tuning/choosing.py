@@ -1,7 +1,6 @@
 """Which of the pool's schedules to measure next: each way takes (pool, keys measured so far, keys still open, how many) and returns keys."""
 
 import math
-import os
 import warnings
 
 import numpy as np
@@ -17,9 +16,6 @@ NOISE = 0.03  # of a measurement, in log-runtime
 OPTIMISM = 0.5  # standard deviations by which a prediction that is less sure may be faster
 MIN_RESIDUALS = 8  # measured schedules before the kernel is fitted to them
 RETRAIN_RATE, RETRAIN_EPOCHS = 1e-4, 32  # of Halide's autotune loop
-
-
-# Which of the pool's schedules to measure next: each takes (pool, keys measured so far, keys still open, how many) and returns keys
 
 
 def choose_by_model(pool, measured, still_open, n):
@@ -69,6 +65,6 @@ class ChooseByHalide:
     def __call__(self, pool, measured, still_open, n):
         samples = [pool.run.folder / f"{key.zfill(3)}.sample" for key in measured if key not in pool.run.others]
         if len(samples) >= adams2019.MIN_SCHEDULES:
-            self.weights = adams2019.retrain(samples, RETRAIN_RATE, RETRAIN_EPOCHS, os.cpu_count(), self.weights)
-        cost = dict(zip(pool.keys, adams2019.log_predictions(self.weights, pool.halide_batches(), os.cpu_count())))
+            self.weights = adams2019.retrain(samples, RETRAIN_RATE, RETRAIN_EPOCHS, pool.run.cores, self.weights)
+        cost = dict(zip(pool.keys, adams2019.log_predictions(self.weights, pool.halide_batches(), pool.run.cores)))
         return sorted(still_open, key=lambda key: cost[key])[:n]

@@ -1,45 +1,26 @@
 """The pool of schedules proposed for one program, and what the model predicts of each."""
 
 import math
-import os
 import time
-from functools import partial
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import orjson
 import torch
-from pebble import ProcessExpired, ProcessPool
 
 import train_utils
-from dumps.files import Dump, call_counts, iter_dumps
+from dumps.files import LOWERED_SUFFIX, Dump, call_counts, stage_counts
 from dumps.parsing import parse_dump
-from features import featurize
+from features import LOWERED, featurize
 from halide_tools.programs import describe_stages
-from measuring.candidate import Candidate, count, propose, silence
+from measuring.processes import count, on_all_cores, propose
 
-PROPOSAL_SECONDS = 60  # for Adams2019 to come up with one, or for counting in its code; it is left out if it takes longer
-COUNTED_SHARE = (
-    0.5  # of new proposals, those predicted fastest, are lowered and counted, which takes several times as long as to propose them
-)
-
-
-def on_all_cores(function, spec, proposals, deadline=math.inf):
-    """{proposal: function(spec, proposal)}, where that is not None, worked out on all cores until the deadline (time.monotonic())."""
-    found = {}
-    with ProcessPool(os.cpu_count(), context=Candidate.context, initializer=silence) as processes:
-        results = processes.map(partial(function, spec), proposals, timeout=PROPOSAL_SECONDS)
-        iterator = results.result()
-        for proposal in proposals:
-            if time.monotonic() > deadline:
-                results.cancel()
-                break
-            try:
-                result = next(iterator)
-            except (TimeoutError, ProcessExpired):
-                continue
-            if result is not None:
-                found[proposal] = result
-    return found
+REPORT_SECONDS = 15  # between two lines about how far the proposals are
+PROPOSING_SHARE = 0.6  # of the time there is; counting takes the rest
+FIRST_PROPOSALS = 8  # if Halide refuses all of them, no more are tried
+# Of new proposals, those predicted fastest, that are lowered and counted, which takes several times as long as to propose them.
+COUNTED_SHARE = 0.5
 
 
 def proposed_schedule(featurization, calls, lowered):
@@ -58,6 +39,7 @@ class Pool:
     def __init__(self, run, model, meta, device):
         self.run, self.model, self.meta, self.device = run, model, meta, device
         self.keys, self.schedules, self.features, self.hashes = [], [], [], set()
+        self.refused, self.words = Counter(), ""  # how many proposals failed, by reason; the words about the first
         self.log_predicted, self.shares = np.zeros(0), []
         self.calls = call_counts(describe_stages(run.spec.build())["calls"])
         self.seconds = {"propose": 0.0, "predict": 0.0}
@@ -65,21 +47,39 @@ class Pool:
     def propose(self, proposals, deadline=math.inf):
         """Schedule the program as each of `proposals` says, on all cores, until the deadline (time.monotonic()).
 
-        What is new is kept and predicted; the COUNTED_SHARE of it that looks fastest is lowered, counted and predicted again.
+        What is new is kept and predicted; the COUNTED_SHARE of it that looks fastest is lowered, counted and predicted again. Where Halide
+        refuses the first few of them all, the others are not tried.
         """
-        began = time.monotonic()
-        proposed = on_all_cores(propose, self.run.spec, proposals, deadline)
-        self.seconds["propose"] += time.monotonic() - began
-        rows = self.add([(proposal, featurization, None) for proposal, (featurization, _) in proposed.items()])
+        rows, now = [], time.monotonic()
+        until = now + (deadline - now) * PROPOSING_SHARE
+        while proposals:
+            part = proposals if self.keys else proposals[:FIRST_PROPOSALS]
+            proposed = self._on_all_cores("proposed", propose, part, until)
+            rows += self.add([(proposal, featurization, None) for proposal, (featurization, _) in proposed.items()])
+            proposals = proposals[len(part) :] if self.keys else []
         fastest = sorted(rows, key=lambda i: self.log_predicted[i])[: math.ceil(len(rows) * COUNTED_SHARE)]
-        began = time.monotonic()
-        counted = on_all_cores(count, self.run.spec, [self.run.proposals[self.keys[i]] for i in fastest], deadline)
-        self.seconds["propose"] += time.monotonic() - began
+        counted = self._on_all_cores("counted", count, [self.run.proposals[self.keys[i]] for i in fastest], deadline)
         for i in fastest:
             lowered = counted.get(self.run.proposals[self.keys[i]])
             if lowered is not None and len(lowered) == len(self.schedules[i].calls):  # a row a stage, as data_utils asks of dumps
                 self.schedules[i].lowered = lowered
         self.predict(fastest)
+
+    def _on_all_cores(self, what, function, proposals, deadline):
+        began, failures, told = time.monotonic(), [], time.monotonic()
+
+        def report(n_done, n):
+            nonlocal told
+            if self.run.report and time.monotonic() - told > REPORT_SECONDS:
+                told = time.monotonic()
+                self.run.report(f"  {what} {n_done} of {n}")
+
+        found = on_all_cores(function, self.run.spec, proposals, deadline, failures, self.run.cores, report)
+        self.seconds["propose"] += time.monotonic() - began
+        if function is propose:
+            self.refused.update(failure.reason for failure in failures)
+            self.words = self.words or next((failure.detail for failure in failures), "")
+        return found
 
     def add(self, featurized):
         """Take in and predict [(proposal, featurization bytes, counts in the lowered code or None)], those that are new. Returns their rows."""
@@ -113,6 +113,8 @@ class Pool:
 
         Scaled so that two schedules are a distance of 1 apart in the median.
         """
+        if not self.keys:
+            return np.zeros((0, 1))
         features = torch.from_numpy(np.stack(self.features))  # (N, T, F)
         weight = torch.tensor(np.mean(self.shares, 0)).sqrt()[:, None]
         x = (self.model.normalise(features.to(self.device)).cpu() * weight).flatten(1)
@@ -129,5 +131,11 @@ class Pool:
 def read_measured(run, key):
     """What the pool takes in of a measured schedule: (proposal, featurization bytes, b"" where there is none, counts in the lowered code or None)."""
     path = Path(run.folder, f"{key.zfill(3)}.sample")
-    dump = next(iter_dumps(str(path)), None) if path.exists() else None
-    return run.proposals[key], path.read_bytes()[:-12] if dump else b"", dump.lowered if dump else None
+    if not path.exists():
+        return run.proposals[key], b"", None
+    counts = path.with_suffix(LOWERED_SUFFIX)
+    return (
+        run.proposals[key],
+        path.read_bytes()[:-12],
+        stage_counts(orjson.loads(counts.read_bytes()), LOWERED) if counts.exists() else None,
+    )

@@ -1,19 +1,22 @@
 """What a tuning leaves for its user: the best schedule, a library built with it, and the plot of the search."""
 
 import math
+import os
+import tempfile
+from pathlib import Path
 
 import matplotlib
-from pebble import ProcessPool
 
 from halide_tools import autoschedulers
-from measuring.candidate import Candidate, build_library, silence
+from halide_tools.schedules import Schedule
+from measuring.candidate import HandWritten, origin
+from measuring.messages import Failed
 from tuning import search
 from tuning.run import ADAMS2019
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-BUILD_SECONDS = 3600
 # What Halide's own command line wraps a schedule's directives in, so that a C++ Generator can include it.
 SCHEDULE_HEADER = """#ifndef {name}_SCHEDULE_H
 #define {name}_SCHEDULE_H
@@ -32,24 +35,55 @@ using ::Halide::Var;
 
 #endif  // {name}_SCHEDULE_H
 """
+AS_WRITTEN = "// The schedule that the program's author wrote is the fastest: build the program without an autoscheduler.\n"
 
 
 def build_best(run, key, output):
-    """Write the winner for those who will use it; returns {what: file or parameters} for the report."""
-    name = run.spec.name.replace(".", "_")
-    directives = (run.folder / f"{key.zfill(3)}.schedule.h").read_text()
-    (output / "best.schedule.h").write_text(SCHEDULE_HEADER.format(name=name, directives=directives))
-    proposal = run.proposals[key]
-    (output / "best.weights").unlink(missing_ok=True)
-    if proposal.autoscheduler == "Adams2019":
-        autoschedulers.write_weights(output / "best.weights", proposal.weights())
-    with ProcessPool(1, context=Candidate.context, initializer=silence) as processes:
-        processes.schedule(build_library, args=(run.spec, proposal, str(output / name), name), timeout=BUILD_SECONDS).result()
-    parameters = {k: str(v) for k, v in ({"parallelism": run.spec.threads} | proposal.parameters("best.weights")).items()}
-    return {
-        "key": key, "autoscheduler": proposal.autoscheduler, "autoscheduler_params": parameters, "proposal": vars(proposal),
-        "library": f"{name}.a", "header": f"{name}.h",
+    """Write the winner for those who will use it: ({what: file or parameters} for the report, why there is no library or "", minimum_extents or None).
+
+    Everything is written elsewhere and then moved into place. Where the library can't be built, one of an earlier answer is removed: it
+    would not be that of the schedule beside it.
+    """
+    name, proposal = run.spec.c_name, run.proposals[key]
+    with tempfile.TemporaryDirectory(dir=output) as folder:
+        write_schedule(run, key, Path(folder))
+        message = run.build_library(key, Path(folder, name), name)
+        stale = {"best.weights", "best_schedule.py", f"{name}.a", f"{name}.h"}
+        for path in Path(folder).iterdir():
+            if path.name not in (f"{name}.a", f"{name}.h") or not isinstance(message, Failed):
+                os.replace(path, output / path.name)
+                stale.discard(path.name)
+        for file in stale:
+            (output / file).unlink(missing_ok=True)
+    best = {
+        "key": key, "autoscheduler": proposal.autoscheduler, "autoscheduler_params": parameters_of(run.spec, proposal), "proposal": vars(proposal),
+        "schedule": "best.schedule.h", "python": "best_schedule.py" if run.outcomes[key].get("schedule") else None,
     }  # fmt: skip
+    if isinstance(message, Failed):
+        return best | {"library": None, "header": None}, f"{message.reason}: {message.detail}", None
+    return best | {"library": f"{name}.a", "header": f"{name}.h"}, "", message.minimum_extents
+
+
+def write_schedule(run, key, folder):
+    """best.schedule.h, best_schedule.py where the schedule could be kept as data, and, where Adams2019 made it, best.weights."""
+    name, proposal, stored = run.spec.c_name, run.proposals[key], run.outcomes[key].get("schedule")
+    schedule = Schedule.from_json(stored) if stored else None
+    if schedule:
+        (folder / "best_schedule.py").write_text(schedule.to_python_module())
+    if isinstance(proposal, HandWritten):
+        (folder / "best.schedule.h").write_text(schedule.to_cpp_header(name) if schedule else AS_WRITTEN)
+        return
+    directives = (run.folder / f"{key.zfill(3)}.schedule.h").read_text()
+    (folder / "best.schedule.h").write_text(SCHEDULE_HEADER.format(name=name, directives=directives))
+    if origin(proposal) == "adams2019":
+        autoschedulers.write_weights(folder / "best.weights", proposal.weights())
+
+
+def parameters_of(spec, proposal):
+    """The autoscheduler's parameters, as text, that give a proposal's schedule again; {} for the author's own."""
+    if isinstance(proposal, HandWritten):
+        return {}
+    return {k: str(v) for k, v in ({"parallelism": spec.threads} | proposal.parameters("best.weights")).items()}
 
 
 def plot_search(path, run, measured):

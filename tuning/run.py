@@ -2,38 +2,74 @@
 
 import math
 import tempfile
+import time
+from dataclasses import dataclass
 
 from halide_tools.autoschedulers import OtherAutoscheduler, Proposal
-from measuring import collection
+from measuring.candidate import HandWritten, StoredSchedule
 from measuring.collection import Plan, ProgramRun
+from measuring.compile_queue import CompileQueue
+from measuring.machine import CAREFUL
+from measuring.messages import Failed, LibraryBuilt
+from measuring.stopwatch import Stopwatch
 
-ADAMS2019, ADAMS2019_SECONDS = "0", 3600  # key of its own choice, and the longest that may take
+ADAMS2019, ADAMS2019_SECONDS = "0", 3600  # key of its own choice, and the longest that its search may take
 ADAMS2019_BEAM = 32  # what Halide uses unless told otherwise
 OTHERS = ("Mullapudi2016", "Li2018")  # Halide's other autoschedulers, with one choice each: each is worth an eighth of a budget
+N_KEPT = 5  # processes of the fastest schedules that are kept: nothing is searched and compiled once more for the fresh runs at the end
+
+
+@dataclass(frozen=True)
+class Clock:
+    """When each part of a tuning has to end (time.monotonic()), so that the whole of it takes no longer than --minutes; 0: no limit."""
+
+    minutes: float
+    began: float
+
+    def after(self, share):
+        return self.began + 60 * self.minutes * share if self.minutes else math.inf
 
 
 class TuningRun(ProgramRun):
-    """One program's tuning. Like the collection of a program, but its proposals are chosen one by one, and none makes it give up."""
+    """One program's tuning. Like the collection of a program, but its proposals are chosen one by one, and none makes it give up.
 
-    def __init__(self, spec, folder, seconds):
-        super().__init__(spec, Plan(str(folder), 0, seconds))
+    report : called with a line about what is going on.
+    """
+
+    forgotten = ("deadline",)
+    keeps_schedules = True  # so that going on needs no search for what was found
+
+    def __init__(self, spec, folder, seconds, protocol=CAREFUL, cores=1, report=None):
+        super().__init__(spec, Plan(str(folder), 0, seconds, cores, protocol))
+        self.failed = False  # another try may have more time
+        for key in ("failure", "reference_failures"):
+            self.record.pop(key, None)
+        self.searches = self.record.setdefault("searches", {})  # {way to choose: its keys, in the order of measuring}
+        self.cores, self.report, self.stopwatch = cores, report, Stopwatch(protocol)
         self.proposals = {ADAMS2019: Proposal(sigma=0.0, dropout=100, beam_size=ADAMS2019_BEAM, seed=0)}
-        for key, c in self.outcomes.items():
-            if key.isdecimal():
-                self.proposals[key] = OtherAutoscheduler(c["autoscheduler"]) if "autoscheduler" in c else Proposal.from_record(c)
+        self.proposals |= {key: proposal_of(c) for key, c in self.outcomes.items() if key.isdecimal()}
         self.numbers = {proposal: key for key, proposal in self.proposals.items()}
         self.next_number = 1 + max(map(int, self.proposals))
         self.others = [self.key(OtherAutoscheduler(name)) for name in OTHERS]
+        self.hand_written = self.key(HandWritten()) if spec.build_hand_scheduled() is not None else None
+        self.processes = {}  # {key: Candidate}, compiled and right, of those that are kept
+        self.not_restored = set()  # keys of schedules that can't be had from what is stored of them
         self.workspace = tempfile.TemporaryDirectory()
 
     def proposal(self, key):
-        return self.proposals[key]
+        number = key.rstrip("r")
+        stored = self.outcomes.get(number, {}).get("schedule") if key != number and number not in self.not_restored else ""
+        return StoredSchedule(stored) if stored else self.proposals[number]
 
     def seconds_for(self, key):
         return ADAMS2019_SECONDS if key.rstrip("r") == ADAMS2019 else self.seconds
 
     def should_stop(self):
         return self.failed
+
+    def set_deadline(self, deadline):
+        """Nothing begins, and nothing is waited for, after `deadline` (time.monotonic())."""
+        self.deadline = self.stopwatch.deadline = deadline
 
     def key(self, proposal):
         """The number of a proposal, a new one if it has none yet."""
@@ -43,12 +79,33 @@ class TuningRun(ProgramRun):
             self.next_number += 1
         return self.numbers[proposal]
 
+    def name_of(self, key):
+        proposal = self.proposals.get(key.rstrip("r"))
+        if proposal is None:
+            return "the program as it stands"
+        return {ADAMS2019: "Adams2019's own choice"}.get(key.rstrip("r"), f"schedule {key}")
+
+    def baselines(self):
+        """Keys of what the answer must not be slower than: Adams2019's own choice, and its author's schedule where there is one."""
+        return [ADAMS2019] + ([self.hand_written] if self.hand_written else [])
+
     def measure(self, keys):
         """Compile and measure these candidates, those that were before left out."""
-        compiled = collection.compile_candidates({self: [key for key in keys if key not in self.outcomes]}, self.workspace.name)
-        for _, candidate in compiled:
-            collection.measure(self, candidate)
-        collection.further_passes(compiled)
+        ready = self._compile([key for key in keys if key not in self.outcomes])
+        self.stopwatch.measure(ready)
+        self.processes |= {candidate.key: candidate for _, candidate in ready}
+        self._keep_the_fastest()
+
+    def _compile(self, keys):
+        return CompileQueue({self: keys}, self.workspace.name, self.cores, self.report).run()
+
+    def _keep_the_fastest(self):
+        """End the processes that are not among the fastest."""
+        alive = [key for key, candidate in self.processes.items() if not candidate.has_ended]
+        kept = {*self.baselines(), *sorted(alive, key=self.runtime_ms)[:N_KEPT]}
+        for key in set(alive) - kept:
+            self.processes[key].end()
+        self.processes = {key: self.processes[key] for key in alive if key in kept}
 
     def runtime_ms(self, key):
         """Measured milliseconds of a candidate; infinite where it gave none."""
@@ -57,18 +114,62 @@ class TuningRun(ProgramRun):
     def describe(self, key):
         """How a candidate ended, for a person."""
         c = self.outcomes.get(key, {"outcome": "never tried"})
-        return f"{c['runtime_ms']:.4g} ms" if "runtime_ms" in c else f"{c['outcome']} {c.get('detail', '')}".strip()
+        return f"{c['runtime_ms']:.4g} ms" if "runtime_ms" in c else f"{c['outcome']}: {c.get('detail', '')}".removesuffix(": ")
+
+    def keep_measurement(self, candidate, found):
+        """A first measurement goes to disk as a dump; a repetition is handed to measure_again."""
+        if candidate.key.isdecimal():
+            super().keep_measurement(candidate, found)
+        else:
+            self.repeated[candidate.key.rstrip("r")] = found
 
     def measure_again(self, keys, times):
-        """{key: [milliseconds, ...]} of new measurements, each in a fresh process, the candidates taking turns."""
-        found = {key: [] for key in keys}
+        """{key: [milliseconds, ...]} of `times` new measurements of each, interleaved, all in fresh forks; only those that ran.
+
+        They are noted in the record's `fresh_runs`. What has no process any more is scheduled and compiled once more.
+        """
+        self._revive(keys)
+        runs, noted = {}, self.record.setdefault("fresh_runs", {})
         for _ in range(times):
-            repeats = {}
-            for key in keys:
-                repeats[key] = key + "r"
-                while repeats[key] in self.outcomes:
-                    repeats[key] += "r"
-            self.measure(repeats.values())
-            for key, repeat in repeats.items():
-                found[key].append(self.runtime_ms(repeat))
-        return found
+            ready = [(self, c) for key in keys if not self.is_late() and (c := self.processes.get(key)) and not c.has_ended]
+            for _, candidate in ready:
+                candidate.start_over()
+            self.repeated = {}
+            self.stopwatch.measure(ready)
+            for key, found in self.repeated.items():
+                runs.setdefault(key, []).append(found["runtime_ms"])
+                noted.setdefault(key, []).append({name: found[name] for name in ("runtime_ms", "foreign_share", "noisy", "passes_ms")})
+            self.save()
+        return runs
+
+    def _revive(self, keys):
+        """Have a process again for each of these schedules: from what is stored of it, or else searched for once more."""
+        for _ in range(2):
+            gone = [key for key in keys if key not in self.processes or self.processes[key].has_ended]
+            if gone and not self.is_late():
+                self.processes |= {candidate.key.rstrip("r"): candidate for _, candidate in self._compile([f"{key}r" for key in gone])}
+                self.not_restored |= set(gone) - set(self.processes)
+
+    def build_library(self, key, prefix, name):
+        """LibraryBuilt, once PREFIX.a and PREFIX.h hold the program as this schedule has it, or Failed."""
+        self._revive([key])
+        if key not in self.processes:
+            c = self.outcomes.get(f"{key}r", {"outcome": "deadline", "detail": "--minutes were over"})
+            return Failed(c["outcome"], c.get("detail", ""))
+        seconds = min(self.deadline - time.monotonic(), ADAMS2019_SECONDS)
+        message = self.processes[key].build_library(str(prefix), name, seconds)
+        if not isinstance(message, LibraryBuilt):
+            self.processes[key].end()
+        return message
+
+    def end(self):
+        for candidate in self.processes.values():
+            if not candidate.has_ended:
+                candidate.end()
+
+
+def proposal_of(record):
+    """The proposal in a candidate's entry of program.json."""
+    if "autoscheduler" not in record:
+        return Proposal.from_record(record)
+    return HandWritten() if record["autoscheduler"] == HandWritten().autoscheduler else OtherAutoscheduler(record["autoscheduler"])

@@ -1,29 +1,39 @@
 """Candidates, passes and records: measuring without a script."""
 
+import dataclasses
+import math
 import signal
 import subprocess
 import sys
+import time
 
+import pytest
 from conftest import ROOT
 
 from halide_tools import execution
 from halide_tools.autoschedulers import Proposal
-from halide_tools.programs import (
-    ProgramSpec,
-)
-from measuring import archives, collection, machine
+from halide_tools.programs import ProgramSpec, find_programs, reference_schedules
+from measuring import archives, candidate, collection, machine
 from measuring.candidate import Candidate
-from measuring.collection import Plan
+from measuring.collection import Plan, ProgramRun
+from measuring.compile_queue import CompileQueue
+from measuring.machine import CAREFUL, QUICK
+from measuring.messages import Checked, Compiled, Failed, Measured, Proposed, ReferenceRun
+from measuring.stopwatch import Stopwatch
+
+
+def plan(folder, schedules=8, **more):
+    return Plan(str(folder), schedules, 5.0, 2, **more)
 
 
 def test_a_known_schedule_that_comes_out_otherwise_is_not_measured(tmp_path):
     known = {str(k): collection.PriorSchedule(Proposal.draw(1, k), f"hash {k}", None) for k in (2, 5, 7)}
-    run_ = collection.ProgramRun(ProgramSpec("p", 1), Plan(str(tmp_path), 8, 5.0, {"p": known}))
+    run_ = ProgramRun(ProgramSpec("p", 1), plan(tmp_path, known={"p": known}))
     assert run_.next_keys() == ["2", "5", "7"]
     for key in run_.next_keys():
-        candidate = Scripted(key, [], [])
-        candidate.hash = "hash 2" if key == "2" else "another"
-        run_.awaiting_deduplication.append(candidate)
+        scripted = Scripted(key, [], [])
+        scripted.hash = "hash 2" if key == "2" else "another"
+        run_.awaiting_deduplication.append(scripted)
     assert [c.key for c in run_.deduplicate_proposals()] == ["5", "7"]
     assert [run_.outcomes[key]["outcome"] for key in ("5", "7")] == ["changed", "changed"] and "2" not in run_.outcomes
 
@@ -38,28 +48,31 @@ def test_all_schedules_of_a_shipped_collection_are_known():
 
 
 class Scripted(Candidate):
-    """A candidate whose passes take these milliseconds, and that then crashes."""
+    """A candidate whose passes take these milliseconds (or (milliseconds, share that others used)), and that then crashes."""
 
     def __init__(self, key, runtimes, order):
         self.key, self.proposal, self.passes, self.has_ended = key, Proposal.draw(1, int(key)), [], False
         self.featurization, self.source, self.hash, self.schedule_seconds, self.compile_seconds = b"", "", key, 0.1, 0.2
-        self.has_proposed, self.lowered, self.seconds = True, None, 5.0
-        self.runtimes, self.order = list(runtimes), order
+        self.has_proposed, self.lowered, self.runtimes, self.order = True, None, list(runtimes), order
 
-    def send(self, word):
+    def compile(self):
+        pass
+
+    def measure_pass(self):
         self.order.append(self.key)
-
-    def receive(self, seconds):
         if not self.runtimes:
-            return ("failed", "crashed", "exit code 1")
-        return ("measured", execution.Pass([self.runtimes.pop(0)] * 25, 1, 2.0, 0.0))
+            return Failed("crashed", "exit code 1")
+        ms, background = self.runtimes.pop(0), 0.0
+        if isinstance(ms, tuple):
+            ms, background = ms
+        return Measured(execution.Pass([ms] * 25, 1, 2.0, background))
 
     def end(self):
         self.has_ended = True
 
 
 def test_the_fastest_moments_of_all_passes_count(tmp_path):
-    run_, order = collection.ProgramRun(ProgramSpec("p", 1), Plan(str(tmp_path), 5, 5.0)), []
+    run_, order = ProgramRun(ProgramSpec("p", 1), plan(tmp_path)), []
     # Three agree at once but five are the least; the seventh is the third that agrees; always faster; it crashes; slow ones need but two.
     scripts = {
         "0": [1.3, 1.3, 1.31, 1.5, 1.6, 0.5],
@@ -68,21 +81,55 @@ def test_the_fastest_moments_of_all_passes_count(tmp_path):
         "3": [2.0],
         "4": [150.0, 151.0, 170.0, 0.5],
     }
-    passes = {"0": 5, "1": 7, "2": machine.MAX_PASSES, "3": 1, "4": 3}
+    passes = {"0": 5, "1": 7, "2": CAREFUL.max_passes, "3": 1, "4": 3}
     candidates = [(run_, Scripted(key, runtimes, order)) for key, runtimes in scripts.items()]
-    for _, candidate in candidates:
-        collection.measure(run_, candidate)
-        assert (
-            collection.ProgramRun(run_.spec, Plan(str(tmp_path), 5, 5.0)).outcomes[candidate.key]["outcome"] == "measured"
-        )  # whatever happens next
-    collection.further_passes(candidates)
+    stopwatch = Stopwatch(CAREFUL)
+    for _, scripted in candidates:
+        stopwatch.one_pass(run_, scripted)
+        assert ProgramRun(run_.spec, plan(tmp_path)).outcomes[scripted.key]["outcome"] == "measured"  # whatever happens next
+    stopwatch.further_passes(candidates)
     assert order[:10] == ["0", "1", "2", "3", "4"] * 2  # some seconds apart in a real collection
     found = {key: (c["runtime_ms"], c["samples"], c["passes_ms"]) for key, c in run_.outcomes.items()}
     assert {key: f[1:] for key, f in found.items()} == {
         key: (25 * n, [round(ms, 6) for ms in scripts[key][:n]]) for key, n in passes.items()
     }
     assert (found["0"][0], found["1"][0], found["3"][0]) == (1.3, 1.0, 2.0) and found["2"][0] == round(2 / 1.1**15, 6)
-    assert all(candidate.has_ended for _, candidate in candidates)
+    assert run_.outcomes["3"]["origin"] == "adams2019"
+
+
+def test_a_busy_machine_is_not_waited_for_again_and_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(execution, "background_cpu_share_now", lambda: time.sleep(0.01) or 1.0)
+    protocol = dataclasses.replace(CAREFUL, calm_seconds=0.1)
+    run_, stopwatch = ProgramRun(ProgramSpec("p", 1), plan(tmp_path)), Stopwatch(protocol)
+    busy = Scripted("0", [(2.0, 0.8)] * 100, [])
+    began = time.monotonic()
+    stopwatch.measure([(run_, busy)])
+    assert time.monotonic() - began < 3 * 0.1 + 1, "it has waited more than VAIN_WAITS times"
+    assert len(busy.passes) == CAREFUL.max_passes and run_.outcomes["0"]["noisy"] and run_.outcomes["0"]["foreign_share"] == 0.8
+    assert len(busy.order) == CAREFUL.max_passes + machine.VAIN_WAITS and stopwatch.background.share() == 0.8
+    calm_again = Scripted("1", [(2.0, 0.0), *[(2.0, 0.8)] * 4], [])
+    stopwatch.one_pass(run_, calm_again)
+    assert stopwatch.background.vain_waits == 0, "an undisturbed pass makes it worth waiting again"
+    slow = Scripted("2", [(500.0, 0.8)] * 100, [])
+    stopwatch.measure([(run_, slow)])
+    assert len(slow.passes) == CAREFUL.slow_max_passes
+
+
+def test_no_pass_begins_after_the_deadline(tmp_path):
+    run_, stopwatch = ProgramRun(ProgramSpec("p", 1), plan(tmp_path)), Stopwatch(CAREFUL, time.monotonic() - 1)
+    scripted = Scripted("0", [2.0] * 100, [])
+    stopwatch.measure([(run_, scripted)])
+    assert len(scripted.passes) == 1 and run_.outcomes["0"]["outcome"] == "measured"
+
+
+def test_quick_and_careful_measurements_are_told_apart():
+    quick, careful = machine.describe_machine(QUICK, threads=2), machine.describe_machine(CAREFUL, threads=2)
+    assert machine.differences(careful, quick) == ["protocol careful, here quick"] and not machine.differences(quick, quick)
+    assert machine.differences(careful | {"processor": "A"}, careful | {"processor": "B"}) == ["processor A, here B"]
+    assert machine.differences(careful, machine.describe_machine(CAREFUL, threads=1)) == ["threads 2, here 1"]
+    old = {key: value for key, value in careful.items() if key != "threads"}
+    old["protocol"] = {key: value for key, value in careful["protocol"].items() if key != "name"} | {"threads": "all cores"}
+    assert not machine.differences(old, careful) and machine.differences(old, quick), "a note without names"
 
 
 def test_neither_one_fast_moment_nor_a_pass_on_a_busy_machine_counts():
@@ -105,7 +152,8 @@ from measuring import candidate
 
 class Connection:
     def send(self, message):
-        print(message[0], psutil.Process().memory_info().rss / 2**20, flush=True)
+        said = message[0] if isinstance(message, list) else type(message).__name__
+        print(said, psutil.Process().memory_info().rss / 2**20, flush=True)
 
 execution.keep_memory()
 x, y, image, f = hl.Var("x"), hl.Var("y"), hl.ImageParam(hl.Float(32), 2, "image"), hl.Func("f")
@@ -123,11 +171,11 @@ print("not here")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     (_, before), (_, measured), (_, waiting), (outcome, _) = (line.split() for line in done.stdout.splitlines())
     assert float(measured) > 128 and float(waiting) < float(before) + 20  # MiB; the two buffers have 64 each
-    assert outcome == "failed" and done.returncode == -signal.SIGABRT
+    assert outcome == "Failed" and done.returncode == -signal.SIGABRT
 
 
 def test_repeats_are_drawn_by_a_hash(tmp_path):
-    run_ = collection.ProgramRun(ProgramSpec("p", 1), Plan(str(tmp_path), 8, 5.0))
+    run_ = ProgramRun(ProgramSpec("p", 1), plan(tmp_path))
     run_.outcomes.update({str(k): {"outcome": "measured"} for k in range(400)})
     keys = run_.repeat_keys()
     assert 8 <= len(keys) <= 35 and all(k.endswith("r") for k in keys)
@@ -137,12 +185,133 @@ def test_repeats_are_drawn_by_a_hash(tmp_path):
 
 def test_timeouts_of_a_killed_collection_are_forgotten(tmp_path):
     """They were weighed against candidates that had compiled but were not measured yet."""
-    plan = Plan(str(tmp_path), 4, 5.0)
-    first = collection.ProgramRun(ProgramSpec("p", 1), plan)
+    first = ProgramRun(ProgramSpec("p", 1), plan(tmp_path, 4))
     first.outcomes.update({str(k): {"outcome": "timeout"} for k in range(4)})
     first.save()
     assert first.should_stop() and first.next_keys() == []
-    assert collection.ProgramRun(ProgramSpec("p", 1), plan).next_keys() == ["0", "1", "2", "3"]
+    assert ProgramRun(ProgramSpec("p", 1), plan(tmp_path, 4)).next_keys() == ["0", "1", "2", "3"]
     first.record["complete"] = True
     first.save()
-    assert collection.ProgramRun(ProgramSpec("p", 1), plan).next_keys() == []
+    assert ProgramRun(ProgramSpec("p", 1), plan(tmp_path, 4)).next_keys() == []
+
+
+def test_a_program_of_which_halide_takes_no_schedule_is_given_up_at_once(tmp_path):
+    run_ = ProgramRun(ProgramSpec("p", 1), plan(tmp_path, 100))
+    run_.outcomes.update({str(k): {"outcome": "halide_error"} for k in range(collection.REFUSALS - 1)})
+    assert not run_.should_stop()
+    run_.outcomes[str(collection.REFUSALS - 1)] = {"outcome": "no_legal_state"}
+    assert run_.should_stop()
+    run_.outcomes["0"] = {"outcome": "measured"}
+    assert not run_.should_stop()
+
+
+@pytest.mark.parametrize(
+    "exit_code, text, reason",
+    [
+        (-signal.SIGABRT, "terminate called after throwing an instance of 'std::bad_alloc'", "out_of_memory"),
+        (-signal.SIGABRT, "LLVM ERROR: out of memory\nAllocation failed", "out_of_memory"),
+        (-signal.SIGKILL, "", "out_of_memory"),
+        (-signal.SIGABRT, "Warning: Found no legal way to schedule f in the following State:", "no_legal_state"),
+        (-signal.SIGSEGV, "some words", "crashed"),
+        (1, "", "crashed"),
+    ],
+)
+def test_how_a_process_ended_is_told_apart(exit_code, text, reason):
+    assert candidate.failure_of_process(exit_code, text).reason == reason
+
+
+def test_how_halide_failed_is_told_apart():
+    reasons = {
+        "Error: Out of memory (halide_malloc returned nullptr)": "out_of_memory",
+        "Ran out of legal states with beam size 1": "no_legal_state",
+        "Error: can only unroll": "halide_error",
+    }
+    assert {words: candidate.failure(RuntimeError(words)).reason for words in reasons} == reasons
+    assert candidate.failure(MemoryError()).reason == "out_of_memory" and candidate.failure(RuntimeError("Error: no")).detail == "no"
+
+
+class Actor:
+    """Candidates whose processes say what a script {key: [messages]} tells, one message after each word to them."""
+
+    def __init__(self, monkeypatch, scripts):
+        self.scripts, self.started = scripts, []
+        monkeypatch.setattr("measuring.compile_queue.Candidate", self.start)
+        monkeypatch.setattr("measuring.compile_queue.wait", lambda connections, seconds: [c for c in connections if c.messages])
+
+    def start(self, key, run, folder):
+        self.started.append(key)
+        actor = Candidate.__new__(Candidate)
+        actor.key, actor.run, actor.proposal, actor.seconds = key, run, Proposal.draw(1, 0), 5
+        actor.connection = type("Connection", (), {"messages": list(self.scripts[key].pop(0)), "said": 0})()
+        actor.featurization, actor.source, actor.hash, actor.lowered = b"", "", "", None
+        actor.schedule_seconds = actor.compile_seconds = 0.0
+        actor.passes, actor.has_proposed, actor.has_ended, actor.began = [], False, False, time.monotonic()
+        actor.receive = lambda seconds: actor.connection.messages.pop(0) if actor.connection.messages else actor.late
+        actor.send = lambda order: None
+        actor.end = lambda: setattr(actor, "has_ended", True)
+        actor.log = ROOT / "none"
+        actor.limit("timeout", "scheduled", 5)
+        return actor
+
+
+def steps(name):
+    return [Proposed(name.encode(), name, 0.1), Compiled(0.2), Checked({"stores": [1]})]
+
+
+def test_the_queue_takes_each_candidate_to_where_it_waits(tmp_path, monkeypatch):
+    reference = [Proposed(b"", "", 0.1, {"stages": ["f"], "identity": "abc"}), Compiled(0.1), ReferenceRun({"image": "random"})]
+    scripts = {
+        "reference": [reference],
+        "0": [steps("a")],
+        "1": [steps("a")],  # a duplicate
+        "2": [[Proposed(b"c", "c", 0.1), Failed("timeout", "not compiled within 5 s")]],
+        "3": [steps("d")],
+    }
+    actor = Actor(monkeypatch, scripts)
+    run_ = ProgramRun(ProgramSpec("p", 1), plan(tmp_path))
+    ready = CompileQueue({run_: ["0", "1", "2", "3"]}, tmp_path, 2).run()
+    assert [c.key for _, c in ready] == ["0", "3"] and ready[0][1].lowered == {"stores": [1]} and actor.started[0] == "reference"
+    assert {key: c["outcome"] for key, c in run_.outcomes.items()} == {"1": "duplicate", "2": "timeout"}
+    assert run_.record["identity"] == "abc" and run_.record["inputs"] == {"image": "random"} and run_.failures() == {"timeout": 1}
+
+
+def test_the_reference_falls_back_and_then_nothing_is_waited_for(tmp_path, monkeypatch):
+    ways = list(reference_schedules())
+    assert len(ways) > 1
+    refused = [Proposed(b"", "", 0.1), Failed("out_of_memory", "17 GB")]
+    later = [Proposed(b"", "", 0.1), Compiled(0.1), ReferenceRun({})]
+    run_ = ProgramRun(ProgramSpec("p", 1), plan(tmp_path / "a"))
+    Actor(monkeypatch, {"reference": [refused, later], "0": [steps("a")]})
+    assert [c.key for _, c in CompileQueue({run_: ["0"]}, tmp_path, 2).run()] == ["0"] and run_.record["reference"] == ways[1]
+
+    run_ = ProgramRun(ProgramSpec("p", 1), plan(tmp_path / "b"))
+    # The candidate never says anything: it must not be waited for once there is no reference.
+    Actor(monkeypatch, {"reference": [refused] * len(ways), "0": [[]]})
+    began = time.monotonic()
+    assert CompileQueue({run_: ["0"]}, tmp_path, 2).run() == [] and run_.failed and time.monotonic() - began < 3
+    assert all(way in run_.record["failure"] for way in ways) and "17 GB" in run_.record["failure"]
+
+
+def test_nothing_is_begun_or_waited_for_after_the_deadline(tmp_path, monkeypatch):
+    run_ = ProgramRun(ProgramSpec("p", 1), plan(tmp_path))
+    run_.reference_ready, run_.deadline = True, time.monotonic() + 0.3
+    actor = Actor(monkeypatch, {key: [[]] for key in "0123"})
+    assert CompileQueue({run_: list("0123")}, tmp_path, 2).run() == [] and time.monotonic() < run_.deadline + 1
+    assert actor.started == ["0", "1"] and {c["outcome"] for c in run_.outcomes.values()} == {"deadline"}
+    assert "--minutes" in run_.outcomes["0"]["detail"]
+    assert ProgramRun(run_.spec, plan(tmp_path)).next_keys()[0] == "0", "with more time it is tried again"
+
+
+def test_a_candidate_is_run_on_the_threads_that_its_program_says(tmp_path, blur):
+    """What is asked for reaches the schedule's parallelism and the threads that run."""
+    source = {}
+    for threads in (1, 2):
+        spec = dataclasses.replace(find_programs(blur.path)[0], n_threads=threads)
+        run_ = ProgramRun(spec, plan(tmp_path / str(threads), 1, protocol=QUICK))
+        ((_, ready),) = CompileQueue({run_: ["0"]}, tmp_path, 2).run()
+        Stopwatch(QUICK).measure([(run_, ready)])
+        source[threads] = ready.source
+        ready.end()
+        assert run_.record["threads"] == threads and (threads > 1 or run_.outcomes["0"]["cpu_share"] < 1.2)
+    assert source[1] != source[2]
+    assert math.isfinite(run_.outcomes["0"]["runtime_ms"])

@@ -9,14 +9,60 @@ from tuning import search
 from tuning.choosing import choose_by_model
 
 
+class FakeRun:
+    """A tuning that measures whatever it is asked for, but for `failing`, in its number of milliseconds."""
+
+    others, failed = ["1", "2"], False
+
+    def __init__(self, failing=()):
+        self.searches, self.outcomes, self.failing, self.asked = {}, {}, set(failing), []
+
+    def measure(self, keys):
+        for key in keys:
+            if key not in self.outcomes:
+                self.asked.append(key)
+                self.outcomes[key] = {"outcome": "crashed" if key in self.failing else "measured"}
+
+    def measured(self):
+        return [key for key, c in self.outcomes.items() if c["outcome"] == "measured"]
+
+    def runtime_ms(self, key):
+        return 1.0 + int(key)
+
+    def save(self):
+        pass
+
+
+def first_open(pool, measured, still_open, n):
+    return still_open[:n]
+
+
+def search_with(run, budget, keys=range(3, 30)):
+    return search.search(SimpleNamespace(run=run, keys=[str(i) for i in keys]), "lstm", first_open, budget, 4, math.inf)
+
+
 def test_other_autoschedulers_are_measured_where_the_budget_allows():
-    run = SimpleNamespace(others=["1", "2"], failed=False, measure=lambda keys: None, runtime_ms=lambda key: 1.0)
-    pool = SimpleNamespace(run=run, keys=[str(i) for i in range(3, 30)])
-    measured = {
-        budget: search.search(pool, lambda pool, measured, still_open, n: still_open[:n], budget, 4, math.inf) for budget in (1, 4, 8, 16)
-    }
+    measured = {budget: search_with(FakeRun(), budget) for budget in (1, 4, 8, 16)}
     assert measured[1] == ["0"] and measured[4] == ["0", "3", "4", "5"]
     assert measured[8][:3] == ["0", "1", "3"] and measured[16][:4] == ["0", "1", "2", "3"] and len(measured[16]) == 16
+
+
+def test_a_larger_budget_goes_on_and_a_smaller_one_measures_nothing():
+    run = FakeRun()
+    first = list(search_with(run, 12))
+    assert len(first) == 12
+    run.asked.clear()
+    assert search_with(run, 4) == first and not run.asked
+    further = search_with(run, 20)
+    assert further[:12] == first and len(further) == 20 and len(run.asked) == 8 and not set(run.asked) & set(first)
+
+
+def test_failures_cost_no_measurement_but_end_the_search_in_the_end():
+    run = FakeRun(failing=["0", "3", "4"])
+    assert search_with(run, 4) == ["5", "6", "7", "8"]
+    run = FakeRun(failing=map(str, range(30)))
+    assert search_with(run, 4) == [] and len(run.asked) == 8
+    assert search_with(FakeRun(), 8, keys=[]) == ["0", "1"], "nothing is left to choose from"
 
 
 def fake_pool(log_predicted, runtimes, x):

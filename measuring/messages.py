@@ -1,0 +1,77 @@
+"""What a candidate's process and its parent tell each other: a dataclass for each thing that can be said."""
+
+from dataclasses import dataclass, field
+
+from halide_tools.execution import Pass
+
+# From the parent
+
+
+@dataclass(frozen=True)
+class GoOn:
+    """Do the next step: compile, then check (the reference: run), then measure one pass, as often as this is said."""
+
+
+@dataclass(frozen=True)
+class BuildLibrary:
+    """Write PREFIX.a and PREFIX.h: the program, as this candidate schedules it, as a function `name` in C."""
+
+    prefix: str
+    name: str
+
+
+# From the candidate, in this order; Failed may come at any time, and is the last
+
+
+@dataclass(frozen=True)
+class Proposed:
+    """A schedule, not compiled yet.
+
+    description : of the program (programs.describe_stages), for the reference only; schedule : Schedule.to_json, "" where it was not asked for
+    or can't be kept as data.
+    """
+
+    featurization: bytes
+    source: str
+    seconds: float
+    description: dict = field(default_factory=dict)
+    schedule: str = ""
+
+
+@dataclass(frozen=True)
+class Compiled:
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ReferenceRun:
+    """The reference has run, and its outputs are on disk. inputs : buffers.describe_inputs."""
+
+    inputs: dict
+
+
+@dataclass(frozen=True)
+class Checked:
+    """The output is the reference's. lowered : lowered_code.as_dict of what was counted in the lowered code; None if nothing was."""
+
+    lowered: dict | None
+
+
+@dataclass(frozen=True)
+class Measured:
+    one_pass: Pass
+
+
+@dataclass(frozen=True)
+class LibraryBuilt:
+    """minimum_extents : the smallest outputs, by dimension, that the library can be called with."""
+
+    minimum_extents: list
+
+
+@dataclass(frozen=True)
+class Failed:
+    """reason : one of `timeout`, `deadline`, `too_slow`, `out_of_memory`, `no_legal_state`, `halide_error`, `crashed`, `wrong_result`; detail : a line."""
+
+    reason: str
+    detail: str

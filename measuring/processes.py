@@ -1,0 +1,92 @@
+"""One function for many proposals, or programs, each in a process that it may crash: proposing, counting, identities."""
+
+import math
+import os
+import time
+from concurrent.futures import TimeoutError
+from functools import partial
+
+from pebble import ProcessExpired, ProcessPool
+
+from config import usable_cores
+from halide_tools import lowered_code
+from measuring.candidate import HALIDE_ERRORS, Candidate, failure, failure_of_process, limit_memory
+from measuring.messages import Failed
+
+PROPOSAL_SECONDS = 60  # for Adams2019 to come up with one, or for counting in its code; it is left out if it takes longer
+
+
+def on_all_cores(function, spec, proposals, deadline=math.inf, failures=None, cores=None, report=None, tasks_each=0):
+    """{proposal: function(spec, proposal)}, worked out on `cores` (all usable ones) until the deadline (time.monotonic()).
+
+    Those that gave none are left out; why is added to the list `failures` (Failed each). report : called with (how many are done, of how many).
+    tasks_each : after so many a process is replaced by a new one; 0: never.
+    """
+    found, failures = {}, [] if failures is None else failures
+    with ProcessPool(cores or usable_cores(), context=Candidate.context, max_tasks=tasks_each, initializer=prepare_worker) as pool:
+        futures = {p: pool.schedule(partial(function, spec), args=(p,), timeout=PROPOSAL_SECONDS) for p in proposals}
+        for n_done, (proposal, future) in enumerate(futures.items()):
+            if report:
+                report(n_done, len(futures))
+            result = _result(future, deadline)
+            if isinstance(result, Failed):
+                failures.append(result)
+            else:
+                found[proposal] = result
+            if time.monotonic() > deadline:
+                pool.stop()
+                failures += [Failed("deadline", "its share of --minutes was over")] * (len(futures) - n_done - 1)
+                break
+    return found
+
+
+def _result(future, deadline):
+    try:
+        return future.result(None if math.isinf(deadline) else max(deadline - time.monotonic(), 0))
+    except ProcessExpired as error:
+        return failure_of_process(error.exitcode, "")
+    except TimeoutError:
+        if future.done():
+            return Failed("timeout", f"not proposed within {PROPOSAL_SECONDS} s")
+        return Failed("deadline", "its share of --minutes was over")
+
+
+def propose(spec, proposal):
+    """(featurization, source) of a proposal, neither compiled nor run; Failed where Halide can't schedule it so."""
+    try:
+        return proposal.apply(spec.build(), spec)
+    except HALIDE_ERRORS as error:
+        return failure(error)
+
+
+def count(spec, proposal):
+    """What lowered_code.count_lowered finds in the code of a proposal, neither compiled nor run; Failed where Halide can't lower it, too."""
+    try:
+        pipeline = spec.build()
+        proposal.apply(pipeline, spec)
+        found = lowered_code.count_lowered(pipeline, spec)
+    except HALIDE_ERRORS as error:
+        return failure(error)
+    return Failed("not_counted", "what its lowered code does can't be told") if found is None else found
+
+
+def identities(specs):
+    """{ProgramSpec: its identity}, each worked out in a process that has built nothing else; those that can't be built are left out.
+
+    That of a program of which a process has built another one before may come out differently: Halide numbers names.
+    """
+    return on_all_cores(_identity, None, specs, tasks_each=1)
+
+
+def _identity(_, spec):
+    try:
+        return spec.identity()
+    except Exception as error:  # whatever a user's file may raise
+        return failure(error)
+
+
+def prepare_worker():
+    """Send what Halide prints in this process nowhere, and bound its memory."""
+    limit_memory()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1), os.dup2(nowhere, 2)
