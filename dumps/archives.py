@@ -4,6 +4,7 @@ No more than MAX_DUMP_BYTES of a member are ever in memory, whatever its header 
 """
 
 import bz2
+import contextlib
 import gzip
 import io
 import lzma
@@ -24,7 +25,7 @@ ARCHIVE_ERRORS = (
     tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, struct.error, EOFError, OSError, RuntimeError, TypeError, ValueError,
     LookupError, ArithmeticError, AttributeError, MemoryError,
 )  # fmt: skip
-DECOMPRESSORS = {b"\x1f\x8b\x08": gzip.GzipFile, b"\xfd7zXZ\x00": lzma.LZMAFile, b"BZh": bz2.BZ2File}
+DECOMPRESSORS = {b"\x1f\x8b\x08": gzip.open, b"\xfd7zXZ\x00": lzma.open, b"BZh": bz2.open}  # by what a file begins with
 ZIP_START = b"PK\x03\x04"
 TAR_MAGIC_AT, TAR_MAGIC = 257, b"ustar"
 TAR_HEADER_TYPES = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
@@ -96,20 +97,24 @@ def without_suffixes(label):
 
 
 def _tar_members(path):
-    with tarfile.open(path, "r|*", tarinfo=_StrictTarInfo) as tar:
-        for member in tar:
-            if member.isdir():
-                continue
-            if member.islnk() or member.issym():
-                kind = "hard" if member.islnk() else "symbolic"
-                detail = f"a {kind} link to {member.linkname[:80]}; what it leads to is read where it lies, if it is packed"
-                yield member.name, b"", ("link", detail)
-            elif not member.isfile():
-                yield member.name, b"", ("no_file", "a device or a pipe")
-            elif member.size > MAX_DUMP_BYTES:
-                yield member.name, b"", ("too_large", too_large(member.size))
-            else:
-                yield member.name, tar.extractfile(member).read(), ()
+    # tarfile's own decompression takes time that grows with the square of what is expanded from a few bytes.
+    with open(path, "rb") as f, (opener_of(f.peek(8)) or contextlib.nullcontext)(f) as contents:
+        with tarfile.open(fileobj=contents, mode="r|", tarinfo=_StrictTarInfo) as tar:
+            for member in tar:
+                if not member.isdir():
+                    yield member.name, *_tar_contents(tar, member)
+
+
+def _tar_contents(tar, member):
+    """(contents, error) of one member."""
+    if member.islnk() or member.issym():
+        kind = "hard" if member.islnk() else "symbolic"
+        return b"", ("link", f"a {kind} link to {member.linkname[:80]}; what it leads to is read where it lies, if it is packed")
+    if not member.isfile():
+        return b"", ("no_file", "a device or a pipe")
+    if member.size > MAX_DUMP_BYTES:
+        return b"", ("too_large", too_large(member.size))
+    return tar.extractfile(member).read(), ()
 
 
 class _StrictTarInfo(tarfile.TarInfo):

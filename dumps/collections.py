@@ -55,9 +55,9 @@ class Collections:
             return Where(places[depth], "/".join(parts[:depth]) or os.path.basename(top), nearest, bool(held_out), True)
         if above := self._above(top):
             return above
-        if parts and not BATCH_FOLDER.fullmatch(parts[0]):
-            return Where(places[1], parts[0])
         in_batch = re.fullmatch(rf"(.+)/{BATCH_FOLDER.pattern}(/\d+)?", top)
+        if parts and not BATCH_FOLDER.fullmatch(parts[0]) and not in_batch:
+            return Where(places[1], parts[0])
         place = in_batch[1] if in_batch else top
         return Where(place, os.path.basename(place))
 

@@ -127,6 +127,7 @@ def program_record(program_json, listed_calls):
 
 def _origin(candidate):
     """Where a candidate in program.json comes from: `mullapudi2016`; Adams2019 with or without noise in its weights if it does not say."""
+    candidate = candidate if isinstance(candidate, dict) else {}
     origin = candidate.get("origin") or candidate.get("autoscheduler")
     return printable(origin.strip().lower()) if isinstance(origin, str) and origin.strip() else ADAMS2019
 

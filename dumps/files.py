@@ -38,7 +38,6 @@ from dumps.companions import (
 from dumps.companions import call_counts as call_counts  # others have it from here
 from dumps.folders import SKIPPED_FOLDERS, iter_folders
 
-NEEDED_COMPANIONS = {BENCH_FILE, COLLECTION_FILE, PROGRAM_FILE}  # of those in an archive; the others are passed over
 HELD_BYTES = 2**25  # of an archive's members that wait in memory for what belongs to them; more wait on disk
 
 
@@ -111,7 +110,7 @@ def iter_dumps(raw_path, names=frozenset()):
             if not where.is_marked:
                 stem = without_suffixes(name)
                 outer = Where(os.path.join(os.path.realpath(folder), stem), within + stem, None, collections.is_held_out(stem))
-            yield from _archive_dumps(archive, outer, collections, listed)
+            yield from ArchiveReader(archive, outer, collections, listed)
 
 
 def _kind(folder, name):
@@ -171,92 +170,109 @@ def _second_files(make, bench, is_shared):
     return left_out
 
 
-class Held:
-    """Members of an archive that wait for what belongs to them, by folder; beyond HELD_BYTES they wait in a temporary file."""
+class Spooled:
+    """Bytes put aside, in memory as far as HELD_BYTES, else in a temporary file."""
 
     def __init__(self):
-        self.folders = {}  # {folder: [(base name, where its contents begin, their size, error)]}
-        self.spool, self.size = tempfile.SpooledTemporaryFile(HELD_BYTES), 0
+        self.file, self.size = tempfile.SpooledTemporaryFile(HELD_BYTES), 0
 
-    def put(self, folder, base, data, error):
-        if not self.folders:
-            self.size = 0
-            self.spool.seek(0)
-            self.spool.truncate()
-        self.folders.setdefault(folder, []).append((base, self.size, len(data), error))
-        self.spool.seek(self.size)
+    def put(self, data):
+        """(where `data` begins, its size)."""
+        self.file.seek(self.size)
         try:
-            self.size += self.spool.write(data)
+            self.file.write(data)
         except OSError as error:
             raise UserError(f"{tempfile.gettempdir()}: {error.strerror}; set TMPDIR to a folder with more room") from None
+        self.size += len(data)
+        return self.size - len(data), len(data)
 
-    def get(self, at, size):
-        self.spool.seek(at)
-        return self.spool.read(size)
+    def get(self, place):
+        self.file.seek(place[0])
+        return self.file.read(place[1])
+
+    def clear(self):
+        self.size = 0
+        self.file.seek(0)
+        self.file.truncate()
 
 
-def _archive_dumps(archive, outer, collections, listed_calls):
-    """The archive's dumps, and a Dump with an error where it can't be read any further; its readable members are kept.
+class ArchiveReader:
+    """The dumps of one archive, whatever the order of its members.
 
-    The order of members does not matter. A folder is handed on as soon as all that a packed collection holds of a program has been seen,
-    and at the archive's end otherwise.
+    A dump waits for what belongs to it: the note of the collection, the record of its program, its lowered counts. Where that has all come,
+    as in a packed collection, its folder is handed on; else at the archive's end. Companions are kept until then.
     """
-    held, notes, records, current = Held(), {}, {}, None
-    members, failure = archives.iter_members(archive.path), None
 
-    def hand_on(folder):
-        entries, files = held.folders.pop(folder), {}
-        for base, at, size, _ in entries:
-            files[base] = (at, size)
+    def __init__(self, archive, outer, collections, calls):
+        self.archive, self.outer, self.collections, self.calls = archive, outer, collections, calls
+        self.notes = {}  # {folder: Note}
+        self.dumps, self.waiting = Spooled(), {}  # {folder: [(base name, place in `dumps`, error)]}
+        self.beside, self.companions = Spooled(), {}  # {folder: {base name: place in `beside`}}
 
-        def read(name):
-            return held.get(*files[name]) if name in files else None
+    def __iter__(self):
+        """Every Dump; one with an error where the archive can't be read any further."""
+        members, current = archives.iter_members(self.archive.path), None
+        while True:
+            try:
+                name, data, error = next(members, (None, b"", ()))
+            except ARCHIVE_ERRORS as problem:
+                yield from self.hand_on_all()
+                yield self.failed(problem)
+                return
+            if name is None:
+                yield from self.hand_on_all()
+                return
+            folder, _, base = name.rpartition("/")
+            if folder != current and current in self.waiting and self.has_all(current):
+                yield from self.hand_on(current)
+            current = folder
+            self.put(folder, base, data, error)
 
-        def make(base, at, size, error):
-            label = f"{archive.file}/{printable(f'{folder}/{base}' if folder else base) or '(no name)'}"
-            return Dump(label, "", data=held.get(at, size), error=error)
+    def put(self, folder, base, data, error):
+        if not SKIPPED_FOLDERS.isdisjoint(folder.split("/")):
+            return
+        if is_companion(base):
+            if base == COLLECTION_FILE:
+                self.notes[folder] = read_note(data)
+            elif base in (BENCH_FILE, PROGRAM_FILE) or base.endswith(LOWERED_SUFFIX):
+                self.companions.setdefault(folder, {})[base] = self.beside.put(data)
+        elif dump_suffix(base) in DUMP_SUFFIXES or not is_built(data):
+            if not self.waiting:
+                self.dumps.clear()
+            self.waiting.setdefault(folder, []).append((base, self.dumps.put(data), error))
 
-        if PROGRAM_FILE in files or folder not in records:
-            records[folder] = program_record(read(PROGRAM_FILE), listed_calls.get(folder.rpartition("/")[2]))
-        where = collections.in_archive(outer, folder, notes)
-        dumps = [(entry[0], functools.partial(make, *entry)) for entry in entries if not is_companion(entry[0])]
-        for dump in _with_companions(dumps, read, records[folder]):
-            yield collections.assign(dump, where)
+    def has_all(self, folder):
+        """Whether all that a packed collection has beside its dumps has come for those of a folder."""
+        known = self.companions.get(folder, {})
+        counted = all(schedule_of(base) + LOWERED_SUFFIX in known for base, *_ in self.waiting[folder])
+        return PROGRAM_FILE in known and counted and any(path in self.notes for path in folders_above(folder))
 
-    def is_complete(folder):
-        names = {base for base, *_ in held.folders[folder]}
-        counted = all(schedule_of(name) + LOWERED_SUFFIX in names for name in names if not is_companion(name))
-        return PROGRAM_FILE in names and counted and any(path in notes for path in folders_above(folder))
+    def hand_on_all(self):
+        for folder in list(self.waiting):
+            yield from self.hand_on(folder)
 
-    while True:
-        try:
-            name, data, error = next(members, (None, b"", ()))
-        except ARCHIVE_ERRORS as problem:
-            detail = f"{type(problem).__name__}: {' '.join(str(problem).split())}"[:200]
-            failure = stands_for_a_file(_read_start(archive.path)) or ("unreadable_archive", detail)
-            break
-        if name is None:
-            break
-        folder, _, base = name.rpartition("/")
-        if current in held.folders and folder != current and is_complete(current):
-            yield from hand_on(current)
-        current = folder
-        if base == COLLECTION_FILE:
-            notes[folder] = read_note(data)
-        if _is_needed(base, data) and SKIPPED_FOLDERS.isdisjoint(folder.split("/")):
-            held.put(folder, base, data, error)
-    for folder in list(held.folders):
-        yield from hand_on(folder)
-    if failure:
-        archive.error = failure
-        yield collections.assign(archive, outer)
+    def hand_on(self, folder):
+        """The dumps of a folder that wait."""
+        entries = [(base, functools.partial(self.dump, folder, base, *rest)) for base, *rest in self.waiting.pop(folder)]
+        read = functools.partial(self.companion, folder)
+        record = program_record(read(PROGRAM_FILE), self.calls.get(folder.rpartition("/")[2]))
+        where = self.collections.in_archive(self.outer, folder, self.notes)
+        for dump in _with_companions(entries, read, record):
+            yield self.collections.assign(dump, where)
 
+    def dump(self, folder, base, place, error):
+        name = printable(f"{folder}/{base}" if folder else base) or "(no name)"
+        return Dump(f"{self.archive.file}/{name}", "", data=self.dumps.get(place), error=error)
 
-def _is_needed(base, data):
-    """Whether a member of an archive is a dump, or what is read beside one."""
-    if is_companion(base):
-        return base in NEEDED_COMPANIONS or base.endswith(LOWERED_SUFFIX)
-    return dump_suffix(base) in DUMP_SUFFIXES or not is_built(data)
+    def companion(self, folder, base):
+        place = self.companions.get(folder, {}).get(base)
+        return None if place is None else self.beside.get(place)
+
+    def failed(self, problem):
+        """The archive itself as a Dump that says why it can't be read."""
+        detail = f"{type(problem).__name__}: {' '.join(str(problem).split())}"[:200]
+        self.archive.error = stands_for_a_file(_read_start(self.archive.path)) or ("unreadable_archive", detail)
+        return self.collections.assign(self.archive, self.outer)
 
 
 def _read_present(folder, present, name):
