@@ -17,6 +17,7 @@ import zlib
 
 MAX_DUMP_BYTES = 2**26
 MAX_HEADER_BYTES = 2**20  # of a tar member's long name or extended attributes, which tarfile reads into memory at once
+READS_AT_THE_END = 8  # of a whole archive there are two or three
 PIECE = 2**12  # bytes asked for at a time: zipfile decompresses as much of its input at once, and that may expand a thousandfold
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".zip")
 COMPRESSED_SUFFIXES = (".gz", ".xz", ".bz2")
@@ -99,10 +100,13 @@ def without_suffixes(label):
 def _tar_members(path):
     # tarfile's own decompression takes time that grows with the square of what is expanded from a few bytes.
     with open(path, "rb") as f, (opener_of(f.peek(8)) or contextlib.nullcontext)(f) as contents:
-        with tarfile.open(fileobj=contents, mode="r|", tarinfo=_StrictTarInfo) as tar:
+        with tarfile.open(fileobj=_Ending(contents), mode="r|", tarinfo=_StrictTarInfo) as tar:
             for member in tar:
                 if not member.isdir():
                     yield member.name, *_tar_contents(tar, member)
+            while piece := tar.fileobj.read(PIECE):
+                if piece.strip(b"\0"):
+                    raise tarfile.ReadError("there is more behind its end, as if it had been damaged there or joined with another")
 
 
 def _tar_contents(tar, member):
@@ -115,6 +119,20 @@ def _tar_contents(tar, member):
     if member.size > MAX_DUMP_BYTES:
         return b"", ("too_large", too_large(member.size))
     return tar.extractfile(member).read(), ()
+
+
+class _Ending:
+    """A stream that is not read beyond its end for long: tarfile would skip a member of 2**90 bytes block by block."""
+
+    def __init__(self, stream):
+        self.stream, self.reads_left = stream, READS_AT_THE_END
+
+    def read(self, size):
+        data = self.stream.read(size)
+        self.reads_left -= not data
+        if self.reads_left < 0:
+            raise EOFError("it ends within a member")
+        return data
 
 
 class _StrictTarInfo(tarfile.TarInfo):
@@ -140,6 +158,18 @@ def _zip_members(path):
         for member in archive.infolist():
             if not member.filename.endswith("/"):
                 yield member.filename, *_zip_contents(archive, member)
+        n_listed = len(archive.infolist())
+    n = _zip_size(path)
+    if n_listed % 2**16 != n and n != 2**16 - 1:  # that of archives with more, which say how many elsewhere
+        raise zipfile.BadZipFile(f"{n_listed} of its {n} members can be found")
+
+
+def _zip_size(path):
+    """How many members a zip's last record says it has, modulo 2**16."""
+    with open(path, "rb") as f:
+        f.seek(-min(os.path.getsize(path), 2**16 + 22), os.SEEK_END)
+        tail = f.read()
+    return struct.unpack_from("<H", tail, tail.rindex(b"PK\x05\x06") + 10)[0]
 
 
 def _zip_contents(archive, member):

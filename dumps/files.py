@@ -221,6 +221,8 @@ class ArchiveReader:
                 return
             if name is None:
                 yield from self.hand_on_all()
+                if current is None:
+                    yield self.failed(ValueError("not a single file in it"))
                 return
             folder, _, base = name.rpartition("/")
             if folder != current and current in self.waiting and self.has_all(current):

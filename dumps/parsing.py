@@ -67,7 +67,8 @@ def stable_hash(*parts):
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, np.ndarray):
-            part = np.ascontiguousarray(part + np.float32(0), "<f4").tobytes()  # + 0: -0 is 0
+            with np.errstate(invalid="ignore"):  # of a NaN that signals
+                part = np.ascontiguousarray(part + np.float32(0), "<f4").tobytes()  # + 0: -0 is 0
         digest.update(part if isinstance(part, bytes) else str(part).encode())
     return int.from_bytes(digest.digest()[:8], "little") >> 1
 
