@@ -7,139 +7,219 @@ Reads raw_path (.sample, .featurization with bench.txt, JSON dumps, archives of 
 Writes data_path: SPLIT-NNNNN.safetensors (shards), programs-NNNNN.safetensors (each program's histograms by type), meta.json,
 schedules.csv (a row a kept schedule, in shard order) and dropped.csv (a row a dump that can't be used, with its reason). Run again on
 inputs that have not changed, it says so and leaves them as they are. In memory it holds some numbers a dump, never the features.
+All is written beside what is there and moved into place at the end: who fails or is killed on the way loses nothing.
 """
 
+import contextlib
 import hashlib
 import itertools
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import orjson
-import pandas as pd
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
 
 import data_utils
 from config import UserError, load_config, make_folder, run_script
-from dumps.files import inputs_hash
+from dumps.folders import inputs_hash
 from dumps.parsing import hex_id
-from features import FEATURE_UNITS, FEATURES, STAGE_COUNTS
+from features import FEATURE_UNITS, FEATURES
 
-PUBLIC = [
-    "split",
-    "collection",
-    "file",
-    "program",
-    "instance",
-    "schedule",
-    "runtime_ms",
-    "n_stages",
-    "measurements",
-    "log_variance",
-    "log_range",
-]
 SETTINGS = ["raw_path", "split_by", "val_fraction", "test_fraction", "folds", "fold", "holdout", "max_runtime_ms", "shard_size"]
+SPLIT_SETTINGS = ["split_by", "val_fraction", "test_fraction", "folds", "fold", "holdout"]
+# Folders in data_path while it is written to: what is new, what it replaces; and the lock of who writes.
+NEW, OLD, LOCK = ".generate_dataset.new", ".generate_dataset.old", ".generate_dataset.lock"
 
 
-def merge_duplicates(rows):
-    """Keep the fastest of several measurements of one schedule of one instance in one collection.
+# Replacing what is in data_path
 
-    Returns the kept rows, taken out of `rows`, with how many `measurements` each stands for, and how far apart those are: the variance
-    and the range of their log-runtimes (NaN and 0 for a single one).
+
+@contextlib.contextmanager
+def staged(folder):
+    """A folder to write in, whose files replace those of the same names in `folder` when all has gone well.
+
+    Whoever is killed, or has no room left, leaves in `folder` what was there. `meta.json` is the first file that goes and the last that
+    comes: it never describes others' files. Raises UserError where another process is at it, or where somebody's own file is in the way.
     """
-    key = ["collection", "instance", "schedule"]
-    order = sorted_by(rows, [*key, "runtime_ms", "label"])
-    is_first = np.arange(len(rows)) == 0
-    for values in (rows[name].to_numpy()[order] for name in key):
-        is_first[1:] |= values[1:] != values[:-1]
-    first = np.flatnonzero(is_first)
-    n = np.diff(first, append=len(rows))
-    log_runtime = np.log(rows.runtime_ms.to_numpy()[order])
-    squares = (log_runtime - np.repeat(np.add.reduceat(log_runtime, first) / n, n)) ** 2
-    variance = np.add.reduceat(squares, first) / np.where(n > 1, n - 1, np.nan)
-    kept = take(rows, order[first])
-    kept["measurements"], kept["log_variance"], kept["log_range"] = n, variance, log_runtime[first + n - 1] - log_runtime[first]
-    return kept
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            put_back_interrupted(folder)
+            (folder / NEW).mkdir()
+            try:
+                yield folder / NEW
+                replace_processed(folder)
+            finally:
+                shutil.rmtree(folder / NEW, ignore_errors=True)
+    except Timeout:
+        raise UserError(f"{folder}: another generate_dataset.py is writing to it; wait for it, or give another --data_path") from None
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno is None:
+            raise  # not of a file
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"{folder}: can't be written to ({why}); what was there is left as it was") from None
 
 
-def take(rows, order):
-    """The rows of a DataFrame in this order. A column at a time and out of `rows`, which has none left, so that only one is held twice."""
-    return pd.DataFrame({name: rows.pop(name).array.take(order) for name in list(rows)}, copy=False)
+def put_back_interrupted(folder):
+    """Clean up after a process that was killed: what it had moved away comes back, unless all that was new was in place."""
+    old = folder / OLD
+    if old.exists() and not (folder / "meta.json").exists():
+        for file in sorted(old.iterdir(), key=lambda file: file.name == "meta.json"):
+            file.replace(folder / file.name)
+    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(folder / NEW, ignore_errors=True)
 
 
-def sorted_by(rows, names):
-    """The positions of the rows of a DataFrame, sorted by these columns; pandas' own sort holds several copies of all of them."""
-    columns = [rows[name].cat.codes if rows[name].dtype == "category" else rows[name] for name in names]
-    return np.lexsort(columns[::-1])
+def replace_processed(folder):
+    """Move what is in NEW into place, and what a run before has written out of the way."""
+    new, old = folder / NEW, folder / OLD
+    names = {file.name for file in new.iterdir()}
+    earlier = names_in(folder / "meta.json")
+    for name in sorted(names):
+        if (folder / name).exists() and name not in earlier and not is_own(folder / name):
+            raise UserError(f"{folder / name}: is not of generate_dataset.py, which would replace it; give another --data_path")
+    old.mkdir()
+    present = (name for name in {*earlier, *names} if (folder / name).exists())
+    for name in sorted(present, key=lambda name: name != "meta.json"):
+        (folder / name).replace(old / name)
+    for name in sorted(names, key=lambda name: name == "meta.json"):
+        (new / name).replace(folder / name)
+    shutil.rmtree(old)
 
 
-def write_shards(rows, spool, folder, shard_size):
-    """Write `rows` (sorted by split and length) as shards; returns {split: [file names]}. Holds one shard in memory at a time."""
-    for old in folder.iterdir():
-        if data_utils.SHARD_NAME.fullmatch(old.name):
-            old.unlink()
-    names = {split: [] for split in data_utils.SPLITS}
-    ends = np.searchsorted(rows.split.cat.codes, range(len(data_utils.SPLITS)), side="right").tolist()
-    for split, begin, end in zip(data_utils.SPLITS, [0, *ends], ends):
-        for start in range(begin, end, shard_size):
-            shard = rows.iloc[start : min(start + shard_size, end)]
-            stored = (spool.get(offset, n * data_utils.STAGE_SIZE) for offset, n in zip(shard.offset, shard.n_stages))
-            sequences = [np.frombuffer(data, np.float32).reshape(-1, len(FEATURES)) for data in stored]
-            names[split].append(f"{split}-{len(names[split]):05d}.safetensors")
-            data_utils.write_shard(folder / names[split][-1], sequences, shard)
-    return names
+def names_in(meta_path):
+    """The names of the files that the meta.json of an earlier run describes, itself included; none where there is no such meta.json."""
+    try:
+        meta = orjson.loads(meta_path.read_bytes())
+        names = ["meta.json", "schedules.csv", "dropped.csv", *meta["program_files"], *itertools.chain(*meta["shards"].values())]
+    except (OSError, AttributeError, KeyError, TypeError, ValueError):
+        return set()
+    return {name for name in names if name == Path(name).name}
 
 
-def write_programs(programs, spool, folder, shard_size):
-    """Write the algorithm features of `programs` (as of data_utils.read_dumps), some in a file; returns the file names."""
-    names, items = [], sorted(programs.items())
-    for start in range(0, len(items), shard_size):
-        names.append(f"programs-{start // shard_size:05d}.safetensors")
-        stored = {p: spool.get(offset, 4 * n * STAGE_COUNTS) for p, (offset, n) in items[start : start + shard_size]}
-        data_utils.write_programs(folder / names[-1], {p: np.frombuffer(data, np.float32) for p, data in stored.items()})
-    return names
+def is_own(path):
+    """Whether a file that no meta.json describes is one that generate_dataset.py has written, by its contents."""
+    try:
+        if data_utils.SHARD_NAME.fullmatch(path.name):
+            with safe_open(path, "np") as f:
+                keys = set(f.keys())
+            return data_utils.SHARD_TENSORS <= keys or (path.name.startswith("programs") and all(len(key) == 16 for key in keys))
+        with open(path, "rb") as f:
+            head = f.read(256)
+        starts = {"schedules.csv": b"split,collection,", "dropped.csv": b"file,reason,detail\n"}
+        return head.startswith(starts[path.name])
+    except (OSError, KeyError, SafetensorError):
+        return False
 
 
-def write_rows(kept, collections, labels_spool, path, rows_at_a_time=4096):
-    """schedules.csv: a row a kept schedule, in the order of the shards."""
-    for start in range(0, len(kept), rows_at_a_time):
-        part = kept.iloc[start : start + rows_at_a_time]
-        part = part.assign(
-            collection=[collections[number] for number in part.collection],
-            file=[labels_spool.get(at, size).decode() for at, size in zip(part.label, part.label_size)],
-            **{column: part[column].map(hex_id) for column in ("program", "instance", "schedule")},
-        )
-        part[PUBLIC].to_csv(path, index=False, mode="a" if start else "w", header=not start)
+# Generating
 
 
 def made_from(config):
     """What the shards depend on: the settings, the files read, and this version's way to read them."""
     here = Path(__file__).resolve().parent
-    code = [
-        (here / name).read_bytes() for name in ("generate_dataset.py", "data_utils.py", "features.py", "dumps/files.py", "dumps/parsing.py")
-    ]
+    code = [here / name for name in ("generate_dataset.py", "data_utils.py", "features.py")] + sorted((here / "dumps").glob("*.py"))
     settings = [getattr(config, key) for key in SETTINGS]
-    return hashlib.sha256(repr([settings, inputs_hash(config.raw_path), code]).encode()).hexdigest()
+    return hashlib.sha256(repr([settings, inputs_hash(config.raw_path), [file.read_bytes() for file in code]]).encode()).hexdigest()
 
 
-def unchanged_counts(folder, origin):
-    """The counts of what `folder` holds where that was made from `origin` and is all there, else None."""
+def unchanged_meta(folder, origin):
+    """The meta.json of what `folder` holds where that was made from `origin` and is all there, else None."""
     try:
         meta = data_utils.read_meta(folder)
     except UserError:
         return None
-    files = ["schedules.csv", "dropped.csv", *meta["program_files"], *itertools.chain(*meta["shards"].values())]
-    if meta.get("made_from") != origin or not all((folder / name).exists() for name in files):
+    if meta.get("made_from") != origin or not all((folder / name).exists() for name in names_in(folder / "meta.json")):
         return None
-    return meta["counts"]
+    return meta
 
 
-def print_summary(counts, folder):
+def nothing_usable(config, folder, new, dropped):
+    """The UserError where no dump can be used; dropped.csv tells why of each, beside that of an earlier run if there is one."""
+    path = folder / "dropped.csv"
+    if names_in(folder / "meta.json"):
+        path = folder / "dropped.failed.csv"
+    if dropped.empty:
+        return UserError(f"{config.raw_path}: nothing usable (no dumps in it); docs/data_formats.md lists the formats that are read")
+    if not path.exists() or is_own(path.with_name("dropped.csv")):
+        (new / "dropped.csv").replace(path)
+    reasons = Counter(dropped.reason).most_common()
+    why = ", ".join(f"{n} {reason}" for reason, n in reasons)
+    first = dropped[dropped.reason == reasons[0][0]].iloc[0]
+    return UserError(
+        f"{config.raw_path}: nothing usable ({why}; {first.file}: {first.detail}); "
+        f"{path} lists them, docs/data_formats.md lists the formats that are read"
+    )
+
+
+def count(kept, n_usable, dropped):
+    """The `counts` of meta.json. `merged` are all dumps that are not kept; of them `copies` repeat another's runtime, too."""
+    programs_of = {split: kept.program[kept.split == split] for split in data_utils.SPLITS}
+    return {
+        "read": n_usable + len(dropped), "kept": len(kept), "merged": n_usable - len(kept),
+        "dropped": dict(sorted(Counter(dropped.reason).items())), "programs": kept.program.nunique(),
+        "copies": int((kept.files - kept.measurements).sum()), "far_apart": int((kept.log_range > np.log(data_utils.FAR_APART)).sum()),
+        "splits": {split: {"programs": part.nunique(), "schedules": len(part)} for split, part in programs_of.items()},
+    }  # fmt: skip
+
+
+def remarks(kept, counts, labels_spool):
+    """Lines on what should not be in measurements: copies, and measurements of one schedule that no noise explains."""
+    lines = []
+    if counts["copies"]:
+        lines.append(f"{counts['copies']} dumps are copies of another, its runtime included: each such schedule counts as measured once")
+    if n := data_utils.n_in_several_collections(kept):
+        lines.append(f"{n} schedules are in several collections with one and the same runtime: copies count once in each")
+    if counts["far_apart"]:
+        worst = kept.iloc[int(np.argmax(kept.log_range))]
+        file = labels_spool.get(int(worst.label), int(worst.label_size)).decode()
+        lines.append(
+            f"{counts['far_apart']} of {int((kept.measurements > 1).sum())} schedules that were measured more than once have runtimes "
+            f"more than {data_utils.FAR_APART} x apart (at most {np.exp(worst.log_range):.2f} x, {file}), which noise does not explain; "
+            "the fastest is kept. Measurements of several machines belong in a folder each"
+        )
+    return lines
+
+
+def generate(config, folder, origin):
+    """Read raw_path and write all files to data_path, `folder`; returns what meta.json says."""
+    with staged(folder) as new:
+        features_spool, programs_spool, labels_spool = (data_utils.Spool(new) for _ in range(3))
+        rows, dropped, sources, programs = data_utils.read_dumps(config, features_spool, programs_spool, labels_spool)
+        dropped.to_csv(new / "dropped.csv", index=False)
+        if rows.empty:
+            raise nothing_usable(config, folder, new, dropped)
+        n_usable, kept = len(rows), data_utils.merge_duplicates(rows)
+        held_out = [number for number, source in enumerate(sources.by_name.values()) if source["is_held_out"]]
+        kept["split"] = data_utils.split_rows(kept, held_out, config)
+        kept = data_utils.take(kept, data_utils.sorted_by(kept, ["split", "n_stages", "program", "instance", "schedule", "collection"]))
+        shards = data_utils.write_shards(kept, features_spool, new, config.shard_size)
+        program_files = data_utils.write_programs(programs, programs_spool, new, config.shard_size)
+        data_utils.write_rows(kept, sources, labels_spool, new / "schedules.csv")
+        counts = count(kept, n_usable, dropped)
+        program_ids = {split: [hex_id(p) for p in np.unique(kept.program[kept.split == split])] for split in data_utils.SPLITS}
+        meta = {
+            "features": FEATURES, "units": FEATURE_UNITS, "log_runtime": "natural logarithm of milliseconds",
+            "made_from": origin, "settings": {key: getattr(config, key) for key in SETTINGS}, "sources": sources.for_meta(), "counts": counts,
+            "remarks": remarks(kept, counts, labels_spool), "split": {key: getattr(config, key) for key in SPLIT_SETTINGS} | {"programs": program_ids}, "shards": shards,
+            "program_files": program_files,
+        }  # fmt: skip
+        (new / "meta.json").write_bytes(orjson.dumps(meta, option=orjson.OPT_INDENT_2))
+    return meta
+
+
+def print_summary(meta, folder):
+    counts = meta["counts"]
     n_dropped = sum(counts["dropped"].values())
     print(f"read {counts['read']} dumps: kept {counts['kept']}, merged {counts['merged']}, dropped {n_dropped}")
     for reason, n in sorted(counts["dropped"].items(), key=lambda item: -item[1]):
         print(f"  dropped {n} {reason}")
     if n_dropped:
         print(f"  each is listed in {folder / 'dropped.csv'}")
+    for line in meta["remarks"]:
+        print(f"  {line}")
     for name, split in counts["splits"].items():
         print(f"  {name:8s}{split['programs']:6d} programs{split['schedules']:8d} schedules")
 
@@ -148,41 +228,11 @@ def main():
     config = load_config()
     folder = make_folder(config.data_path, "data_path")
     origin = made_from(config)
-    if counts := unchanged_counts(folder, origin):
+    if meta := unchanged_meta(folder, origin):
         print(f"{folder}: made from these files with these settings already, left as it is")
-        print_summary(counts, folder)
-        return
-    features_spool, programs_spool, labels_spool = (data_utils.Spool(folder) for _ in range(3))
-    rows, dropped, sources, programs = data_utils.read_dumps(config, features_spool, programs_spool, labels_spool)
-    reasons = Counter(dropped.reason)
-    (folder / "meta.json").unlink(missing_ok=True)  # until everything else is there, so that it never describes other files
-    dropped.to_csv(folder / "dropped.csv", index=False)
-    if rows.empty:
-        why = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common()) or "no dumps in it"
-        raise UserError(f"{config.raw_path}: nothing usable ({why}); README.md lists the formats that are read")
-    n_usable, kept = len(rows), merge_duplicates(rows)
-    collections = list(sources)
-    kept["split"] = data_utils.split_rows(kept, collections, config)
-    kept = take(kept, sorted_by(kept, ["split", "n_stages", "program", "instance", "schedule", "collection"]))
-    shards = write_shards(kept, features_spool, folder, config.shard_size)
-    program_files = write_programs(programs, programs_spool, folder, config.shard_size)
-    write_rows(kept, collections, labels_spool, folder / "schedules.csv")
-
-    programs_of = {split: kept.program[kept.split == split] for split in data_utils.SPLITS}
-    counts = {
-        "read": n_usable + len(dropped), "kept": len(kept), "merged": n_usable - len(kept), "dropped": dict(sorted(reasons.items())),
-        "programs": kept.program.nunique(),
-        "splits": {split: {"programs": part.nunique(), "schedules": len(part)} for split, part in programs_of.items()},
-    }  # fmt: skip
-    program_ids = {split: [hex_id(p) for p in np.unique(part)] for split, part in programs_of.items()}
-    split = {key: getattr(config, key) for key in ("split_by", "val_fraction", "test_fraction", "folds", "fold", "holdout")}
-    meta = {
-        "features": FEATURES, "units": FEATURE_UNITS, "log_runtime": "natural logarithm of milliseconds",
-        "made_from": origin, "settings": {key: getattr(config, key) for key in SETTINGS},
-        "sources": sources, "counts": counts, "split": {**split, "programs": program_ids}, "shards": shards, "program_files": program_files,
-    }  # fmt: skip
-    (folder / "meta.json").write_bytes(orjson.dumps(meta, option=orjson.OPT_INDENT_2))
-    print_summary(counts, folder)
+    else:
+        meta = generate(config, folder, origin)
+    print_summary(meta, folder)
 
 
 if __name__ == "__main__":

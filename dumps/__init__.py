@@ -1,1 +1,1 @@
-"""Dumps of measured schedules: where they lie (files) and what is in them (parsing)."""
+"""Dumps of measured schedules: where they lie (files), what lies beside them (companions), what is in them (parsing)."""

@@ -1,33 +1,44 @@
 """Finding dumps: every file or archive member under raw_path that may hold a schedule, with what lies beside it.
 
-`iter_dumps` is the way in. Archives are read without unpacking; a damaged member or archive costs itself alone.
+`iter_dumps` is the way in. Archives are read without unpacking (archives.py); a damaged member or archive costs itself alone.
 """
 
 import functools
-import hashlib
-import itertools
-import lzma
 import os
-import re
-import tarfile
-import zipfile
-import zlib
+import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import orjson
 
 from config import UserError
-from features import CALLS, LOWERED
+from dumps import archives
+from dumps.archives import ARCHIVE_ERRORS, MAX_DUMP_BYTES, without_suffixes
+from dumps.bench import bench_runtime
+from dumps.collections import Collections, Where, folders_above
+from dumps.companions import (
+    ADAMS2019,
+    BENCH_FILE,
+    COLLECTION_FILE,
+    DUMP_SUFFIXES,
+    LOWERED_SUFFIX,
+    PROGRAM_FILE,
+    dump_suffix,
+    is_built,
+    is_companion,
+    listed_calls,
+    lowered_in,
+    printable,
+    program_record,
+    read_note,
+    read_or_none,
+    schedule_of,
+    stands_for_a_file,
+    stem_of,
+)
+from dumps.companions import call_counts as call_counts  # others have it from here
+from dumps.folders import SKIPPED_FOLDERS, iter_folders
 
-CALLS_FILE = "calls.json"  # of programs whose program.json does not tell: {name: {kind of call: [calls a point of each stage]}}
-LOWERED_SUFFIX = ".lowered.json"  # of what was counted in a schedule's lowered code: {kind of count: [of each stage]}
-COMPANION_NAMES = ("bench.txt", "collection.json", "program.json", CALLS_FILE)
-COMPANION_SUFFIXES = (LOWERED_SUFFIX, ".schedule.h", ".weights", ".log", ".lock", ".tmp")  # .tmp: a file somebody is still writing
-ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".zip")
-ARCHIVE_ERRORS = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, OSError, RuntimeError, TypeError, ValueError)
-MAX_DUMP_BYTES = 2**28
+HELD_BYTES = 2**25  # of an archive's members that wait in memory for what belongs to them; more wait on disk
 
 
 class Unusable(Exception):
@@ -40,266 +51,266 @@ class Unusable(Exception):
 
 @dataclass
 class Dump:
-    """A file that may hold a schedule, before it is parsed. `file` is its label; `data` is None where it lies at `path`."""
+    """A file that may hold a schedule, before it is parsed. `file` is its label; `data` is None where it lies at `path`.
+
+    bench : the bytes of the bench.txt beside it; bench_is_shared : whether others lie beside that, too
+    calls, lowered : as of Schedule; origin : where the schedule comes from
+    machine : {processor, cores, target, threads} of what measured its collection; None where nobody says
+    is_held_out : whether its collection is held out, or is a part of one that is
+    error : (reason, detail) where its contents can't be had
+    """
 
     file: str
     collection: str
-    root: int = 0
     path: str = ""
     data: bytes | None = None
     bench: bytes | None = None
+    bench_is_shared: bool = False
     calls: np.ndarray | None = None
     lowered: np.ndarray | None = None
+    origin: str = ADAMS2019
+    machine: dict | None = None
+    is_held_out: bool = False
     error: tuple = ()
 
 
-# Finding dumps
+# Dumps with what lies beside them
 
 
 def iter_dumps(raw_path, names=frozenset()):
     """Every dump under `raw_path` in a stable order, companions left out; archives are read without unpacking.
 
     `raw_path` : a folder (searched in depth), one file, or several separated by commas. Raises UserError where one is missing.
-    `names` : folders that are collections of their own wherever they lie (those held out).
+    `names` : collections that are held out, wherever they lie, with their parts NAME-2, NAME-3, ...
     """
-    roots, marked = {}, set()
-    listed_calls = functools.lru_cache(1)(_listed_calls)  # a root's folders come together
-    for root, folder, files in iter_folders(raw_path):
-        number = roots.setdefault(root.resolve(), len(roots))
-        if "collection.json" in files:
-            marked.add(folder)
+    collections = Collections(names)
+    calls_at = functools.lru_cache(1)(listed_calls)  # a root's folders come together
+    for found in iter_folders(raw_path):
+        root, folder, listed = found.root, found.folder, calls_at(found.root)
+        read = functools.partial(_read_present, folder, found.present)
+        if COLLECTION_FILE in found.present:
+            place = os.path.join(os.path.realpath(root), *folder.relative_to(root).parts)
+            collections.notes[place] = read_note(read(COLLECTION_FILE))
+        where = collections.on_disk(root, folder)
         within = "".join(f"{part}/" for part in folder.relative_to(root).parts)
-        collection, topmost = _collection_of(folder, root, marked, names), within.split("/")[0] or root.resolve().name
-        listed = listed_calls(root)
-        calls = _calls_in(_read_or_none(folder / "program.json"), listed.get(folder.name))
-        present = set(files)
-        for name in files:
-            if is_companion(name):
-                continue
-            file, label = os.path.join(folder, name), printable(within + name)
-            if is_archive(file):
-                yield from _archive_members(file, Dump(label, printable(collection or without_suffixes(label)), number), listed)
-            else:
-                bench = _read_or_none(folder / "bench.txt") if name.endswith(".featurization") else None
-                counts = schedule_of(name) + LOWERED_SUFFIX
-                lowered = _lowered_in(_read_or_none(folder / counts)) if counts in present else None
-                yield Dump(label, printable(collection or topmost), number, path=file, bench=bench, calls=calls, lowered=lowered)
+        if found.error:
+            yield collections.assign(Dump(printable(within or str(root)), "", error=("unreadable", found.error)), where)
+        kinds = {name: _kind(folder, name) for name in found.files}
+        entries = [
+            (name, functools.partial(Dump, printable(within + name), "", os.path.join(folder, name)))
+            for name, kind in kinds.items()
+            if kind == "dump"
+        ]
+        record = program_record(read(PROGRAM_FILE), listed.get(folder.name))
+        for dump in _with_companions(entries, read, record):
+            yield collections.assign(dump, where)
+        for name in (name for name, kind in kinds.items() if kind == "archive"):
+            archive = Dump(printable(within + name), "", os.path.join(folder, name))
+            outer = where
+            if not where.is_marked:
+                stem = without_suffixes(name)
+                outer = Where(os.path.join(os.path.realpath(folder), stem), within + stem, None, collections.is_held_out(stem))
+            yield from ArchiveReader(archive, outer, collections, listed)
 
 
-def iter_folders(raw_path):
-    """(what was given, folder in it, names of the files in that folder) for every folder under `raw_path`, in a stable order.
+def _kind(folder, name):
+    """`dump`, `archive`, or `companion`, of a file on disk; its content tells where its name does not."""
+    if is_companion(name):
+        return "companion"
+    if dump_suffix(name) in DUMP_SUFFIXES:
+        return "dump"  # spares opening thousands of files twice
+    if archives.is_archive_name(name):
+        return "archive"
+    head = archives.head(os.path.join(folder, name))
+    if archives.looks_like_an_archive(head):
+        return "archive"
+    return "companion" if is_built(head) else "dump"
 
-    A file that is given by itself comes with its companions, on which it depends.
+
+def _with_companions(entries, read, record):
+    """The Dumps of one folder, one for each measurement, with what lies beside them.
+
+    entries : [(file name, function that makes its Dump)]; read : bytes of a companion by its name, or None; record : ProgramRecord
     """
-    for part in (part.strip() for part in raw_path.split(",") if part.strip()):
-        path = Path(part)
-        if path.is_dir():
-            for folder, subfolders, names in os.walk(path):
-                subfolders.sort()
-                yield path, Path(folder), sorted(name for name in names if os.path.isfile(os.path.join(folder, name)))
-        elif path.exists():
-            companions = *COMPANION_NAMES, schedule_of(path.name) + LOWERED_SUFFIX
-            yield path.parent, path.parent, [name for name in (*companions, path.name) if path.with_name(name).is_file()]
-        else:
-            raise UserError(f"{part}: no such file or folder; give the path of measured schedules")
-
-
-def inputs_hash(raw_path):
-    """A hash of which files are under `raw_path`, with their sizes and times of change: the same where nothing has been touched."""
-    digest = hashlib.sha256()
-    for _, folder, files in iter_folders(raw_path):
-        for file in (os.path.join(folder, name) for name in files):
-            found = os.stat(file)
-            digest.update(f"{printable(file)}\0{found.st_size}\0{found.st_mtime_ns}\0".encode())
-    return digest.hexdigest()
-
-
-def printable(name):
-    """A file's name as text that can be written anywhere, whatever bytes it is made of."""
-    return name.encode("utf-8", "backslashreplace").decode()
-
-
-def is_companion(name):
-    return name in COMPANION_NAMES or name.endswith(COMPANION_SUFFIXES)
-
-
-def is_archive(path):
-    """By name, or by the first bytes of the compressed formats."""
-    if path.lower().endswith(ARCHIVE_SUFFIXES):
-        return True
-    if path.endswith((".sample", ".featurization", ".json")):
-        return False  # spares opening thousands of files twice
-    try:
-        with open(path, "rb") as f:
-            head = f.read(6)
-    except OSError:
-        return False
-    return head[:4] == b"PK\x03\x04" or head[:3] == b"\x1f\x8b\x08" or head == b"\xfd7zXZ\x00"
-
-
-def without_suffixes(label):
-    """`a/b.tar.xz` -> `a/b`."""
-    for suffix in sorted(ARCHIVE_SUFFIXES, key=len, reverse=True):
-        if label.lower().endswith(suffix):
-            return label[: -len(suffix)]
-    return str(Path(label).with_suffix(""))
-
-
-def _collection_of(folder, root, marked, names):
-    """The folder on the way from `root` to `folder` that is one of `names` (held out), or has a collection.json (`marked`), else None."""
-    if root.resolve().name in names:
-        return root.resolve().name
-    folders = folder.relative_to(root).parts
-    depths = range(len(folders) + 1)
-    held_out = (d for d in depths[1:] if folders[d - 1] in names)
-    with_note = (d for d in depths if root.joinpath(*folders[:d]) in marked)
-    depth = next(itertools.chain(held_out, with_note), None)
-    return None if depth is None else "/".join(folders[:depth]) or root.resolve().name
-
-
-def _read_or_none(path):
-    try:
-        return path.read_bytes()
-    except OSError:
-        return None
-
-
-def schedule_of(name):
-    """What a dump's name, say `07r.sample`, calls its schedule: `007`, as collections call it where it is measured the first time."""
-    stem = os.path.splitext(name)[0]
-    repeated = re.fullmatch(r"(\d+)r+", stem)
-    return repeated[1].zfill(3) if repeated else stem
-
-
-def stage_counts(counts_by_kind, kinds):
-    """(T, K) float32, a column for each of `kinds`, from {kind: [number for each stage]}, kinds that nobody tells 0; None from an empty one.
-
-    Raises ValueError, TypeError or AttributeError where it is anything else.
-    """
-    if unknown := sorted(counts_by_kind.keys() - set(kinds)):
-        raise ValueError(f"no kind of count is named {unknown[0]!r}; there are {', '.join(kinds)}")
-    nothing = [0] * max(map(len, counts_by_kind.values()), default=0)
-    counts = np.array([counts_by_kind.get(kind, nothing) for kind in kinds], np.float32).T
-    if not (counts.ndim == 2 and np.isfinite(counts).all() and (counts >= 0).all()):
-        raise ValueError("a count is negative or no number, or kinds have different numbers of stages")
-    return counts if len(counts) else None
-
-
-def call_counts(counts_by_kind):
-    return stage_counts(counts_by_kind, CALLS)
-
-
-def _calls_in(program_json, otherwise):
-    """call_counts of what a program.json (bytes) tells; `otherwise` where it tells none."""
-    try:
-        return call_counts(orjson.loads(program_json)["calls"])
-    except (AttributeError, KeyError, TypeError, ValueError):
-        return otherwise
-
-
-def _lowered_in(text):
-    """stage_counts of what a schedule's file beside it tells; None where it makes no sense."""
-    try:
-        return stage_counts(orjson.loads(text), LOWERED)
-    except (AttributeError, TypeError, ValueError):
-        return None
-
-
-def _listed_calls(folder):
-    """{program: call_counts} that the folder given as raw_path lists. Raises UserError where the list makes no sense."""
-    text = _read_or_none(folder / CALLS_FILE)
-    try:
-        return {name: call_counts(counts_by_kind) for name, counts_by_kind in orjson.loads(text or b"{}").items()}
-    except (AttributeError, TypeError, ValueError) as error:
-        raise UserError(
-            f'{folder / CALLS_FILE}: {error}; it should hold {{"FOLDER OF A PROGRAM": {{"exp": [calls a point of each stage], ...}}}}'
-        ) from None
-
-
-def _archive_members(path, archive, listed_calls):
-    """The archive's dumps, and a Dump with an error for what can't be read in it; its readable members are kept.
-
-    A packed collection has the program.json of a program before its schedules, and what was counted of a schedule before that.
-    """
-    benches, waiting, calls, lowered = {}, [], {}, {}
-    try:
-        with open(path, "rb") as f:
-            is_zip = f.read(4) == b"PK\x03\x04" or path.lower().endswith(".zip")
-        for name, data, error in _zip_files(path) if is_zip else _tar_files(path):
-            folder, _, base = name.rpartition("/")
-            if base == "bench.txt":
-                benches[folder] = data
-            elif base == "program.json":
-                calls = {folder: _calls_in(data, listed_calls.get(folder.rpartition("/")[2]))}
-            elif base.endswith(LOWERED_SUFFIX):
-                if folder not in lowered:
-                    lowered = {folder: {}}  # of one program at a time
-                lowered[folder][base.removesuffix(LOWERED_SUFFIX)] = _lowered_in(data)
-            elif not is_companion(base):
-                dump = Dump(f"{archive.file}/{printable(name)}", archive.collection, archive.root, data=data, error=error)
-                program, schedule = folder.rpartition("/")[2], schedule_of(base)
-                dump.calls = calls[folder] if folder in calls else listed_calls.get(program)
-                dump.lowered = lowered.get(folder, {}).get(schedule)
-                if base.endswith(".featurization"):
-                    waiting.append((folder, dump))  # its bench.txt may come later
-                else:
-                    yield dump
-    except ARCHIVE_ERRORS as error:
-        archive.error = ("unreadable_archive", f"{type(error).__name__}: {' '.join(str(error).split())}"[:200])
-        yield archive
-    for folder, dump in waiting:
-        dump.bench = benches.get(folder)
+    is_featurization = [".featurization" in name for name, _ in entries]
+    bench = read(BENCH_FILE) if any(is_featurization) else None
+    is_shared = sum(is_featurization) > 1
+    left_out = _second_files(dict(entries), bench, is_shared) if any(is_featurization) else ()
+    for (name, make), has_bench in zip(entries, is_featurization):
+        if name in left_out:
+            continue
+        dump, schedule = make(), schedule_of(name)
+        if has_bench:
+            dump.bench, dump.bench_is_shared = bench, is_shared
+        dump.calls, dump.lowered = record.calls, lowered_in(read(schedule + LOWERED_SUFFIX))
+        dump.origin = record.origins.get(stem_of(name)) or record.origins.get(schedule, ADAMS2019)
         yield dump
 
 
-def _tar_files(path):
-    with tarfile.open(path, "r|*", tarinfo=_StrictTarInfo) as tar:
-        for member in tar:
-            if member.isfile():
-                if member.size > MAX_DUMP_BYTES:
-                    yield member.name, b"", ("too_large", f"{member.size} bytes")
-                else:
-                    yield member.name, tar.extractfile(member).read(), ()
+def _second_files(make, bench, is_shared):
+    """Names to leave out, as another file holds the same measurement: a `.featurization` and the `.sample` made from it are one.
 
-
-class _StrictTarInfo(tarfile.TarInfo):
-    """tarfile takes a damaged header for the end of the archive, and all behind it would be lost without a word."""
-
-    @classmethod
-    def fromtarfile(cls, tar):
+    The runtime of the first is in bench.txt. The autotune loop copies a word from there into the second, which is the wrong one if
+    anything else was printed; so the first counts where its time can be read.
+    """
+    left_out = set()
+    samples = {stem_of(name): name for name in make if ".sample" in name}
+    for name in (name for name in make if ".featurization" in name and stem_of(name) in samples):
+        sample = samples[stem_of(name)]
         try:
-            return super().fromtarfile(tar)
-        except (tarfile.TruncatedHeaderError, tarfile.InvalidHeaderError, tarfile.EmptyHeaderError) as error:
-            raise tarfile.ReadError(f"damaged or cut off: {error}") from None
+            if read_bytes(make[sample]())[:-12] != read_bytes(make[name]()):
+                continue
+        except Unusable:
+            continue
+        try:
+            has_time = 0 < bench_runtime(bench, stem_of(name), is_shared) < float("inf")
+        except ValueError:
+            has_time = False
+        left_out.add(sample if has_time else name)
+    return left_out
 
 
-def _zip_files(path):
-    with zipfile.ZipFile(path) as archive:
-        for member in archive.infolist():
-            if member.is_dir():
-                continue
-            if member.file_size > MAX_DUMP_BYTES:
-                yield member.filename, b"", ("too_large", f"{member.file_size} bytes")
-                continue
+class Spooled:
+    """Bytes put aside, in memory as far as HELD_BYTES, else in a temporary file."""
+
+    def __init__(self):
+        self.file, self.size = tempfile.SpooledTemporaryFile(HELD_BYTES), 0
+
+    def put(self, data):
+        """(where `data` begins, its size)."""
+        self.file.seek(self.size)
+        try:
+            self.file.write(data)
+        except OSError as error:
+            raise UserError(f"{tempfile.gettempdir()}: {error.strerror}; set TMPDIR to a folder with more room") from None
+        self.size += len(data)
+        return self.size - len(data), len(data)
+
+    def get(self, place):
+        self.file.seek(place[0])
+        return self.file.read(place[1])
+
+    def clear(self):
+        self.size = 0
+        self.file.seek(0)
+        self.file.truncate()
+
+
+class ArchiveReader:
+    """The dumps of one archive, whatever the order of its members.
+
+    A dump waits for what belongs to it: the note of the collection, the record of its program, its lowered counts. Where that has all come,
+    as in a packed collection, its folder is handed on; else at the archive's end. Companions are kept until then.
+    """
+
+    def __init__(self, archive, outer, collections, calls):
+        self.archive, self.outer, self.collections, self.calls = archive, outer, collections, calls
+        self.notes = {}  # {folder: Note}
+        self.dumps, self.waiting = Spooled(), {}  # {folder: [(base name, place in `dumps`, error)]}
+        self.beside, self.companions = Spooled(), {}  # {folder: {base name: place in `beside`}}
+
+    def __iter__(self):
+        """Every Dump; one with an error where the archive can't be read any further."""
+        members, current = archives.iter_members(self.archive.path), None
+        while True:
             try:
-                yield member.filename, archive.read(member), ()
-            except ARCHIVE_ERRORS as error:
-                yield member.filename, b"", ("truncated", f"damaged in its archive: {error}")
+                name, data, error = next(members, (None, b"", ()))
+            except ARCHIVE_ERRORS as problem:
+                yield from self.hand_on_all()
+                yield self.failed(problem)
+                return
+            if name is None:
+                yield from self.hand_on_all()
+                if current is None:
+                    yield self.failed(ValueError("not a single file in it"))
+                return
+            folder, _, base = name.rpartition("/")
+            if folder != current and current in self.waiting and self.has_all(current):
+                yield from self.hand_on(current)
+            current = folder
+            self.put(folder, base, data, error)
+
+    def put(self, folder, base, data, error):
+        if not SKIPPED_FOLDERS.isdisjoint(folder.split("/")):
+            return
+        if is_companion(base):
+            if base == COLLECTION_FILE:
+                self.notes[folder] = read_note(data)
+            elif base in (BENCH_FILE, PROGRAM_FILE) or base.endswith(LOWERED_SUFFIX):
+                self.companions.setdefault(folder, {})[base] = self.beside.put(data)
+        elif dump_suffix(base) in DUMP_SUFFIXES or not is_built(data):
+            if not self.waiting:
+                self.dumps.clear()
+            self.waiting.setdefault(folder, []).append((base, self.dumps.put(data), error))
+
+    def has_all(self, folder):
+        """Whether all that a packed collection has beside its dumps has come for those of a folder."""
+        known = self.companions.get(folder, {})
+        counted = all(schedule_of(base) + LOWERED_SUFFIX in known for base, *_ in self.waiting[folder])
+        return PROGRAM_FILE in known and counted and any(path in self.notes for path in folders_above(folder))
+
+    def hand_on_all(self):
+        for folder in list(self.waiting):
+            yield from self.hand_on(folder)
+
+    def hand_on(self, folder):
+        """The dumps of a folder that wait."""
+        entries = [(base, functools.partial(self.dump, folder, base, *rest)) for base, *rest in self.waiting.pop(folder)]
+        read = functools.partial(self.companion, folder)
+        record = program_record(read(PROGRAM_FILE), self.calls.get(folder.rpartition("/")[2]))
+        where = self.collections.in_archive(self.outer, folder, self.notes)
+        for dump in _with_companions(entries, read, record):
+            yield self.collections.assign(dump, where)
+
+    def dump(self, folder, base, place, error):
+        name = printable(f"{folder}/{base}" if folder else base) or "(no name)"
+        return Dump(f"{self.archive.file}/{name}", "", data=self.dumps.get(place), error=error)
+
+    def companion(self, folder, base):
+        place = self.companions.get(folder, {}).get(base)
+        return None if place is None else self.beside.get(place)
+
+    def failed(self, problem):
+        """The archive itself as a Dump that says why it can't be read."""
+        detail = f"{type(problem).__name__}: {' '.join(str(problem).split())}"[:200]
+        self.archive.error = stands_for_a_file(_read_start(self.archive.path)) or ("unreadable_archive", detail)
+        return self.collections.assign(self.archive, self.outer)
 
 
-# Parsing dumps
+def _read_present(folder, present, name):
+    return read_or_none(folder / name) if name in present else None
+
+
+def _read_start(path):
+    try:
+        with open(path, "rb") as f:
+            return f.read(1024)
+    except OSError:
+        return b""
+
+
+# Contents
 
 
 def read_bytes(dump):
-    """The contents of a Dump. Raises Unusable where they can't be had."""
+    """The contents of a Dump, decompressed where it is a `.gz`, `.xz` or `.bz2`. Raises Unusable where they can't be had."""
     if dump.error:
         raise Unusable(*dump.error)
-    if dump.data is not None:
-        return dump.data
+    data = dump.data
+    if data is None:
+        try:
+            with open(dump.path, "rb", buffering=0) as f:
+                size = os.fstat(f.fileno()).st_size
+                if size > MAX_DUMP_BYTES:
+                    raise Unusable("too_large", archives.too_large(size))
+                data = f.read()
+        except OSError as error:
+            raise Unusable("unreadable", error.strerror or str(error)) from None
+    if dump.file.endswith(DUMP_SUFFIXES) or not archives.opener_of(data):
+        return data
     try:
-        with open(dump.path, "rb", buffering=0) as f:
-            if os.fstat(f.fileno()).st_size > MAX_DUMP_BYTES:
-                raise Unusable("too_large", f"more than {MAX_DUMP_BYTES} bytes")
-            return f.read()
-    except OSError as error:
-        raise Unusable("unreadable", error.strerror or str(error)) from None
+        return archives.decompress(data)
+    except OverflowError as error:
+        raise Unusable("too_large", str(error)) from None
+    except ARCHIVE_ERRORS as error:
+        raise Unusable("truncated", f"damaged or cut off: {type(error).__name__}: {error}"[:200]) from None

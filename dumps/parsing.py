@@ -12,12 +12,14 @@ import itertools
 import json
 import math
 import operator
-import os
 from dataclasses import dataclass
 
 import numpy as np
 import orjson
 
+from dumps.archives import looks_like_an_archive
+from dumps.bench import bench_runtime
+from dumps.companions import DUMP_SUFFIXES, dump_suffix, stands_for_a_file, stem_of
 from dumps.files import Unusable, read_bytes
 from features import CALLS, N_HISTOGRAMS, N_SCHEDULE, OPS, PATTERNS, SCHEDULE_FEATURES, STAGE_BYTES, TYPE_COLUMNS, TYPES
 
@@ -65,7 +67,8 @@ def stable_hash(*parts):
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, np.ndarray):
-            part = np.ascontiguousarray(part + np.float32(0), "<f4").tobytes()  # + 0: -0 is 0
+            with np.errstate(invalid="ignore"):  # of a NaN that signals
+                part = np.ascontiguousarray(part + np.float32(0), "<f4").tobytes()  # + 0: -0 is 0
         digest.update(part if isinstance(part, bytes) else str(part).encode())
     return int.from_bytes(digest.digest()[:8], "little") >> 1
 
@@ -75,21 +78,23 @@ def hex_id(number):
 
 
 def parse_dump(dump, max_runtime_ms, need_runtime=True):
-    """The Schedule in a Dump, recognised by content. Raises Unusable with one of the reasons README.md lists."""
+    """The Schedule in a Dump, recognised by content. Raises Unusable with one of the reasons that docs/data_formats.md lists."""
     data = read_bytes(dump)
-    suffix = os.path.splitext(dump.file)[1].lower()
+    suffix = dump_suffix(dump.file)
     if not data:
         raise Unusable("truncated", "the file is empty")
-    if suffix == ".json" or data[:64].lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
-        try:
-            schedule = parse_json(data)
-        except Unusable as unusable:
-            if suffix == ".json" or unusable.reason != "malformed_json":
-                raise
-            schedule = parse_binary(data, suffix, dump.bench)  # floats whose first byte happens to be a brace
-    else:
-        schedule = parse_binary(data, suffix, dump.bench)
-    _check(schedule, max_runtime_ms, need_runtime)
+    if instead := stands_for_a_file(data):
+        raise Unusable(*instead)
+    if suffix not in DUMP_SUFFIXES and looks_like_an_archive(data):
+        raise Unusable("nested_archive", "an archive in an archive, or compressed twice; unpack it")
+    schedule = parse_json_or_binary(data, suffix)
+    _check_features(schedule)
+    if need_runtime:
+        if schedule.runtime_ms is None:
+            schedule.runtime_ms = _runtime_beside(dump, suffix)
+        _check_runtime(schedule.runtime_ms, max_runtime_ms)
+    elif schedule.runtime_ms is None:
+        schedule.runtime_ms = math.nan
     if dump.calls is not None and len(dump.calls) == len(schedule.calls):
         schedule.calls = dump.calls
     if dump.lowered is not None and len(dump.lowered) == len(schedule.calls):
@@ -97,8 +102,20 @@ def parse_dump(dump, max_runtime_ms, need_runtime=True):
     return schedule
 
 
-def parse_binary(data, suffix, bench=None):
-    """A `.sample` (stages, runtime in ms, two ids) or a `.featurization` (stages only; its runtime is in `bench`)."""
+def parse_json_or_binary(data, suffix):
+    """The Schedule in bytes of either kind, not checked; its runtime is None where it lies beside them. Raises Unusable."""
+    if suffix != ".json" and not data[:64].lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
+        return parse_binary(data, suffix)
+    try:
+        return parse_json(data)
+    except Unusable as unusable:
+        if suffix == ".json" or unusable.reason != "malformed_json":
+            raise
+        return parse_binary(data, suffix)  # floats whose first byte happens to be a brace
+
+
+def parse_binary(data, suffix):
+    """A `.sample` (stages, runtime in ms, two ids) or a `.featurization` (stages only)."""
     footer = 12 if len(data) % STAGE_BYTES == 12 else 0
     if suffix in (".sample", ".featurization") and len(data) % STAGE_BYTES != (12 if suffix == ".sample" else 0):
         if len(data) % ANDERSON_STAGE_BYTES == (12 if suffix == ".sample" else 0):
@@ -112,10 +129,7 @@ def parse_binary(data, suffix, bench=None):
     if suffix not in (".sample", ".featurization") and not _plausible(body):
         raise Unusable("unknown_format", "neither a .sample, a .featurization nor a JSON dump")
     stages = np.frombuffer(body, "<f4").reshape(-1, STAGE_BYTES // 4)  # (T, 326)
-    if footer:
-        runtime_ms = float(np.frombuffer(data, "<f4", 1, len(body))[0])
-    else:
-        runtime_ms = _bench_runtime(bench)
+    runtime_ms = float(np.frombuffer(data, "<f4", 1, len(body))[0]) if footer else None
     return Schedule(stages[:, :N_SCHEDULE].astype(np.float32), *_algorithm_in_binary(stages[:, N_SCHEDULE:].tobytes()), runtime_ms)
 
 
@@ -135,12 +149,14 @@ def _plausible(body):
         return bool(len(values) and np.isfinite(values).all() and (values >= 0).all() and (values <= MAX_SCHEDULE_FEATURE).all())
 
 
-def _bench_runtime(bench):
-    """Milliseconds from an autotune loop's bench.txt: the eighth word, in seconds. None where there is no such file or number."""
+def _runtime_beside(dump, suffix):
+    """Milliseconds from the bench.txt beside a dump that does not hold its own runtime. Raises Unusable where there is no time in it."""
+    if suffix == ".json":
+        raise Unusable("no_runtime", "no total_execution_time_ms in it")
     try:
-        return float(bench.decode(errors="replace").split()[7]) * 1e3
-    except (AttributeError, IndexError, ValueError):
-        return None
+        return bench_runtime(dump.bench, stem_of(dump.file.rpartition("/")[2]), dump.bench_is_shared)
+    except ValueError as error:
+        raise Unusable("no_runtime", str(error)) from None
 
 
 def parse_json(data):
@@ -164,7 +180,7 @@ def _schedule_from_json(tree):
     runtime_ms, stages = None, []
     for entry in tree["scheduling_data"]:
         if entry.get("name") == "total_execution_time_ms":
-            runtime_ms = None if entry["value"] is None else float(entry["value"])
+            runtime_ms = _milliseconds(entry["value"])
         else:
             features = entry["Details"]["scheduling_feature"]
             stages.append((entry["Name"], IN_ORDER(features)))
@@ -180,7 +196,14 @@ def _schedule_from_json(tree):
         funcs.append((*histograms[name], len(rows) - first))
     with np.errstate(over="ignore"):
         schedule_features = np.fromiter(itertools.chain.from_iterable(rows), np.float32, len(rows) * N_SCHEDULE).reshape(-1, N_SCHEDULE)
-    return Schedule(schedule_features, *_algorithm_in_json(tuple(funcs)), runtime_ms)
+        return Schedule(schedule_features, *_algorithm_in_json(tuple(funcs)), runtime_ms)
+
+
+def _milliseconds(value):
+    """A JSON value as a runtime; None of null. Raises ValueError or TypeError where it is no number."""
+    if isinstance(value, bool):
+        raise TypeError(f"the runtime is {value}")
+    return None if value is None else float(value)
 
 
 @functools.lru_cache(32)  # as _algorithm_in_binary
@@ -195,9 +218,9 @@ def _algorithm_in_json(funcs):
     return features, stable_hash(features)
 
 
-def _check(schedule, max_runtime_ms, need_runtime):
-    """Raises Unusable for what can't be trained on; the limits are those of Halide's own trainer."""
-    features, algorithm, runtime_ms = schedule.schedule_features, schedule.algorithm_features, schedule.runtime_ms
+def _check_features(schedule):
+    """Raises Unusable for what can't be learned from; the limits are those of Halide's own trainer."""
+    features, algorithm = schedule.schedule_features, schedule.algorithm_features
     if len(features) == 0:
         raise Unusable("no_stages", "not a single stage in it")
     extremes = [features.min(), features.max(), algorithm.min(), algorithm.max()]  # NaN where there is one
@@ -208,16 +231,14 @@ def _check(schedule, max_runtime_ms, need_runtime):
     if extremes[0] < 0 or extremes[1] > MAX_SCHEDULE_FEATURE:
         stage, column = np.argwhere((features < 0) | (features > MAX_SCHEDULE_FEATURE))[0]
         raise Unusable("bad_feature", f"{SCHEDULE_FEATURES[column]} of stage {stage} is {features[stage, column]:g}")
-    if not need_runtime:
-        schedule.runtime_ms = math.nan if runtime_ms is None else runtime_ms
-        return
-    if runtime_ms is None:
-        raise Unusable("no_runtime", "no total_execution_time_ms in it, or no bench.txt beside it whose eighth word is a number")
+
+
+def _check_runtime(runtime_ms, max_runtime_ms):
+    """Raises Unusable for a runtime that is no measurement."""
     if not math.isfinite(runtime_ms):
         raise Unusable("not_a_number", f"the runtime is {runtime_ms}")
     if runtime_ms == 0:
         raise Unusable("zero_runtime", "the runtime is 0: its benchmark failed")
     if not MIN_RUNTIME_MS <= runtime_ms <= max_runtime_ms:
-        raise Unusable(
-            "implausible_runtime", f"the runtime is {runtime_ms:g} ms; from {MIN_RUNTIME_MS:g} to {max_runtime_ms:g} is believed"
-        )
+        limits = f"from {MIN_RUNTIME_MS:g} to {max_runtime_ms:g} is believed"
+        raise Unusable("implausible_runtime", f"the runtime is {runtime_ms:g} ms; {limits}")

@@ -9,7 +9,7 @@ from config import load_config
 
 def split_of(programs, *flags):
     rows = pd.DataFrame({"collection": 0, "program": programs, "features": [p * 1000 + i for i, p in enumerate(programs)]})
-    return rows, pd.Series(data_utils.split_rows(rows, ["c"], load_config(argv=list(flags))))
+    return rows, pd.Series(data_utils.split_rows(rows, [], load_config(argv=list(flags))))
 
 
 def test_splits_are_stable_and_keep_programs_together():
@@ -34,12 +34,12 @@ def test_folds_cover_every_program_once_and_validate_on_others():
 
 def test_held_out_programs_are_never_trained_on():
     rows = pd.DataFrame({"collection": [1] * 5 + [0] * 50, "program": list(range(5)) + list(range(50)), "features": range(55)})
-    split = data_utils.split_rows(rows, ["c", "applications"], load_config(argv=[]))
+    split = data_utils.split_rows(rows, [1], load_config(argv=[]))
     assert (split[:5] == "holdout").all()
     assert (split[5:10] == "test").all()  # the same programs in another collection
 
 
 def test_split_by_schedule_keeps_identical_features_together():
     rows = pd.DataFrame({"collection": 0, "program": [1] * 400, "features": list(range(200)) * 2})
-    split = pd.Series(data_utils.split_rows(rows, ["c"], load_config(argv=["--split_by", "schedule"])))
+    split = pd.Series(data_utils.split_rows(rows, [], load_config(argv=["--split_by", "schedule"])))
     assert (split.groupby(rows.features).nunique() == 1).all() and set(split) == {"train", "val", "test"}

@@ -1,0 +1,205 @@
+"""What lies beside dumps: which files are companions by their names, and what those say of programs, schedules and machines.
+
+The words of a collection: `program.json` (calls, where schedules come from), `NAME.lowered.json` (counts in the lowered code),
+`collection.json` (the machine that measured), and `calls.json` at the top of what was given.
+"""
+
+import os
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import orjson
+
+from config import UserError
+from dumps.archives import COMPRESSED_SUFFIXES
+from features import CALLS, LOWERED
+
+CALLS_FILE = "calls.json"  # of programs whose program.json does not tell: {name: {kind of call: [calls a point of each stage]}}
+LOWERED_SUFFIX = ".lowered.json"  # of what was counted in a schedule's lowered code: {kind of count: [of each stage]}
+COLLECTION_FILE, PROGRAM_FILE, BENCH_FILE = "collection.json", "program.json", "bench.txt"
+# What lies beside dumps: of collect_schedules.py and tune_schedule.py; of Halide's autotune loops and what Generators emit; of systems.
+COMPANION_NAMES = {
+    BENCH_FILE, COLLECTION_FILE, PROGRAM_FILE, CALLS_FILE, "report.json", "report.html", "best_schedule.py",
+    "bench", "compile_log.txt", "compile_err.txt", "bench_err.txt", "autoschedule_command.txt", "compile_command.txt",
+    "benchmark_command.txt", "extra_generator_args.txt", ".DS_Store", "Thumbs.db", "desktop.ini",
+}  # fmt: skip
+COMPANION_SUFFIXES = (
+    LOWERED_SUFFIX, ".h", ".weights", ".log", ".lock", ".tmp",  # .tmp: a file somebody is still writing
+    ".a", ".o", ".s", ".so", ".lib", ".obj", ".dll", ".dylib", ".exe", ".ll", ".bc", ".stmt", ".stmt.html", ".cpp", ".c", ".hlpipe",
+    ".benchmark.txt",
+)  # fmt: skip
+COMPANION_PREFIX = "._"  # what macOS packs beside each file
+DUMP_SUFFIXES = (".sample", ".featurization", ".json")
+BUILT = (b"\x7fELF", b"!<arch>\n", b"\xcf\xfa\xed\xfe", b"\xce\xfa\xed\xfe", b"\xca\xfe\xba\xbe")  # what such a file begins with
+UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
+MALFORMED = (AttributeError, KeyError, OverflowError, TypeError, ValueError)  # what nonsense in a companion may raise
+ADAMS2019 = "adams2019"  # where a schedule comes from, if nobody says
+# What is saved under the name of a file in its place.
+STANDS_FOR_A_FILE = [
+    (re.compile(rb"version https://[\w.-]+/spec/"), "lfs_pointer", "a Git LFS pointer in place of the file; fetch it with: git lfs pull"),
+    (re.compile(rb"[./]*annex/objects/"), "annex_pointer", "a git-annex pointer in place of the file; fetch it with: git annex get"),
+    (
+        re.compile(rb"(\xef\xbb\xbf)?\s*(<!--(?:(?!-->).)*-->\s*)*<(!doctype|html|head|body|\?xml)\b", re.IGNORECASE | re.DOTALL),
+        "web_page",
+        "a web page in place of the file; download the file itself",
+    ),
+]  # fmt: skip
+
+# Names
+
+
+def printable(name):
+    """A file's name as text that can be written anywhere in one line, whatever bytes it is made of."""
+    name = name.encode("utf-8", "backslashreplace").decode()
+    return UNPRINTABLE.sub(lambda found: f"\\x{ord(found[0]):02x}", name)
+
+
+def is_companion(name):
+    """Whether a file of this name lies beside dumps and is none."""
+    return name in COMPANION_NAMES or name.lower().endswith(COMPANION_SUFFIXES) or name.startswith(COMPANION_PREFIX)
+
+
+def is_built(head):
+    """Whether a file that begins with these bytes is an executable, an object file or a library."""
+    return head.startswith(BUILT)
+
+
+def compressed_suffix(name):
+    """`.gz` of `x.sample.gz`, else the empty text."""
+    return next((suffix for suffix in COMPRESSED_SUFFIXES if name.lower().endswith(suffix)), "")
+
+
+def dump_suffix(name):
+    """`.sample` of `x.sample` and of `x.sample.gz`."""
+    return os.path.splitext(name.lower().removesuffix(compressed_suffix(name)))[1]
+
+
+def stem_of(name):
+    """`x` of `x.sample` and of `x.sample.gz`."""
+    return os.path.splitext(name[: len(name) - len(compressed_suffix(name))])[0]
+
+
+def schedule_of(name):
+    """What a dump's name, say `07r.sample`, calls its schedule: `007`, as collections call it where it is measured the first time."""
+    stem = stem_of(name)
+    repeated = re.fullmatch(r"(\d+)r+", stem)
+    return repeated[1].zfill(3) if repeated else stem
+
+
+def stands_for_a_file(data):
+    """(reason, detail) where these bytes are not the file itself but what stands for it, else ()."""
+    return next(((reason, detail) for pattern, reason, detail in STANDS_FOR_A_FILE if pattern.match(data[:1024])), ())
+
+
+def read_or_none(path):
+    """The bytes of a companion, a Path; None where it can't be read."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
+
+
+# What they say
+
+
+@dataclass
+class ProgramRecord:
+    """What is known of a program beside its dumps. calls : call_counts, or None; origins : {name of a schedule: where it comes from}."""
+
+    calls: np.ndarray | None
+    origins: dict
+
+
+def program_record(program_json, listed_calls):
+    """The ProgramRecord in the bytes of a program.json, or None, as far as they make sense; `listed_calls` are taken where it has none."""
+    content, origins = None, {}
+    try:
+        content = orjson.loads(program_json or b"{}")
+        origins = {key.zfill(3): _origin(candidate) for key, candidate in content.get("candidates", {}).items()}
+    except MALFORMED:
+        pass
+    try:
+        return ProgramRecord(call_counts(content["calls"]), origins)
+    except MALFORMED:
+        return ProgramRecord(listed_calls, origins)
+
+
+def _origin(candidate):
+    """Where a candidate in program.json comes from: `mullapudi2016`; Adams2019 with or without noise in its weights if it does not say."""
+    candidate = candidate if isinstance(candidate, dict) else {}
+    origin = candidate.get("origin") or candidate.get("autoscheduler")
+    return printable(origin.strip().lower()) if isinstance(origin, str) and origin.strip() else ADAMS2019
+
+
+def stage_counts(counts_by_kind, kinds):
+    """(T, K) float32, a column for each of `kinds`, from {kind: [number for each stage]}, kinds that nobody tells 0; None if it is empty.
+
+    Raises one of MALFORMED where it is anything else.
+    """
+    if unknown := sorted(counts_by_kind.keys() - set(kinds)):
+        raise ValueError(f"no kind of count is named {unknown[0]!r}; there are {', '.join(kinds)}")
+    nothing = [0] * max(map(len, counts_by_kind.values()), default=0)
+    with np.errstate(over="ignore"):
+        counts = np.array([counts_by_kind.get(kind, nothing) for kind in kinds], np.float32).T
+    if not (counts.ndim == 2 and np.isfinite(counts).all() and (counts >= 0).all()):
+        raise ValueError("a count is negative or no number, or kinds have different numbers of stages")
+    return counts if len(counts) else None
+
+
+def call_counts(counts_by_kind):
+    return stage_counts(counts_by_kind, CALLS)
+
+
+def lowered_in(text):
+    """stage_counts of what a schedule's file beside it tells; None where there is none or it makes no sense."""
+    if text is None:
+        return None
+    try:
+        return stage_counts(orjson.loads(text), LOWERED)
+    except MALFORMED:
+        return None
+
+
+def listed_calls(folder):
+    """{program: call_counts} that the folder given as raw_path lists. Raises UserError where the list makes no sense."""
+    text = read_or_none(folder / CALLS_FILE)
+    try:
+        return {name: call_counts(counts_by_kind) for name, counts_by_kind in orjson.loads(text or b"{}").items()}
+    except MALFORMED as error:
+        raise UserError(
+            f'{folder / CALLS_FILE}: {error}; it should hold {{"FOLDER OF A PROGRAM": {{"exp": [calls a point of each stage], ...}}}}'
+        ) from None
+
+
+@dataclass
+class Note:
+    """What a collection.json says: the name that its collection was given, and the machine that measured, as of Dump."""
+
+    name: str = ""
+    machine: dict | None = None
+
+
+def read_note(text):
+    """The Note in the bytes of a collection.json, empty as far as they make no sense."""
+    try:
+        content = orjson.loads(text)
+        name = content.get("name", "")
+        machine = content.get("machine")
+    except MALFORMED:
+        return Note()
+    if not isinstance(name, str):
+        name = ""
+    if not isinstance(machine, dict):
+        return Note(name)
+    protocol = machine.get("protocol") if isinstance(machine.get("protocol"), dict) else {}
+    cores = _count_or_none(machine.get("cores"))
+    threads = _count_or_none(machine.get("threads")) or _count_or_none(protocol.get("threads"))
+    if protocol.get("threads") == "all cores":
+        threads = threads or cores
+    texts = {key: machine[key] if isinstance(machine.get(key), str) else None for key in ("processor", "target")}
+    return Note(name, {"processor": texts["processor"], "cores": cores, "target": texts["target"], "threads": threads})
+
+
+def _count_or_none(value):
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
