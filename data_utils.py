@@ -408,9 +408,3 @@ def read_rows(data_path):
         return pd.read_csv(path, dtype=text, keep_default_na=False, na_values={"log_variance": ""})
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: can't be read ({error}); run generate_dataset.py again") from None
-
-
-def measuring_cores(meta):
-    """Processor cores of the machine that measured the collections of a meta.json; None where that is unknown or not one number."""
-    cores = {source.get("machine", {}).get("cores") for source in meta.get("sources", {}).values()}
-    return cores.pop() if len(cores) == 1 else None

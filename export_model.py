@@ -36,7 +36,7 @@ import data_utils
 import train_utils
 from batches import Sequences
 from config import Config, UserError, load_config, make_folder, run_script
-from dumps.files import call_counts
+from dumps.companions import call_counts
 from evaluation import adams2019, baselines, intervals
 from features import FEATURES, HAS_LOWERED_COUNTS_COLUMN, featurize
 from halide_tools.autoschedulers import Proposal, baseline_weights, write_weights

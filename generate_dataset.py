@@ -201,11 +201,18 @@ def generate(config, folder, origin):
         counts = count(kept, n_usable, dropped)
         program_ids = {split: [hex_id(p) for p in np.unique(kept.program[kept.split == split])] for split in data_utils.SPLITS}
         meta = {
-            "features": FEATURES, "units": FEATURE_UNITS, "log_runtime": "natural logarithm of milliseconds",
-            "made_from": origin, "settings": {key: getattr(config, key) for key in SETTINGS}, "sources": sources.for_meta(), "counts": counts,
-            "remarks": remarks(kept, counts, labels_spool), "split": {key: getattr(config, key) for key in SPLIT_SETTINGS} | {"programs": program_ids}, "shards": shards,
+            "features": FEATURES,
+            "units": FEATURE_UNITS,
+            "log_runtime": "natural logarithm of milliseconds",
+            "made_from": origin,
+            "settings": {key: getattr(config, key) for key in SETTINGS},
+            "sources": sources.for_meta(),
+            "counts": counts,
+            "remarks": remarks(kept, counts, labels_spool),
+            "split": {key: getattr(config, key) for key in SPLIT_SETTINGS} | {"programs": program_ids},
+            "shards": shards,
             "program_files": program_files,
-        }  # fmt: skip
+        }
         (new / "meta.json").write_bytes(orjson.dumps(meta, option=orjson.OPT_INDENT_2))
     return meta
 

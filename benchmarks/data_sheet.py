@@ -25,7 +25,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from config import Config, UserError, load_config, run_script
-from dumps.files import without_suffixes
+from dumps.archives import without_suffixes
 from measuring import machine
 
 

@@ -25,13 +25,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 import data_utils
-from dumps.files import (
-    LOWERED_SUFFIX,
-    Unusable,
-    iter_dumps,
-    read_bytes,
-    schedule_of,
-)
+from dumps.companions import LOWERED_SUFFIX, schedule_of
+from dumps.files import Unusable, iter_dumps, read_bytes
 from dumps.parsing import parse_dump
 
 SHARES = (1 / 8, 1 / 4, 1 / 2, 1)

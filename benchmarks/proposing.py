@@ -23,7 +23,7 @@ import common
 
 import train_utils
 from config import Config, UserError, load_config, run_script
-from dumps.files import call_counts
+from dumps.companions import call_counts
 from features import featurize
 from halide_tools import lowered_code
 from halide_tools.autoschedulers import Proposal

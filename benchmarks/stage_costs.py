@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 import train_utils
 from config import Config, UserError, load_config, run_script
-from dumps.files import call_counts
+from dumps.companions import call_counts
 from features import SCHEDULE_FEATURES, featurize
 from halide_tools import (
     execution,

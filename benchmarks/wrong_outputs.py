@@ -29,7 +29,7 @@ from halide_tools.autoschedulers import OtherAutoscheduler, Proposal
 from halide_tools.comparison import Comparison, mismatch
 from halide_tools.execution import Program
 from halide_tools.programs import ProgramSpec, find_programs, reference_schedules
-from measuring.candidate import silence
+from measuring.processes import prepare_worker
 
 TYPES = ("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64")
 SPAWN = multiprocessing.get_context("spawn")
@@ -227,7 +227,7 @@ def check_right(specs, config):
     rows = []
     for k, spec in enumerate(specs):
         wanted = (k + 1) * config.schedules // len(specs) - k * config.schedules // len(specs)
-        with ProcessPool(1, context=SPAWN, initializer=silence) as processes:
+        with ProcessPool(1, context=SPAWN, initializer=prepare_worker) as processes:
             try:
                 found = processes.schedule(run_reference, args=(spec,), timeout=config.seconds).result()
             except (TimeoutError, ProcessExpired):

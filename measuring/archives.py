@@ -9,7 +9,8 @@ from pathlib import Path
 import orjson
 
 from config import UserError, make_folder, replace_file
-from dumps.files import ARCHIVE_ERRORS, LOWERED_SUFFIX
+from dumps.archives import ARCHIVE_ERRORS
+from dumps.companions import LOWERED_SUFFIX
 from halide_tools.autoschedulers import Proposal
 from measuring import collection
 from measuring.collection import PriorSchedule

@@ -21,7 +21,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from config import replace_file
-from dumps.files import LOWERED_SUFFIX
+from dumps.companions import LOWERED_SUFFIX
 from halide_tools.autoschedulers import Proposal
 from halide_tools.programs import reference_schedules
 from measuring.candidate import origin, prepare_processes

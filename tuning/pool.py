@@ -10,7 +10,8 @@ import orjson
 import torch
 
 import train_utils
-from dumps.files import LOWERED_SUFFIX, Dump, call_counts, stage_counts
+from dumps.companions import LOWERED_SUFFIX, call_counts, stage_counts
+from dumps.files import Dump
 from dumps.parsing import parse_dump
 from features import LOWERED, featurize
 from halide_tools.programs import describe_stages
