@@ -380,22 +380,6 @@ def draw(type, rng):
     return rng.integers(low, high, RANDOM_POINTS, dtype=type, endpoint=True), f"uniform in [{low}, {high}]"
 
 
-def describe_inputs(pipeline, spec):
-    """What the inputs of a program hold, for its record: {name: {"type", "contents", "indexes": whether it says where others are read}}."""
-    found, indexing = {}, index_inputs(pipeline)
-    given = dict(spec.inputs)
-    for a in pipeline.infer_arguments():
-        type = str(a.type)
-        if a.name in given:
-            contents = f"file {Path(given[a.name]).name}" if given[a.name].endswith(".npy") else f"the value {given[a.name]}"
-        elif a.kind == hl.ArgumentKind.InputScalar:
-            contents = "its estimate"
-        else:
-            contents = "random, " + draw(type, np.random.default_rng(0))[1]
-        found[a.name] = {"type": type, "dimensions": a.dimensions, "contents": contents, "indexes": a.name in indexing}
-    return found
-
-
 def index_inputs(pipeline):
     """Names of the inputs whose contents say where something is read or written, by the definitions: random ones may make no sense."""
     inputs = {a.name for a in pipeline.infer_arguments() if a.kind == hl.ArgumentKind.InputBuffer}

@@ -8,12 +8,24 @@ import re
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import halide as hl
 import numpy as np
 import psutil
 
-from halide_tools.buffers import PATTERNS, Region, allocate, estimated_arguments, index_inputs, lowered_text, meet, put_contents, query
+from halide_tools.buffers import (
+    PATTERNS,
+    Region,
+    allocate,
+    draw,
+    estimated_arguments,
+    index_inputs,
+    lowered_text,
+    meet,
+    put_contents,
+    query,
+)
 from halide_tools.comparison import comparisons
 from halide_tools.programs import HOST, schedule_everything_at_root
 
@@ -137,6 +149,32 @@ class Program:
             self.start(seed, pattern)
             found += self.results()
         return found
+
+
+def describe_inputs(spec):
+    """What the inputs of a program hold, for its record: {name: {"type", "dimensions", "contents", "indexes"}}.
+
+    indexes : whether it says where others are read or written.
+    """
+    pipeline, given, found = spec.build(), dict(spec.inputs), {}
+    indexing = index_inputs(pipeline)
+    for a in pipeline.infer_arguments():
+        if a.name in given:
+            contents = f"file {Path(given[a.name]).name}" if given[a.name].endswith(".npy") else f"the value {given[a.name]}"
+        elif a.kind == hl.ArgumentKind.InputScalar:
+            contents = "its estimate"
+        else:
+            contents = "random, " + draw(str(a.type), np.random.default_rng(0))[1]
+        found[a.name] = {"type": str(a.type), "dimensions": a.dimensions, "contents": contents, "indexes": a.name in indexing}
+    return found
+
+
+def index_hint(spec):
+    """What to say where a program crashes or refuses its inputs: which of them it indexes by, while they are random. Else ''."""
+    names = [name for name, i in describe_inputs(spec).items() if i["indexes"] and i["contents"].startswith("random")]
+    if not names:
+        return ""
+    return f"it indexes by {', '.join(names)}, whose contents are random: give them with --inputs {names[0]}=FILE.npy"
 
 
 def minimum_extents(spec, pipeline):

@@ -52,11 +52,11 @@ DIRECTIVES = {
     hl.ImageParam: ["in_", "trace_loads"],
 }  # fmt: skip
 CPP_KEYWORDS = set(
-    """alignas alignof and and_eq asm auto bitand bitor bool break case catch char class compl concept const const_cast constexpr continue
-    decltype default delete do double dynamic_cast else enum explicit export extern false float for friend goto if inline int long main
-    mutable namespace new noexcept not not_eq nullptr operator or or_eq private protected public register reinterpret_cast requires return
-    short signed sizeof static static_assert static_cast struct switch template this thread_local throw true try typedef typeid typename union
-    unsigned using virtual void volatile wchar_t while xor xor_eq""".split()
+    """alignas alignof and and_eq asm auto bitand bitor bool break case catch char class compl concept const const_cast constexpr
+    continue decltype default delete do double dynamic_cast else enum explicit export extern false float for friend goto if
+    inline int long main mutable namespace new noexcept not not_eq nullptr operator or or_eq private protected public register
+    reinterpret_cast requires return short signed sizeof static static_assert static_cast struct switch template this
+    thread_local throw true try typedef typeid typename union unsigned using virtual void volatile wchar_t while xor xor_eq""".split()
 )
 BUILTIN_TYPES = {f"{kind}{bits}": make(bits) for kind, make in (("int", hl.Int), ("uint", hl.UInt)) for bits in (8, 16, 32, 64)} | {
     "bool": hl.Bool(), "float16": hl.Float(16), "float32": hl.Float(32), "float64": hl.Float(64), "bfloat16": hl.BFloat(16),

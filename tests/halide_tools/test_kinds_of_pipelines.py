@@ -6,9 +6,9 @@ from conftest import ROOT
 
 from features import STAGE_BYTES
 from halide_tools.autoschedulers import Proposal
-from halide_tools.buffers import describe_inputs, index_inputs
+from halide_tools.buffers import index_inputs
 from halide_tools.comparison import mismatch
-from halide_tools.execution import Program
+from halide_tools.execution import Program, describe_inputs, index_hint
 from halide_tools.lowered_code import count_lowered
 from halide_tools.programs import describe_stages, find_programs, schedule_everything_at_root
 
@@ -27,7 +27,7 @@ def test_it_is_scheduled_run_compared_and_counted(name):
     spec = spec_of(name)
     pipeline = spec.build()
     stages = describe_stages(pipeline)["stages"]
-    assert index_inputs(pipeline) == INDEXING.get(name, set()) and set(describe_inputs(pipeline, spec)) >= INDEXING.get(name, set())
+    assert index_inputs(pipeline) == INDEXING.get(name, set())
     schedule_everything_at_root(pipeline)
     right = Program(pipeline, spec, is_reference=True).results_of_two_runs(1)
     scheduled = spec.build()
@@ -46,7 +46,13 @@ def test_contents_that_break_a_promise_are_an_error_and_not_a_crash():
     spec = spec_of("promised")
     with pytest.raises(hl.HalideError, match="unsafe_promise_clamped"):
         Program(spec.build(), spec, is_reference=True).results_of_two_runs(1)
+    assert index_hint(spec) == "it indexes by index, whose contents are random: give them with --inputs index=FILE.npy"
+    assert index_hint(spec_of("planar")) == ""
     given = spec_of("promised", inputs="index=17")
+    assert index_hint(given) == "" and describe_inputs(given) == {
+        "index": {"type": "int32", "dimensions": 1, "contents": "the value 17", "indexes": True},
+        "values": {"type": "float32", "dimensions": 1, "contents": "random, uniform in [0, 1)", "indexes": False},
+    }
     values, *_ = Program(given.build(), given, is_reference=True).results_of_two_runs(1)
     assert (values == values[0]).all()
 
