@@ -185,6 +185,11 @@ def test_labels_are_the_same_at_each_build_though_names_are_not():
     }
 
 
+def test_a_schedule_is_read_the_same_at_every_build():
+    found = [schedules.read(scheduled_by_hand(author)) for _ in range(120) for author in (rfactored, wrappers)]
+    assert set(found) == set(found[:2]) and len(set(found)) == 2 and all(schedule.created for schedule in found)
+
+
 def test_what_cannot_be_kept_names_the_directive():
     scalar = hl.Param(hl.Int(32), "scalar", 4)
     cases = {
