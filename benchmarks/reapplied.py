@@ -72,6 +72,7 @@ def renamed(text):
 
 def unordered(text):
     """The lines as a multiset of what they consist of, each identifier told by the lines it is in, and by what else those hold."""
+    text = re.sub(r"(load_typed_struct_member\([^\n]*), \d+\)$", r"\1)", text, flags=re.M)  # members are sorted by name
     lines = [re.findall(r"[\w$.]+|[^\s\w]", line) for line in text.splitlines()]
     names = set(IDENTIFIER.findall(text))
     colours = dict.fromkeys(names, 0)
