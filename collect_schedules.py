@@ -118,7 +118,7 @@ def pipeline_specs(config):
 
 
 def finish_packing(config, output):
-    """Where the packed collection is there already: finish what was stopped after packing, or raise UserError. Returns whether it was so."""
+    """Where the packed collection is there already, finish what was stopped after packing, or raise UserError. Returns whether it was."""
     archive = archives.archive_of(output)
     if not archive.exists():
         return False

@@ -148,7 +148,7 @@ def _schedule(task):
 
 
 def _as_data(pipeline, unscheduled=None):
-    """schedules.Schedule of a pipeline, None where it can't be kept so: then it has to be searched for once more when it is asked for again."""
+    """schedules.Schedule of a pipeline, None where it can't be kept so: it is searched for once more when it is asked for again."""
     try:
         return schedules.read(pipeline, unscheduled)
     except (ValueError, RuntimeError, LookupError):
@@ -156,8 +156,10 @@ def _as_data(pipeline, unscheduled=None):
 
 
 def _identity_in_fork(spec):
-    """ProgramSpec.identity as a process tells it that has built nothing yet, as processes.identities does: it goes by names, and Halide gives other
-    names to a second program. "" where it can't be told."""
+    """ProgramSpec.identity as a process tells it that has built nothing yet, as processes.identities does; "" where it can't be told.
+
+    It goes by names, and Halide gives other names to the second program of a process.
+    """
     reading, writing = os.pipe()
     pid = os.fork()
     if not pid:
@@ -202,8 +204,8 @@ def _build_library(program, order):
 def _send_from_fork(connection, work):
     """Send the message that `work` returns, worked out in a fork of this process, and die as that does.
 
-    Where the memory, stacks and threads of a process happen to lie makes one and the same schedule up to a quarter slower for as long as the
-    process lives. A fork draws them anew, and gives its buffers back: a hundred candidates wait side by side.
+    Where the memory, stacks and threads of a process happen to lie makes one and the same schedule up to a quarter slower for as long as
+    the process lives. A fork draws them anew, and gives its buffers back: a hundred candidates wait side by side.
     """
     pid = os.fork()
     if not pid:

@@ -27,8 +27,8 @@ class BuildLibrary:
 class Proposed:
     """A schedule, not compiled yet.
 
-    description : of the program (programs.describe_stages), for the reference only; schedule : Schedule.to_json, "" where it was not asked for
-    or can't be kept as data.
+    description : of the program (programs.describe_stages), for the reference only; schedule : Schedule.to_json, "" where it was not
+    asked for or can't be kept as data.
     """
 
     featurization: bytes
@@ -71,7 +71,10 @@ class LibraryBuilt:
 
 @dataclass(frozen=True)
 class Failed:
-    """reason : one of `timeout`, `deadline`, `too_slow`, `out_of_memory`, `no_legal_state`, `halide_error`, `crashed`, `wrong_result`; detail : a line."""
+    """detail : a line for a person.
+
+    reason : `timeout`, `deadline`, `too_slow`, `out_of_memory`, `no_legal_state`, `halide_error`, `crashed` or `wrong_result`.
+    """
 
     reason: str
     detail: str

@@ -189,6 +189,8 @@ def test_a_dask_cluster_measures_and_reads_the_same(tmp_path, blur):
     run("generate_dataset.py", *reading, f"--data_path={tmp_path / 'here'}")
     metas = [orjson.loads((tmp_path / name / "meta.json").read_bytes()) for name in ("cluster", "here")]
     assert metas[0]["counts"] == metas[1]["counts"] and metas[0]["counts"]["kept"] >= 2
-    shards = [{(tmp_path / name / shard).read_bytes() for shard in meta["shards"]["train"]} for name, meta in zip(("cluster", "here"), metas)]
+    shards = [
+        {(tmp_path / name / shard).read_bytes() for shard in meta["shards"]["train"]} for name, meta in zip(("cluster", "here"), metas)
+    ]
     assert shards[0] == shards[1] and shards[0]
     expect_user_error(run("collect_schedules.py", "--backend=dask", f"--output={output}", check=False), "scheduler_address")

@@ -5,6 +5,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 
+from config import usable_cores
 from halide_tools.autoschedulers import OtherAutoscheduler, Proposal
 from measuring.candidate import HandWritten, StoredSchedule
 from measuring.collection import Plan, ProgramRun
@@ -33,19 +34,19 @@ class Clock:
 class TuningRun(ProgramRun):
     """One program's tuning. Like the collection of a program, but its proposals are chosen one by one, and none makes it give up.
 
-    report : called with a line about what is going on.
+    cores : candidates compiled at a time, all usable ones if 0; report : called with a line about what is going on.
     """
 
     forgotten = ("deadline",)
     keeps_schedules = True  # so that going on needs no search for what was found
 
-    def __init__(self, spec, folder, seconds, protocol=CAREFUL, cores=1, report=None):
-        super().__init__(spec, Plan(str(folder), 0, seconds, cores, protocol))
+    def __init__(self, spec, folder, seconds, protocol=CAREFUL, cores=0, report=None):
+        self.cores, self.report, self.stopwatch = cores or usable_cores(), report, Stopwatch(protocol)
+        super().__init__(spec, Plan(str(folder), 0, seconds, self.cores, protocol))
         self.failed = False  # another try may have more time
         for key in ("failure", "reference_failures"):
             self.record.pop(key, None)
         self.searches = self.record.setdefault("searches", {})  # {way to choose: its keys, in the order of measuring}
-        self.cores, self.report, self.stopwatch = cores, report, Stopwatch(protocol)
         self.proposals = {ADAMS2019: Proposal(sigma=0.0, dropout=100, beam_size=ADAMS2019_BEAM, seed=0)}
         self.proposals |= {key: proposal_of(c) for key, c in self.outcomes.items() if key.isdecimal()}
         self.numbers = {proposal: key for key, proposal in self.proposals.items()}

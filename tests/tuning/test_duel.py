@@ -60,7 +60,9 @@ def test_a_speedup_below_one_is_reported_as_it_is():
 def test_a_winner_that_turns_out_slower_is_not_the_answer(other, baselines):
     """Than Adams2019's choice, or the author's schedule: the faster one is, and its time comes from runs of its own."""
     times = {"0": 1.5, "3": 1.5, other: 1.0}
-    run = Run({"0": 2.0, "3": 2.0, "7": 1.0}, lambda key, n_set, i: [0.9, 1.3, 1.3][n_set] if key == "7" else times[key] + n_set / 100, baselines)
+    run = Run(
+        {"0": 2.0, "3": 2.0, "7": 1.0}, lambda key, n_set, i: [0.9, 1.3, 1.3][n_set] if key == "7" else times[key] + n_set / 100, baselines
+    )
     answer = remeasure_finalists(run, ["0", "7"], None, NO_LIMIT)
     assert answer.key == other and answer.ms(other) == 1.02 and len(answer.notes) == 1 and "slower" in answer.notes[0]
 
