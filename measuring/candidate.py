@@ -29,7 +29,19 @@ import psutil
 from halide_tools import comparison, execution, lowered_code, schedules
 from halide_tools.buffers import describe_inputs
 from halide_tools.programs import ProgramSpec, describe_stages, reference_schedules
-from measuring.messages import BuildLibrary, Checked, Compiled, Failed, GoOn, LibraryBuilt, Measured, Proposed, ReferenceRun
+from measuring.messages import (
+    BuildLibrary,
+    Checked,
+    Compiled,
+    Failed,
+    FindMinimumExtents,
+    GoOn,
+    LibraryBuilt,
+    Measured,
+    MinimumExtents,
+    Proposed,
+    ReferenceRun,
+)
 
 HALIDE_ERRORS = (hl.HalideError, ValueError, RuntimeError, MemoryError)
 RUN_SECONDS = 60  # for a candidate's check, and for each pass
@@ -124,10 +136,7 @@ def _run_steps(connection, task):
     _send_from_fork(connection, lambda: _check(program, task))
     while True:
         order = connection.recv()
-        if isinstance(order, BuildLibrary):
-            _send_from_fork(connection, lambda: _build_library(program, order))  # noqa: B023  (called at once)
-        else:
-            _send_from_fork(connection, lambda: Measured(execution.benchmark(program, spec.seed)))
+        _send_from_fork(connection, lambda: _obey(order, program))  # noqa: B023  (called at once)
 
 
 def _schedule(task):
@@ -195,10 +204,17 @@ def _check(program, task):
     return Checked(None if found is None else lowered_code.as_dict(found))
 
 
-def _build_library(program, order):
-    arguments = program.spec.build_with_arguments()[1]
-    program.pipeline.compile_to_static_library(order.prefix, arguments, order.name, program.spec.halide_target())
-    return LibraryBuilt(execution.minimum_extents(program.spec, program.pipeline))
+def _obey(order, program):
+    """The answer to what a candidate that waits is told."""
+    match order:
+        case BuildLibrary():
+            arguments = program.spec.build_with_arguments()[1]
+            program.pipeline.compile_to_static_library(order.prefix, arguments, order.name, program.spec.halide_target())
+            return LibraryBuilt()
+        case FindMinimumExtents():
+            return MinimumExtents(execution.minimum_extents(program.spec, program.pipeline))
+        case GoOn():
+            return Measured(execution.benchmark(program, program.spec.seed))
 
 
 def _send_from_fork(connection, work):
@@ -353,10 +369,10 @@ class Candidate:
         self.send(GoOn())
         return self.receive(self.deadline - time.monotonic())
 
-    def build_library(self, prefix, name, seconds):
-        """LibraryBuilt, once PREFIX.a and PREFIX.h are written, or Failed."""
-        self.limit("timeout", "built", seconds)
-        self.send(BuildLibrary(prefix, name))
+    def ask(self, order, seconds):
+        """The answer to BuildLibrary or FindMinimumExtents, or Failed."""
+        self.limit("timeout", "done", seconds)
+        self.send(order)
         return self.receive(self.deadline - time.monotonic())
 
     def start_over(self):

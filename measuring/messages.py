@@ -20,6 +20,11 @@ class BuildLibrary:
     name: str
 
 
+@dataclass(frozen=True)
+class FindMinimumExtents:
+    """Find the smallest outputs that this candidate's schedule can be called with."""
+
+
 # From the candidate, in this order; Failed may come at any time, and is the last
 
 
@@ -64,9 +69,14 @@ class Measured:
 
 @dataclass(frozen=True)
 class LibraryBuilt:
-    """minimum_extents : the smallest outputs, by dimension, that the library can be called with."""
+    """PREFIX.a and PREFIX.h are there."""
 
-    minimum_extents: list
+
+@dataclass(frozen=True)
+class MinimumExtents:
+    """As of execution.minimum_extents: a list for each output."""
+
+    extents: list
 
 
 @dataclass(frozen=True)

@@ -63,8 +63,8 @@ def build_best(run, key, output):
         "python": "best_schedule.py" if run.outcomes[key].get("schedule") else None,
     }  # fmt: skip
     if isinstance(message, Failed):
-        return best | {"library": None, "header": None}, f"{message.reason}: {message.detail}", None
-    return best | {"library": f"{name}.a", "header": f"{name}.h"}, "", message.minimum_extents
+        return best | {"library": None, "header": None}, f"{message.reason}: {message.detail}", run.minimum_extents(key)
+    return best | {"library": f"{name}.a", "header": f"{name}.h"}, "", run.minimum_extents(key)
 
 
 def write_schedule(run, key, folder):

@@ -11,12 +11,13 @@ from measuring.candidate import HandWritten, StoredSchedule
 from measuring.collection import Plan, ProgramRun
 from measuring.compile_queue import CompileQueue
 from measuring.machine import CAREFUL
-from measuring.messages import Failed, LibraryBuilt
+from measuring.messages import BuildLibrary, Failed, FindMinimumExtents, MinimumExtents
 from measuring.stopwatch import Stopwatch
 
 ADAMS2019, ADAMS2019_SECONDS = "0", 3600  # key of its own choice, and the longest that its search may take
 ADAMS2019_BEAM = 32  # what Halide uses unless told otherwise
 OTHERS = ("Mullapudi2016", "Li2018")  # Halide's other autoschedulers, with one choice each: each is worth an eighth of a budget
+LIBRARY_SECONDS = 3600  # for the library, where there is no limit of minutes
 N_KEPT = 5  # processes of the fastest schedules that are kept: nothing is searched and compiled once more for the fresh runs at the end
 
 
@@ -153,15 +154,22 @@ class TuningRun(ProgramRun):
 
     def build_library(self, key, prefix, name):
         """LibraryBuilt, once PREFIX.a and PREFIX.h hold the program as this schedule has it, or Failed."""
+        return self._ask(key, BuildLibrary(str(prefix), name))
+
+    def minimum_extents(self, key):
+        """The smallest outputs that a schedule can be called with, a list for each; None where that can't be told in time."""
+        answer = self._ask(key, FindMinimumExtents())
+        return answer.extents if isinstance(answer, MinimumExtents) else None
+
+    def _ask(self, key, order):
         self._revive([key])
-        if key not in self.processes:
+        if key not in self.processes or self.processes[key].has_ended:
             c = self.outcomes.get(f"{key}r", {"outcome": "deadline", "detail": "--minutes were over"})
             return Failed(c["outcome"], c.get("detail", ""))
-        seconds = min(self.deadline - time.monotonic(), ADAMS2019_SECONDS)
-        message = self.processes[key].build_library(str(prefix), name, seconds)
-        if not isinstance(message, LibraryBuilt):
+        answer = self.processes[key].ask(order, min(self.deadline - time.monotonic(), LIBRARY_SECONDS))
+        if isinstance(answer, Failed):
             self.processes[key].end()
-        return message
+        return answer
 
     def end(self):
         for candidate in self.processes.values():
