@@ -1,5 +1,7 @@
 """What the benchmarks share: applications by name, interleaved rivals, medians with their spread, a table and the same as JSON."""
 
+import multiprocessing
+import os
 import sys
 import time
 from pathlib import Path
@@ -38,6 +40,31 @@ def spread(values):
 
 def number(value):
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def in_fork(seconds, function, *arguments):
+    """What `function` returns in a forked process, or ("failed", error's type, text); None after so many seconds. Its output is lost."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+
+    def run():
+        for descriptor in (1, 2):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+        try:
+            sender.send(function(*arguments))
+        except Exception as error:  # whatever Halide raises
+            sender.send(("failed", type(error).__name__, str(error)))
+
+    process = context.Process(target=run)
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv() if receiver.poll(seconds) else None
+    except EOFError:
+        return ("failed", "", "its process ended")
+    finally:
+        process.kill()
+        process.join()
 
 
 def machine():

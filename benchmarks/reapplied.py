@@ -10,11 +10,11 @@ loops. What an autoscheduler printed as C++ is read, too, and must be the same s
 """
 
 import collections
-import multiprocessing
-import os
+import itertools
 import re
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import halide as hl
@@ -28,28 +28,33 @@ import common
 from config import Config, load_config, run_script
 from halide_tools import schedule_source, schedules
 from halide_tools.autoschedulers import OtherAutoscheduler, Proposal
-from halide_tools.programs import ProgramSpec, programs_in
+from halide_tools.programs import ProgramSpec, find_programs
 
-FORK = multiprocessing.get_context("fork")
 ROUNDS = 4  # of telling identifiers apart by what they stand beside
 MAX_STAGES = 14  # of a random program, as most that are shipped
 IDENTIFIER = re.compile(r"[A-Za-z_$.][\w$.]*(?!\w*\()")  # but what is called: intrinsics
 KINDS = {
     "same text": "equal texts",
     "same but for order": "equal operations in equal loops; operands or statements come in another order, as Halide sorts some by name",
+    "as printed": "the code that the autoscheduler's own C++ text gives, too; its own pipeline had the Funcs it inlines put into others",
     "other code": "none of these",
     "not data": "a directive that can't be kept as data",
     "refused": "Halide refuses the directives",
 }
 SAME = ("same text", "same but for order")
-NOT_COMPARED = {"no schedule": "the autoscheduler fails", "too slow": "over the limit of seconds"}
+NOT_COMPARED = {
+    "no schedule": "the autoscheduler fails, or Halide to lower what it proposes",
+    "too slow": "over the limit of seconds",
+    "left out": "time ran out",
+}
 
 
 class ReappliedConfig(Config):
     applications: str = Field("", description="names of pipelines/, separated by commas; empty: all")
     proposals: int = Field(12, ge=0, description="Adams2019's proposals for each application; a random program gets one")
     random_programs: int = Field(60, ge=0, description="random programs")
-    seconds: float = Field(60, gt=0, description="limit for scheduling and lowering, each, of a schedule")
+    seconds: float = Field(60, gt=0, description="limit for a process that schedules and lowers")
+    minutes: float = Field(60, gt=0, description="limit for all; what is left then is left out")
 
 
 def lowered(pipeline):
@@ -67,6 +72,7 @@ def renamed(text):
 
 def unordered(text):
     """The lines as a multiset of what they consist of, each identifier told by the lines it is in, and by what else those hold."""
+    text = re.sub(r"(load_typed_struct_member\([^\n]*), \d+\)$", r"\1)", text, flags=re.M)  # members are sorted by name
     lines = [re.findall(r"[\w$.]+|[^\s\w]", line) for line in text.splitlines()]
     names = set(IDENTIFIER.findall(text))
     colours = dict.fromkeys(names, 0)
@@ -85,7 +91,7 @@ def original(spec, proposal):
     """(Schedule as JSON, whether the autoscheduler's text says the same, lowered code)."""
     pipeline = spec.build()
     unscheduled = schedules.read(pipeline)
-    source = proposal.apply(pipeline)[1]
+    source = proposal.apply(pipeline, spec)[1]
     # Where loops were split before rfactor, the text alone tells.
     created = schedule_source.read_source(source, spec.build(), unscheduled).created if ".rfactor(" in source else ()
     schedule = schedules.read(pipeline, unscheduled, created)
@@ -101,46 +107,34 @@ def reapplied(spec, text):
     return schedules.read(pipeline, created=schedule.created) == schedule, lowered(pipeline)
 
 
-def in_process(seconds, function, *arguments):
-    """What `function` returns in a forked process, or ("failed", error's type, text); None after so many seconds."""
-    receiver, sender = FORK.Pipe(duplex=False)
-
-    def run():
-        for descriptor in (1, 2):  # Halide's warnings
-            os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
-        try:
-            sender.send(function(*arguments))
-        except Exception as error:  # whatever Halide raises
-            sender.send(("failed", type(error).__name__, str(error)))
-
-    process = FORK.Process(target=run)
-    process.start()
-    sender.close()
-    try:
-        return receiver.recv() if receiver.poll(seconds) else None
-    except EOFError:
-        return ("failed", "", "its process ended")
-    finally:
-        process.kill()
-        process.join()
+def printed(spec, proposal):
+    """(Schedule, lowered code) of a fresh pipeline that was scheduled by the autoscheduler's text."""
+    pipeline, fresh = spec.build(), spec.build()
+    unscheduled = schedules.read(pipeline)
+    source = proposal.apply(pipeline, spec)[1]
+    return schedule_source.read_source(source, fresh, unscheduled).to_json(), lowered(fresh)
 
 
 def compare(spec, proposal, seconds):
     """(Kind of KINDS or NOT_COMPARED, detail, whether the autoscheduler's text gives the same schedule)."""
-    first = in_process(seconds, original, spec, proposal)
+    first = common.in_fork(seconds, original, spec, proposal)
     if first is None:
         return "too slow", "", None
     if first[0] == "failed":
         return ("not data" if first[1] == "ValueError" else "no schedule"), first[2], None
     schedule, agrees, want = first
-    second = in_process(seconds, reapplied, spec, schedule)
+    second = common.in_fork(seconds, reapplied, spec, schedule)
     if second is None:
         return "too slow", "", agrees
     if second[0] == "failed":
         return "refused", second[2], agrees
     if renamed(second[1]) == renamed(want):
         return "same text", "" if second[0] else "read again, it is another schedule", agrees
-    return (SAME[1] if unordered(second[1]) == unordered(want) else "other code"), difference(renamed(want), renamed(second[1])), agrees
+    kind = SAME[1] if unordered(second[1]) == unordered(want) else "other code"
+    if kind == "other code":
+        third = common.in_fork(2 * seconds, printed, spec, proposal)
+        kind = "as printed" if third and unordered(third[1]) == unordered(second[1]) else kind
+    return kind, difference(renamed(want), renamed(second[1])), agrees
 
 
 def difference(want, got):
@@ -149,26 +143,30 @@ def difference(want, got):
 
 
 def cases(config):
-    """(Kind of program, name, ProgramSpec, proposal) of all schedules."""
+    """(Kind of program, name, ProgramSpec, proposal) of all schedules: the first of each program, then the second, and so on."""
     others = [OtherAutoscheduler("Mullapudi2016"), OtherAutoscheduler("Li2018")]
-    for name, file in common.chosen_files(config.applications).items():
-        for spec in programs_in(file):
-            yield from (("application", name, spec, p) for p in [*(Proposal.draw(spec.seed, k) for k in range(config.proposals)), *others])
+    specs = [spec for file in common.chosen_files(config.applications).values() for spec in find_programs(file)]
+    found = [[("application", s, p) for p in [*others, *(Proposal.draw(s.seed, k) for k in range(config.proposals))]] for s in specs]
     for seed in range(config.random_programs):
         spec = ProgramSpec(f"random_{seed}", seed, max_stages=MAX_STAGES)
-        yield from (("random program", spec.name, spec, p) for p in [Proposal.draw(seed, seed % 7), *others])
+        found.append([("random program", spec, p) for p in [*others, Proposal.draw(seed, seed % 7)]])
+    return [case for row in itertools.zip_longest(*found) for case in row if case]
 
 
 def main():
     config = load_config(ReappliedConfig)
     found, texts, details = collections.Counter(), collections.Counter(), []
-    for where, name, spec, proposal in cases(config):
+    deadline = time.monotonic() + 60 * config.minutes
+    for where, spec, proposal in cases(config):
+        if time.monotonic() > deadline:
+            found[where, proposal.autoscheduler, "left out"] += 1
+            continue
         kind, detail, agrees = compare(spec, proposal, config.seconds)
         found[where, proposal.autoscheduler, kind] += 1
         texts[proposal.autoscheduler, agrees] += agrees is not None
         if detail:
-            details.append({"program": name, "proposal": str(proposal), "kind": kind, "detail": detail})
-            print(f"{name}, {proposal.autoscheduler}: {kind}: {detail}", file=sys.stderr, flush=True)
+            details.append({"program": spec.name, "proposal": str(proposal), "kind": kind, "detail": detail})
+            print(f"{spec.name}, {proposal.autoscheduler}: {kind}: {detail[:200]}", file=sys.stderr, flush=True)
     rows = []
     for where, autoscheduler in sorted({key[:2] for key in found}):
         n = {kind: found[where, autoscheduler, kind] for kind in (*KINDS, *NOT_COMPARED)}

@@ -96,8 +96,6 @@ def estimated_arguments(pipeline, given=()):
             bounds = tuple((_constant(m), _constant(e)) for m, e in bounds)
             outputs.append(Region(func.name(), str(type), bounds, is_fixed=(True,) * len(bounds), alignment=p.host_alignment()))
     arguments = pipeline.infer_arguments()
-    for name in given.keys() - {a.name for a in arguments}:
-        raise ValueError(f"--inputs: {name} is no input of this program; it has {', '.join(a.name for a in arguments) or 'none'}")
     read = _sizes_read(pipeline) if any(a.kind == hl.ArgumentKind.InputBuffer for a in arguments) else set()
     inputs = []
     for a in arguments:
@@ -106,6 +104,30 @@ def estimated_arguments(pipeline, given=()):
         else:
             inputs.append(_input_region(a, given.get(a.name), outputs[0].bounds, read))
     return inputs, outputs
+
+
+def complete_estimates(pipeline, parameters, given=()):
+    """Give estimates to inputs (hl.Parameter) that autoschedulers ask for and their author has left out, or Halide has garbled.
+
+    These are inputs whose size the algorithm reads, as _input_region takes them to be, and scalars: those with a value in `given`, and
+    those whose estimate has lost its type.
+    """
+    used, given = {a.name: a for a in pipeline.infer_arguments()}, dict(given)
+    bounds = pipeline.outputs()[0].output_buffers()[0].parameter()
+    like = [(bounds.min_constraint_estimate(i), bounds.extent_constraint_estimate(i)) for i in range(bounds.dimensions())]
+    read = {name for name, _ in _sizes_read(pipeline)}
+    for p in (p for p in parameters if p.name() in used):
+        if p.is_buffer():
+            for i in range(p.dimensions() if p.name() in read else 0):
+                minimum, extent = like[i] if i < len(like) else (hl.i32(0), hl.i32(1))
+                if not p.min_constraint_estimate(i).defined() and minimum.defined():
+                    p.set_min_constraint_estimate(i, minimum)
+                if not p.extent_constraint_estimate(i).defined() and extent.defined():
+                    p.set_extent_constraint_estimate(i, extent)
+        elif p.name() in given:
+            p.set_estimate(hl.cast(p.type(), hl.Expr(parse_number(p.name(), str(p.type()), given[p.name()]))))
+        elif p.estimate().defined() and p.estimate().type() != p.type():
+            p.set_estimate(hl.cast(p.type(), p.estimate()))
 
 
 def _input_region(argument, given, like, sizes_read):
@@ -213,8 +235,8 @@ def meet(region, demanded):
         if region.is_fixed[i]:
             if n_needed and region.source == "file" and not (low <= needed and needed + n_needed <= low + n):
                 raise ValueError(
-                    f"--inputs: the array for {region.name} holds {low} to {low + n - 1} of dimension {i}, but {needed} to {needed + n_needed - 1} "
-                    f"are read (numpy names the outermost dimension first)"
+                    f"--inputs: the array for {region.name} holds {low} to {low + n - 1} of dimension {i}, "
+                    f"but {needed} to {needed + n_needed - 1} are read (numpy names the outermost dimension first)"
                 )
             bounds.append((low, n))
         elif region.source == "guess" or not n:
@@ -238,7 +260,7 @@ def meet(region, demanded):
 
 
 def query(callable, arguments, contents=()):
-    """What a compiled pipeline demands of the buffers of a call: [(minimum, extent, stride)] for each Region in `arguments`, by a bounds query.
+    """What a compiled pipeline demands of the buffers of a call, by a bounds query: [(minimum, extent, stride)] for each Region.
 
     arguments : of the call, a Region or a number each, inputs first. What is demanded depends on the bounds of the outputs, and of those
     inputs whose sizes the algorithm reads. contents : {index: Allocation} of inputs whose contents the query reads; they demand what they
@@ -356,22 +378,6 @@ def draw(type, rng):
     kind = np.iinfo(type)
     low, high = (kind.min, kind.max) if kind.bits <= 16 else (-WIDE_SIGNED, WIDE_SIGNED) if kind.min < 0 else (0, WIDE_UNSIGNED)
     return rng.integers(low, high, RANDOM_POINTS, dtype=type, endpoint=True), f"uniform in [{low}, {high}]"
-
-
-def describe_inputs(pipeline, spec):
-    """What the inputs of a program hold, for its record: {name: {"type", "contents", "indexes": whether it says where others are read}}."""
-    found, indexing = {}, index_inputs(pipeline)
-    given = dict(spec.inputs)
-    for a in pipeline.infer_arguments():
-        type = str(a.type)
-        if a.name in given:
-            contents = f"file {Path(given[a.name]).name}" if given[a.name].endswith(".npy") else f"the value {given[a.name]}"
-        elif a.kind == hl.ArgumentKind.InputScalar:
-            contents = "its estimate"
-        else:
-            contents = "random, " + draw(type, np.random.default_rng(0))[1]
-        found[a.name] = {"type": type, "dimensions": a.dimensions, "contents": contents, "indexes": a.name in indexing}
-    return found
 
 
 def index_inputs(pipeline):

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.ndimage import maximum_filter
+from scipy.ndimage import find_objects, label, maximum_filter
 
 from halide_tools.buffers import all_funcs, definitions
 
@@ -22,7 +22,9 @@ STEP_SHARE = 1e-3  # of points that may differ by a step where floats are rounde
 FLIPPED_SHARE = 1e-3  # of points that may lie on the other side of a threshold
 STEP_EPSILONS = 64  # last bits by which a float may differ before it is rounded
 WINDOW, BOX = 16, 8  # points of a line, and points of a box in each dimension, in which too many together are no accident
+FULL = 0.8  # of a box that is filled with differing points, which no stencil does
 SIGMAS = 6  # by which a row, column or plane may hold more of the differing points than its share of all points
+DECISIONS = {"cast", "round", "compare"}  # of what uses_of_floats finds
 # What may make a program itself depend on its schedule.
 DOUBTS = {
     "sum": "it sums or scans floats",
@@ -36,11 +38,13 @@ class Comparison:
     """How to compare one output.
 
     float_type : the narrowest float that it is computed with, "" for none. is_rounded : whether floats are cast to integers, rounded or
-    compared on the way, so that a last bit may decide. doubt : what makes the program itself depend on its schedule, in words.
+    compared on the way, so that a last bit may decide. is_spread : whether that happens in Funcs upstream, so that points around it differ
+    together. doubt : what makes the program itself depend on its schedule, in words.
     """
 
     float_type: str = ""
     is_rounded: bool = False
+    is_spread: bool = False
     doubt: str = ""
 
 
@@ -107,7 +111,7 @@ def uses_of_floats(text, scalars):
 
 
 def _left_operand(text, end):
-    """Where the left operand of the operator at text[end] begins: Halide prints each operation in parentheses of its own, `a*b/c` but for."""
+    """Where the left operand of the operator at text[end] begins: Halide prints nearly every operation in parentheses of its own."""
     depth = 0
     for i in range(end - 1, -1, -1):
         depth += {")": 1, "]": 1, "(": -1, "[": -1}.get(text[i], 0)
@@ -131,11 +135,13 @@ def comparisons(pipeline):
             open_names |= reads[name] - cone
         text = " ".join(part for name in sorted(cone) for part in texts[name])
         floats = [t for t in EPSILON if re.search(rf"\b{t}\b", text)]
-        uses = set().union(*(uses_of_floats(part, arguments) for name in cone for part in texts[name]))
+        used_by = {name: set().union(*(uses_of_floats(part, arguments) for part in texts[name])) for name in cone}
+        uses, deciding = set().union(*used_by.values()), {name for name in cone if used_by[name] & DECISIONS}
         if any(funcs[name].has_update_definition() and any("float" in str(t) for t in funcs[name].types()) for name in cone):
             uses.add("sum")
         doubt = "; ".join(words for use, words in DOUBTS.items() if use in uses)
-        found += [Comparison(floats[0] if floats else "", bool(uses & {"cast", "round", "compare"}), doubt) for _ in output.types()]
+        comparison = Comparison(floats[0] if floats else "", bool(deciding), bool(deciding - {output.name()}), doubt)
+        found += [comparison] * len(output.types())
     return found
 
 
@@ -156,6 +162,7 @@ def mismatch(outputs, reference, how=None):
         number = i % len(how) if how else i
         if got.shape != want.shape or got.dtype != want.dtype:
             return f"output {number} is {got.dtype} of {got.shape}, where the reference is {want.dtype} of {want.shape}"
+        got, want = np.atleast_1d(got, want)
         wrong = _wrong_floats(got, want, comparison) if got.dtype.kind == "f" else _wrong_integers(got, want, comparison)
         if wrong is not None:
             return f"output {number} {_describe(got, want, wrong, comparison)}"
@@ -173,11 +180,11 @@ def _wrong_integers(got, want, comparison):
     magnitude = np.abs(want[wrong].astype(np.float64))
     step = np.maximum(1, np.ceil(epsilon * magnitude))
     share = min(0.1, STEP_SHARE + epsilon * float(magnitude.max()))
-    if (_difference(got[wrong], want[wrong]) <= step).all() and are_scattered(wrong, share):
+    if (_difference(got[wrong], want[wrong]) <= step).all() and are_scattered(wrong, share, comparison.is_spread):
         return None
     # A threshold on a float, or integers computed from rounded ones: a few points, but nothing that no point of the reference could be.
     possible = (got[wrong] >= want.min()) & (got[wrong] <= want.max())
-    return None if possible.all() and are_scattered(wrong, FLIPPED_SHARE) and not _is_small(wrong) else wrong
+    return None if possible.all() and are_scattered(wrong, FLIPPED_SHARE, comparison.is_spread) and not _is_small(wrong) else wrong
 
 
 def _wrong_floats(got, want, comparison):
@@ -201,7 +208,7 @@ def _wrong_floats(got, want, comparison):
         return wrong
     margin = TOLERANCE[name] * size.max()
     possible = (got[wrong] >= finite.min() - margin) & (got[wrong] <= finite.max() + margin)
-    return None if possible.all() and are_scattered(wrong, FLIPPED_SHARE) else wrong
+    return None if possible.all() and are_scattered(wrong, FLIPPED_SHARE, comparison.is_spread) else wrong
 
 
 def _difference(got, want):
@@ -218,17 +225,22 @@ def _is_small(wrong):
     return wrong.size * FLIPPED_SHARE < 1
 
 
-def are_scattered(wrong, share):
-    """Whether points lie as chance would put them: few, no more in any row, column, plane or border than elsewhere, and not together."""
-    n, count = wrong.size, int(np.count_nonzero(wrong))
-    if count > max(1, share * n):
+def are_scattered(wrong, share, is_spread=False):
+    """Whether points lie as chance would put them: few, no more in any row, column, plane or border than elsewhere, and not together.
+
+    is_spread : whether points that lie together around one place count as one.
+    """
+    if np.count_nonzero(wrong) > max(1, share * wrong.size):
         return False
+    if is_spread:
+        wrong = _one_of_each_spot(wrong)
+    n, count = wrong.size, int(np.count_nonzero(wrong))
     for axis in range(wrong.ndim if wrong.ndim > 1 else 0):
         counts = np.count_nonzero(wrong, axis=tuple(i for i in range(wrong.ndim) if i != axis))
         expected = count / len(counts)
         if counts.max() > expected + SIGMAS * math.sqrt(expected) + 4:
             return False
-    places = np.stack(np.nonzero(wrong)) if wrong.ndim else np.zeros((0, 1), int)
+    places = np.stack(np.nonzero(wrong))
     for axis in range(wrong.ndim):
         # As many within WINDOW points of a line as chance alone would put nowhere.
         apart = _too_many(n, WINDOW * count / n)
@@ -247,8 +259,29 @@ def are_scattered(wrong, share):
     return True
 
 
+def _one_of_each_spot(wrong):
+    """The same with one point only of each small, ragged group inside: what the stencils after a decision make of it.
+
+    Lines, full boxes, what is larger than a stencil and what touches a border stay as they are: those are not such spots.
+    """
+    reduced = wrong.copy()
+    labels, n = label(maximum_filter(wrong, 3, mode="constant"), np.ones((3,) * wrong.ndim))
+    for box, number in zip(find_objects(labels), range(1, n + 1)):
+        spot = np.stack(np.nonzero(wrong[box] & (labels[box] == number)))
+        low, size = spot.min(1), np.ptp(spot, axis=1) + 1
+        start = low + [s.start for s in box]
+        inside = all(first > 0 and first + extent < m for first, extent, m in zip(start, size, wrong.shape) if m > BOX)
+        if inside and size.max() <= BOX and (size > 1).sum() > 1 and spot.shape[1] < FULL * math.prod(size):
+            part = reduced[box]
+            part[tuple(spot[:, 1:])] = False
+    return reduced
+
+
 def _too_many(places, expected):
-    """The smallest number of points that chance puts together in one of `places`, where so many are expected in each, less than once in 10,000."""
+    """The smallest number of points that chance puts together in any of `places` less than once in 10,000 outputs.
+
+    expected : points in each place.
+    """
     k = 1
     while k < 2 * expected or places * math.exp(k * math.log(max(expected, 1e-12)) - math.lgamma(k + 1) - expected) > 1e-4:
         k += 1
@@ -264,9 +297,8 @@ def _describe(got, want, wrong, comparison):
     place = ", ".join(str(int(index[worst])) for index in both[::-1])
     first = [int(index.min()) for index in both[::-1]]
     last = [int(index.max()) for index in both[::-1]]
-    where = f"; all lie within ({', '.join(map(str, first))}) to ({', '.join(map(str, last))})" if got.ndim else ""
     text = (
         f"differs from the reference at {wrong.mean():.2%} of its points ({len(values)}), most at ({place}) from its corner: "
-        f"{values[worst]}, not {expected[worst]}{where}"
+        f"{values[worst]}, not {expected[worst]}; all lie within ({', '.join(map(str, first))}) to ({', '.join(map(str, last))})"
     )
     return text + (f"; the program itself may depend on its schedule: {comparison.doubt}" if comparison.doubt else "")

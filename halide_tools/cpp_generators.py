@@ -33,11 +33,8 @@ SECONDS = 300  # for an executable to hand over a pipeline: it takes hundredths,
 TYPES = {0: hl.Int, 1: hl.UInt, 2: hl.Float, 3: hl.Handle, 4: hl.BFloat}  # by halide_type_code_t
 
 
-def is_executable(path):
-    """Whether `path` is a program of this machine's, and so perhaps made of Generators; nothing is run."""
-    path = Path(path)
-    if not path.is_file() or not os.access(path, os.X_OK):
-        return False
+def is_binary(path):
+    """Whether `path` is an executable, and so perhaps made of Generators, and no Python file; nothing is run."""
     with open(path, "rb") as file:
         return file.read(len(ELF)) == ELF
 

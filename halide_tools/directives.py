@@ -9,8 +9,6 @@ import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import halide as hl
-
 TAILS = ("RoundUp", "GuardWithIf", "Predicate", "PredicateLoads", "PredicateStores", "ShiftInwards", "ShiftInwardsAndBlend")
 TAILS = (*TAILS, "RoundUpAndBlend", "Auto")
 
@@ -143,16 +141,6 @@ def labels_of(names):
     return {name: base if len(group) == 1 else f"{base}#{i}" for base, group in groups.items() for i, (_, name) in enumerate(sorted(group))}
 
 
-def all_funcs(pipeline):
-    """All Funcs, inputs' included, in the order of get_func; wrappers and clones have no place in it."""
-    found = []
-    while True:
-        try:
-            found.append(pipeline.get_func(len(found)))
-        except (hl.HalideError, IndexError):
-            return found
-
-
 # Loops of a stage
 
 
@@ -281,8 +269,11 @@ class Enum(NamedTuple):
     name: str
 
 
-class NewVar(NamedTuple):
+class NewLoop(NamedTuple):
+    """A Var or RVar by its name, whatever the schedule has of that name."""
+
     name: str
+    rvar: bool
 
 
 @dataclass(frozen=True)
@@ -318,30 +309,35 @@ def directives_of(schedule):
     """Yields the Directives that make `schedule`, in the order in which they must come."""
     for created in schedule.created:
         yield from _creating(created)
+    rfactored = {(created.base, created.update + 1) for created in schedule.created}
     for label, func in schedule.funcs.items():
         stages = [list(_stage_directives(label, k, stage)) for k, stage in enumerate(func.stages)]
-        own = list(_func_directives(label, func))
         yield from stages[0] if stages else ()
         for k, found in enumerate(stages[1:], 1):
             # Else Halide warns of an update that looks forgotten.
-            yield from found or ([Directive(label, k, "unscheduled")] if any(stages) else [])
-        yield from own
+            yield from found or ([Directive(label, k, "unscheduled")] if any(stages) and (label, k) not in rfactored else [])
+        yield from _func_directives(label, func)
 
 
 def _creating(created):
-    if created.method == "rfactor":
-        stage = created.update + 1
-        for transform in created.transforms:
-            yield _transform_directive(created.base, stage, transform)
-        preserved = [(LoopRef(old), NewVar(new)) for old, new in created.preserved]
-        yield Directive(created.base, stage, "rfactor", (preserved,), created.label)
-    else:
+    if created.method != "rfactor":
         callers = [FuncRef(caller) for caller in created.callers]
         yield Directive(created.base, 0, created.method, (callers,) if len(callers) > 1 else tuple(callers), created.label)
+        return
+    stage, new = created.update + 1, {}
+
+    def loop(name, rvar=True):
+        return LoopRef(name) if name.startswith("#") else new.setdefault(name, NewLoop(name, rvar))
+
+    for transform in created.transforms:
+        names = [loop(value) if isinstance(value, str) else value for value in transform]
+        yield _transform_directive(created.base, stage, transform, names)
+    preserved = [(loop(old), NewLoop(name, False)) for old, name in created.preserved]
+    yield Directive(created.base, stage, "rfactor", (preserved,), created.label)
 
 
-def _transform_directive(label, k, transform):
-    loops = [LoopRef(value) if isinstance(value, str) else value for value in transform]
+def _transform_directive(label, k, transform, loops=None):
+    loops = loops or [LoopRef(value) if isinstance(value, str) else value for value in transform]
     if isinstance(transform, Split):
         loops[-1] = Enum("TailStrategy", transform.tail)
     return Directive(label, k, type(transform).__name__.lower(), tuple(loops))
@@ -407,10 +403,9 @@ def shapes(schedule):
 
 
 def is_rvar(schedule, label, stage, name):
-    """Of a loop that transforms made, in a stage or (-1) in any that has it."""
+    """Of a loop that transforms made, in a stage or (-1) in any that has it. Raises ValueError where there is none."""
     stages = schedule.funcs[label].stages
     kinds = [loop_kinds(s) for s in (stages if stage < 0 else stages[stage : stage + 1])]
-    before = {value for c in schedule.created if (c.base, c.update + 1) == (label, stage) for t in c.transforms for value in t}
-    if not any(name in k for k in kinds) and name not in before:
+    if not any(name in k for k in kinds):
         raise ValueError(f"{label} has no loop {name!r}")
-    return name in before or any(k.get(name, False) for k in kinds)
+    return any(k.get(name, False) for k in kinds)

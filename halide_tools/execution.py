@@ -8,12 +8,24 @@ import re
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import halide as hl
 import numpy as np
 import psutil
 
-from halide_tools.buffers import PATTERNS, Region, allocate, estimated_arguments, index_inputs, lowered_text, meet, put_contents, query
+from halide_tools.buffers import (
+    PATTERNS,
+    Region,
+    allocate,
+    draw,
+    estimated_arguments,
+    index_inputs,
+    lowered_text,
+    meet,
+    put_contents,
+    query,
+)
 from halide_tools.comparison import comparisons
 from halide_tools.programs import HOST, schedule_everything_at_root
 
@@ -62,15 +74,14 @@ class Program:
                 if isinstance(region, Region):
                     needed = next(demanded)
                     if i >= len(inputs) and [tuple(n[:2]) for n in needed] != list(region.bounds):
-                        raise ValueError(
-                            f"output {region.name} must be {' x '.join(str(n) for _, n, _ in needed)} from {', '.join(str(m) for m, _, _ in needed)}, "
-                            f"where its estimates say {region}"
-                        )
+                        demand = dataclasses.replace(region, bounds=tuple((low, n) for low, n, _ in needed))
+                        raise ValueError(f"output {region.name} must be {demand}, where its estimates say {region}")
                     arguments[i] = meet(region, needed)
         for region in arguments:
             if isinstance(region, Region) and region.n_bytes > self.target.maximum_buffer_size():
                 raise ValueError(
-                    f"{region.name} takes {region.n_bytes / 2**30:.1f} GiB; buffers of 2 GiB and more need --target {self.spec.target}-large_buffers"
+                    f"{region.name} takes {region.n_bytes / 2**30:.1f} GiB; "
+                    f"buffers of 2 GiB and more need --target {self.spec.target}-large_buffers"
                 )
         return arguments[: len(inputs)], arguments[len(inputs) :]
 
@@ -79,7 +90,7 @@ class Program:
         indexing = index_inputs(self.pipeline)
         if not indexing:
             return {}
-        before = lowered_text(self.pipeline, self.target).split("produce ")[0]
+        before = lowered_text(self.pipeline, self.target).rpartition("\nexternal")[2].split("produce ")[0]  # what comes first are tasks
         given, found = dict(self.spec.inputs), {}
         for i, region in enumerate(inputs):
             if isinstance(region, Region) and region.name in indexing and re.search(rf"(?<![\w.$]){re.escape(region.name)}\[", before):
@@ -140,6 +151,32 @@ class Program:
         return found
 
 
+def describe_inputs(spec):
+    """What the inputs of a program hold, for its record: {name: {"type", "dimensions", "contents", "indexes"}}.
+
+    indexes : whether it says where others are read or written.
+    """
+    pipeline, given, found = spec.build(), dict(spec.inputs), {}
+    indexing = index_inputs(pipeline)
+    for a in pipeline.infer_arguments():
+        if a.name in given:
+            contents = f"file {Path(given[a.name]).name}" if given[a.name].endswith(".npy") else f"the value {given[a.name]}"
+        elif a.kind == hl.ArgumentKind.InputScalar:
+            contents = "its estimate"
+        else:
+            contents = "random, " + draw(str(a.type), np.random.default_rng(0))[1]
+        found[a.name] = {"type": str(a.type), "dimensions": a.dimensions, "contents": contents, "indexes": a.name in indexing}
+    return found
+
+
+def index_hint(spec):
+    """What to say where a program crashes or refuses its inputs: which of them it indexes by, while they are random. Else ''."""
+    names = [name for name, i in describe_inputs(spec).items() if i["indexes"] and i["contents"].startswith("random")]
+    if not names:
+        return ""
+    return f"it indexes by {', '.join(names)}, whose contents are random: give them with --inputs {names[0]}=FILE.npy"
+
+
 def minimum_extents(spec, pipeline):
     """The smallest output, by dimension, that a scheduled `pipeline` of `spec` can be called with: a list for each output buffer.
 
@@ -196,8 +233,8 @@ def minimum_extents(spec, pipeline):
 class Pass:
     """Batches of calls, one after the other: milliseconds a call in each, and calls a batch.
 
-    cpu_share is CPU time over wall time of the process: near the number of cores where all of a schedule runs in parallel. background_cpu_share is
-    the part of the machine that others used meanwhile, less what rounding could make of none.
+    cpu_share is CPU time over wall time of the process: near the number of cores where all of a schedule runs in parallel.
+    background_cpu_share is the part of the machine that others used meanwhile, less what rounding could make of none.
     """
 
     batch_ms: list

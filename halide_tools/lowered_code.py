@@ -27,7 +27,8 @@ DEMAND = re.compile(r"_halide_buffer_init\(\(struct halide_buffer_t \*\)(\S+)\.b
 STAGE = re.compile(r"(.+?)\.s(\d+)\.")  # how the names of a stage's loops begin
 LOAD = re.compile(r"(?<![\w.$])([^\W\d][\w.$]*)\[")
 OPERATION = re.compile(
-    r"[*/%]| [+-] |[<>]=?|[=!]=|&&|\|\||\b(?:u?int|float)\d+(?:x\d+)?\(|\b(?:min|max|select|absd?|(?:saturating|rounding|widening|widen|halving)_\w+)\("
+    r"[*/%]| [+-] |[<>]=?|[=!]=|&&|\|\||\b(?:u?int|float)\d+(?:x\d+)?\("
+    r"|\b(?:min|max|select|absd?|(?:saturating|rounding|widening|widen|halving)_\w+)\("
 )
 DIVISION = re.compile(r"[/%]")
 CAST_TO = re.compile(r"\b(?:u?int|float)\d+(?:x\d+)?\(|saturating_cast\(")
@@ -222,9 +223,8 @@ def translate(lowered):
                 emit(f"assign({found[1]!r}, lambda: {to_python(found[2])})")
                 note(counts)
         elif found := re.match(r"allocate ([\w.$]+)\[[a-z]+(\d+)(?:x(\d+))? \* (.*?)\]", line):
-            emit(
-                f"allocate({found[1]!r}, {max(int(found[2]) // 8, 1) * int(found[3] or 1)}, lambda: {to_python(found[4])}, {'in Stack' in line})"
-            )
+            itemsize = max(int(found[2]) // 8, 1) * int(found[3] or 1)
+            emit(f"allocate({found[1]!r}, {itemsize}, lambda: {to_python(found[4])}, {'in Stack' in line})")
         elif found := re.match(r"([^\W\d][\w.$]*)\[", line):
             index, end = arguments(line, found.end())
             if " = " in line[end:]:
@@ -331,17 +331,18 @@ class Execution:
 
 
 def count_lowered(pipeline, spec=HOST):
-    """Counts of a scheduled pipeline, (T, K) float64: a row a stage, in the order of its featurization, a column for each of features.LOWERED.
+    """Counts of a scheduled pipeline, (T, K) float64: a row a stage, in the order of its featurization, a column for each of LOWERED.
 
-    An inlined stage has none: what it does is done by the stage that calls it. None where they can't be told: a loop's extent or an
-    allocation's size depends on what is in a buffer, loops lie too deep inside each other, or the code is not understood. The pipeline
-    needs estimates for outputs and scalars. Raises hl.HalideError as compiling does.
+    spec : the ProgramSpec whose target and inputs hold. An inlined stage has no counts: what it does is done by the stage that calls it.
+    None where they can't be told: a loop's extent or an allocation's size depends on what is in a buffer, loops lie too deep inside each
+    other, or the code is not understood. The pipeline needs estimates for outputs and scalars. Raises hl.HalideError as compiling does.
     """
     lowered = lowered_text(pipeline, spec.halide_target())
     try:
         name, names = re.search(r"^external\S* func (\S+) \((.*)\) \{", lowered, re.M).groups()
         program, statements = translate(lowered)
-        execution = Execution(*known_values(pipeline, spec, names.split(", "), len(statements)))
+        scalars, regions = known_values(pipeline, spec, names.split(", "))
+        execution = Execution(scalars, len(statements), regions)
         methods = {name: getattr(execution, name) for name in METHODS}
         exec(compile(program, name, "exec"), {"variables": execution.variables, **FUNCTIONS, **methods})
         execution.tasks[name][1]()
@@ -351,13 +352,13 @@ def count_lowered(pipeline, spec=HOST):
     return by_stage(functions(pipeline), statements, execution, sizes) if execution.all_known else None
 
 
-def known_values(pipeline, spec, names, n_statements):
-    """What an Execution starts from: ({name in the code: number}, n_statements, {argument: Region}); `names` are the lowered code's arguments."""
+def known_values(pipeline, spec, names):
+    """What is known of the lowered code's arguments, of these names, before it runs: ({scalar: number}, {buffer: Region})."""
     inputs, outputs = estimated_arguments(pipeline, spec.inputs)
     given = dict(zip(names, [*inputs, *outputs]))
     regions = {name: value for name, value in given.items() if isinstance(value, Region)}
     scalars = {name: NonInteger(value) if isinstance(value, float) else value for name, value in given.items() if name not in regions}
-    return scalars, n_statements, regions
+    return scalars, regions
 
 
 def by_stage(funcs, statements, execution, sizes):
@@ -390,7 +391,7 @@ def by_stage(funcs, statements, execution, sizes):
 
 
 def as_dict(counts):
-    """{kind: [count of each stage]} of what count_lowered returns, in four digits, kinds that don't occur left out: what lies beside a dump."""
+    """{kind: [count of each stage]} of what count_lowered returns, in four digits; kinds that don't occur are left out."""
     whole = np.round(counts).astype(np.int64)
     last_digit = 10 ** np.maximum(np.floor(np.log10(np.maximum(whole, 1))).astype(np.int64) - 3, 0)
     rounded = np.round(whole / last_digit).astype(np.int64) * last_digit

@@ -9,6 +9,8 @@ import re
 import shlex
 import sys
 import tempfile
+import weakref
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,14 +19,15 @@ from halide import _generator_helpers
 
 from config import usable_cores
 from features import CALLS
+from halide_tools import cpp_generators
 from halide_tools.autoschedulers import Proposal, autoscheduler_params
-from halide_tools.buffers import all_funcs, definitions, estimated_arguments
+from halide_tools.buffers import all_funcs, complete_estimates, definitions, estimated_arguments, lowered_text
 from pipelines import random_programs
 
 ROOT = Path(__file__).resolve().parent.parent
 
 # How features.CALLS look in the text of a definition. For the first two Halide calls the C library on a CPU, a lane at a time; the others
-# it computes in vectors. Division by a constant that is a power of two is a shift; what divides by a value can't be told from float division.
+# it computes in vectors. Division by a constant that is a power of two is a shift; division by a value can't be told from that of floats.
 CALL_PATTERNS = {
     "sin_cos": r"\b(?:sin|cos)_f\d+\(",
     "library": r"\b(?:(?:a(?:sin|cos|tan)h?|(?:sin|cos|tan)h|tan|atan2)_f\d+|(?:exp|log|pow)_f64)\(",
@@ -49,11 +52,11 @@ DIRECTIVES = {
     hl.ImageParam: ["in_", "trace_loads"],
 }  # fmt: skip
 CPP_KEYWORDS = set(
-    """alignas alignof and and_eq asm auto bitand bitor bool break case catch char class compl concept const const_cast constexpr continue
-    decltype default delete do double dynamic_cast else enum explicit export extern false float for friend goto if inline int long main mutable
-    namespace new noexcept not not_eq nullptr operator or or_eq private protected public register reinterpret_cast requires return short
-    signed sizeof static static_assert static_cast struct switch template this thread_local throw true try typedef typeid typename union
-    unsigned using virtual void volatile wchar_t while xor xor_eq""".split()
+    """alignas alignof and and_eq asm auto bitand bitor bool break case catch char class compl concept const const_cast constexpr
+    continue decltype default delete do double dynamic_cast else enum explicit export extern false float for friend goto if
+    inline int long main mutable namespace new noexcept not not_eq nullptr operator or or_eq private protected public register
+    reinterpret_cast requires return short signed sizeof static static_assert static_cast struct switch template this
+    thread_local throw true try typedef typeid typename union unsigned using virtual void volatile wchar_t while xor xor_eq""".split()
 )
 BUILTIN_TYPES = {f"{kind}{bits}": make(bits) for kind, make in (("int", hl.Int), ("uint", hl.UInt)) for bits in (8, 16, 32, 64)} | {
     "bool": hl.Bool(), "float16": hl.Float(16), "float32": hl.Float(32), "float64": hl.Float(64), "bfloat16": hl.BFloat(16),
@@ -113,6 +116,8 @@ class ProgramSpec:
         if not self.path:
             pipeline = self.build()
             return pipeline, pipeline.infer_arguments()
+        if cpp_generators.is_binary(self.path):
+            return cpp_generators.build(self.path, self.generator, self.params, self.target)
         with directives(ignored=True):
             return self._build(autoscheduler_params("Adams2019", self.threads))
 
@@ -120,24 +125,29 @@ class ProgramSpec:
         """The hl.Pipeline with the schedule that its author wrote, or None where there is none."""
         if not self.path:
             return None
+        if cpp_generators.is_binary(self.path):
+            return cpp_generators.build_hand_scheduled(self.path, self.generator, self.params, self.target)
         with directives(ignored=False) as seen:
             pipeline, _ = self._build(hl.AutoschedulerParams())
         return pipeline if seen else None
 
     def _build(self, params):
-        with as_script(self.path):
+        with as_script(self.path), recorded(hl.Buffer, hl.ImageParam, hl.Param) as made:
             module, generators = load_module(self.path)
-            if not self.generator:
+            if self.generator:
+                with hl.GeneratorContext(self.halide_target(), params):
+                    generator = generators[self.generator]()
+                    for name, text in self.params:
+                        generator._set_generatorparam_value(name, _param_value(generator, name, text))
+                    pipeline = generator._build_pipeline()
+                declared = [generator._get_input_parameter(name) for name in generator._inputs_dict]
+            else:
                 pipeline = module.build()
                 if not isinstance(pipeline, hl.Pipeline):
                     raise ValueError(f"build() returns {type(pipeline).__name__}, not an hl.Pipeline")
-                return pipeline, pipeline.infer_arguments()
-            with hl.GeneratorContext(self.halide_target(), params):
-                generator = generators[self.generator]()
-                for name, text in self.params:
-                    generator._set_generatorparam_value(name, _param_value(generator, name, text))
-                pipeline = generator._build_pipeline()
-        return pipeline, [generator._get_input_parameter(name)._to_argument() for name in generator._inputs_dict]
+        _kept_alive[pipeline] = [thing for thing in made if isinstance(thing, hl.Buffer)]
+        complete_estimates(pipeline, [p.parameter() for p in made if not isinstance(p, hl.Buffer)], self.inputs)
+        return pipeline, [p._to_argument() for p in declared] if self.generator else pipeline.infer_arguments()
 
     def identity(self):
         """A short hash of what measurements belong to: algorithm, sizes, parameters, target, threads and contents of inputs.
@@ -165,6 +175,31 @@ class ProgramSpec:
 
 
 HOST = ProgramSpec("", 0)  # target and threads of what is no program of anybody's: this machine's
+
+
+# Tables that a program makes while it is built: the pipeline refers to their memory, which Python would free.
+_kept_alive = weakref.WeakKeyDictionary()
+
+
+@contextlib.contextmanager
+def recorded(*classes):
+    """While it is open, objects of these classes are kept in the list that it gives, as they are made."""
+    made, originals = [], {cls: cls.__init__ for cls in classes}
+
+    def recording(original):
+        def init(self, *args, **kwargs):
+            original(self, *args, **kwargs)
+            made.append(self)
+
+        return init
+
+    for cls, original in originals.items():
+        cls.__init__ = recording(original)
+    try:
+        yield made
+    finally:
+        for cls, original in originals.items():
+            cls.__init__ = original
 
 
 def _param_value(generator, name, text):
@@ -212,26 +247,59 @@ def directives(ignored):
             setattr(cls, name, original)
 
 
+# Of the lowered code: bounds of reductions, their predicates, and what buffers and sizes must be.
+ALGORITHM_LINE = re.compile(
+    r"for \(\S+\.s\d+\.\w+\$[a-z]|if \((?!.*_halide_buffer)|assert\(.*(?:constraint_violated|unaligned|explicit_bounds|requirement)"
+)
+
+
 def _algorithm_text(pipeline):
-    """Lines that say what a pipeline computes; the same for the same algorithm, whatever numbers Halide adds to names. Schedules `pipeline`."""
-    inputs, numbers = {a.name for a in pipeline.infer_arguments()}, {}
-
-    def canonical(name):
-        stem, dollar, _ = name[0].partition("$")
-        if stem in inputs and not dollar:
-            return name[0]
-        return f"{re.sub(r'[0-9]+$', '', stem)}_{numbers.setdefault(name[0], len(numbers))}"
-
+    """Lines that say what a pipeline computes, the same whatever numbers Halide adds to names. Schedules `pipeline`."""
+    inputs = {a.name for a in pipeline.infer_arguments()}
+    lines = []
+    for func in all_funcs(pipeline):
+        arguments = ", ".join(var.name() for var in func.args()) if not func.is_extern() else func.extern_function_name()
+        lines += [f"{func.name()}.s{i}({arguments}) = {text}" for i, text in enumerate(definitions(func))]
     schedule_everything_at_root(pipeline)
-    target = hl.Target("x86-64-linux-no_asserts-no_bounds_query")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "algorithm")
-        pipeline.compile_to_lowered_stmt(str(path), pipeline.infer_arguments(), hl.StmtOutputFormat.Text, target)
-        lines = path.read_text().splitlines()
-        if any(line.startswith("buffer ") for line in lines):  # a table in the program, whose contents only its code in C holds
+    target = hl.Target("x86-64-linux-no_bounds_query")
+    lowered = lowered_text(pipeline, target).splitlines()
+    lines += [line for line in map(str.strip, lowered) if ALGORITHM_LINE.match(line)]
+    if any(line.startswith("buffer ") for line in lowered):  # a table in the program, whose contents only its code in C holds
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "algorithm")
             pipeline.compile_to_c(str(path), pipeline.infer_arguments(), "algorithm", target)
-            lines += [line for line in path.read_text().splitlines() if "_data[]" in line]
-    return [re.sub(r"(?<![\w.$])[^\W\d][\w$]*", canonical, line) for line in lines]
+            lines += ["data " + "".join(data.split()) for data in re.findall(r"_data\[\d*\] = \{(.*?)\};", path.read_text(), re.S)]
+    return without_numbers(lines, inputs)
+
+
+WORD = re.compile(r"(?<![\w$])([^\W\d][\w$]*)")
+NUMBERED = re.compile(r"(?!s\d+$)(?:[a-z]|lambda_)\d+(?:\$\w+)?|.*\$\d+(?:\$\w+)?")  # names as Halide makes them, or makes them differ
+
+
+def without_numbers(lines, kept):
+    """Sorted lines of code in which names no longer carry the numbers that Halide adds; `kept` are names to leave as they are.
+
+    Names that are the same without number are told apart by the lines they stand in, as far as needed (colour refinement).
+    """
+    pieces = [WORD.split(line.strip()) for line in lines]  # names are every second piece
+    words = {word for line in pieces for word in line[1::2]} - set(kept)
+
+    def plain(word):
+        return re.sub(r"^([a-z]|lambda_)\d+(?=\$|$)", r"\1", re.sub(r"\$\d+", "", word))
+
+    numbered = {word for word in words if NUMBERED.fullmatch(word)}
+    stems = {plain(word) for word in numbered}
+    labels = {word: plain(word) for word in numbered | (words & stems)}
+    alike = Counter(labels.values())
+    found_in = {word: [line for line in pieces if word in line[1::2]] for word in labels if alike[labels[word]] > 1}
+
+    def look(word, labels):
+        seen = sorted("".join("@" if piece == word else labels.get(piece, piece) for piece in line) for line in found_in[word])
+        return f"{plain(word)}_{hashlib.sha256(chr(10).join(seen).encode()).hexdigest()[:8]}"
+
+    for _ in range(3):
+        labels = labels | {word: look(word, labels) for word in found_in}
+    return sorted("".join(labels.get(piece, piece) for piece in line) for line in pieces)
 
 
 # Modules that the interpreter loads before it runs a file: what lies beside the file can't take their place.
@@ -311,19 +379,17 @@ def find_programs(path, generator="", params="", target="host", n_threads=0, inp
     """
     file = Path(path)
     if not file.is_file():
-        raise ValueError(f"{path}: no such file; give a Python file with Halide Generators or build()")
+        raise ValueError(
+            f"{path}: no such file; give a Python file with Halide Generators or build(), or an executable made of C++ Generators"
+        )
     options = {"params": _assignments("params", params), "target": check_target(target), "n_threads": n_threads}
     options["inputs"] = tuple(
         (name, str(Path(value).resolve()) if value.endswith(".npy") else value) for name, value in _assignments("inputs", inputs)
     )
     resolved = str(file.resolve())
-    try:
-        with as_script(resolved), directives(ignored=False):
-            module, generators = load_module(resolved)
-    except (Exception, SystemExit) as error:  # whatever a user's file may raise
-        raise ValueError(f"{path}: can't be imported: {_in_words(error)}") from error
+    generators, builds = _generators_in(resolved, path)
     seed = int.from_bytes(file.stem.encode()[:3], "little")
-    if not generators and not hasattr(module, "build"):
+    if not generators and not builds:
         raise ValueError(f"{path}: no @hl.generator class and no build() in it; add one of them")
     names = sorted(generators)
     if generator:
@@ -341,6 +407,18 @@ def find_programs(path, generator="", params="", target="host", n_threads=0, inp
     if len(specs) == 1 and checked:
         check(specs[0])
     return specs
+
+
+def _generators_in(resolved, path):
+    """(Names of the Generators, whether there is a build()) of a Python file or an executable."""
+    if cpp_generators.is_binary(resolved):
+        return cpp_generators.list_generators(path), False
+    try:
+        with as_script(resolved), directives(ignored=False):
+            module, generators = load_module(resolved)
+    except (Exception, SystemExit) as error:  # whatever a user's file may raise
+        raise ValueError(f"{path}: can't be imported: {_in_words(error)}") from error
+    return generators, hasattr(module, "build")
 
 
 def _assignments(flag, text):
@@ -375,7 +453,7 @@ def check_target(text):
 def _in_words(error):
     """An exception in one line."""
     text = " ".join(str(error).split())
-    if isinstance(error, SystemExit):
+    if isinstance(error, SystemExit) or text.startswith("Generator failed"):
         return "it exits when it is imported; put hl.main() and the like under `if __name__ == '__main__':`"
     return text.removeprefix("Error: ") if isinstance(error, hl.HalideError) else f"{type(error).__name__}: {text}"
 
@@ -383,14 +461,19 @@ def _in_words(error):
 def check(spec):
     """Raises ValueError, in one line, where a program can't be built, scheduled or called as it is."""
     try:
-        pipeline, _ = spec.build_with_arguments()
+        pipeline, arguments = spec.build_with_arguments()
+        names = [argument.name for argument in arguments]
+        for name in (name for name, _ in spec.inputs if name not in names):
+            raise ValueError(f"--inputs: {name} is no input of this program; it has {', '.join(names) or 'none'}")
         extern = [func.name() for func in functions(pipeline) if func.is_extern()]
         estimated_arguments(pipeline, spec.inputs)
         if extern:
             try:
                 Proposal(sigma=0.0, dropout=100, beam_size=1, seed=0).apply(pipeline, spec)
             except hl.HalideError as error:
-                raise ValueError(f"Adams2019 can't schedule it: {_in_words(error)} ({extern[0]} is an extern stage)") from None
+                raise ValueError(
+                    f"Adams2019 can't schedule it: {_in_words(error)} ({extern[0].partition('$')[0]} is an extern stage)"
+                ) from None
     except Exception as error:  # whatever a user's Generator may raise
         raise ValueError(f"{spec.path}: {spec.name}: {error if type(error) is ValueError else _in_words(error)}") from None
 

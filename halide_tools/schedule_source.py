@@ -20,7 +20,8 @@ def read_source(source, pipeline, unscheduled=None):
     """The Schedule in the C++ text of Adams2019, Mullapudi2016 or Li2018 (`schedule_source`, or a `.schedule.h`).
 
     pipeline : a fresh one, which is scheduled by this. unscheduled : what `read` returned of the pipeline that the autoscheduler got; text
-    of Li2018 calls Funcs by the names they had there. Raises ValueError where the text is not understood or is of another pipeline.
+    of Li2018 calls Funcs by the names they had there. Raises ValueError where the text is not understood or is of another pipeline, and
+    hl.HalideError where Halide refuses what it says.
     """
     reader = _SourceReader(pipeline, unscheduled)
     body = re.search(r"apply_schedule_\w+\([^)]*\) \{(.*)\}", source, re.S)
@@ -28,7 +29,10 @@ def read_source(source, pipeline, unscheduled=None):
     text = re.sub(r"\n(?=[\w$])", ";\n", text)  # Li2018 leaves a semicolon out
     for statement in re.findall(r"[^;{}]*\{[^;{}]*\{[^;]*;|[^;{}]*\{[^;{}]*\}[^;]*;|[^;{}]+;", text):
         if statement.strip(" \n;"):
-            reader.run(statement.strip())
+            try:
+                reader.run(statement.strip())
+            except (AttributeError, LookupError, TypeError) as error:
+                raise ValueError(f"not a statement of an autoscheduler's schedule: {' '.join(statement.split())[:100]}") from error
     return read(pipeline, reader.unscheduled, reader.created)
 
 
@@ -132,9 +136,9 @@ class _SourceReader:
         self.sources |= {(new, name): found for (owner, name), found in self.sources.items() if owner == label}
         for old, (rvar, _) in zip(arguments[::2], pairs):
             self.loops[label, stage, old] = rvar
-        self.loops |= {(new, k, name): found for (owner, s, name), found in list(self.loops_of(label, stage)) for k in (0, 1)}
+        self.loops |= {(new, k, name): found for (owner, s, name), found in list(self._loops_of(label, stage)) for k in (0, 1)}
         self.loops |= {(new, k, name): var for name, (_, var) in zip(arguments[1::2], pairs) for k in (0, 1)}
         return func
 
-    def loops_of(self, label, stage):
+    def _loops_of(self, label, stage):
         return ((key, found) for key, found in self.loops.items() if isinstance(key, tuple) and key[:2] == (label, stage))

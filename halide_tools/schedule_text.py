@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from halide_tools.buffers import all_funcs
 from halide_tools.directives import (
     OUTERMOST,
     UNNAMED_FUNC,
@@ -14,8 +15,7 @@ from halide_tools.directives import (
     FuncRef,
     Level,
     LoopRef,
-    NewVar,
-    all_funcs,
+    NewLoop,
     directives_of,
     is_rvar,
     labels_of,
@@ -121,8 +121,8 @@ class _Writer:
             return self._level(value, directive.method)
         if isinstance(value, Enum):
             return language.enum.format(value.type, value.name)
-        if isinstance(value, NewVar):
-            return language.var.format(kind="Var", name=value.name)
+        if isinstance(value, NewLoop):
+            return language.var.format(kind="RVar" if value.rvar else "Var", name=value.name)
         if isinstance(value, (list, tuple)):
             opened, closed = language.list if isinstance(value, list) else language.pair
             return opened + ", ".join(self._argument(v, directive) for v in value) + closed

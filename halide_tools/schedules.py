@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 import halide as hl
 
 from halide_tools import schedule_text
+from halide_tools.buffers import all_funcs
 from halide_tools.directives import (
     INLINE,
     OUTERMOST,
@@ -36,13 +37,12 @@ from halide_tools.directives import (
     Level,
     Loop,
     LoopRef,
-    NewVar,
+    NewLoop,
     Prefetch,
     Rename,
     Split,
     Stage,
     StorageDim,
-    all_funcs,
     canonical,
     directives_of,
     is_rvar,
@@ -204,7 +204,7 @@ def _read_created(pipeline, tables, order, unscheduled, known):
         for wrapper in table.table(6).tables(6):
             target = order[wrapper.number(1, "<i")]
             wrappers.setdefault((name, target), []).append(wrapper.text(0))
-    intermediates = {name: match[1] for name in tables if (match := re.fullmatch(r"(.+)_intm(?:\$\d+)?", name)) and match[1] in tables}
+    intermediates = {name: base for name in tables for base in tables if _is_intermediate(tables, name, base)}
     new = {target for _, target in wrappers} | set(intermediates)
     if unscheduled:
         labels = {name: label for label, (name, _) in unscheduled.names.items()}
@@ -228,6 +228,14 @@ def _read_created(pipeline, tables, order, unscheduled, known):
             labels[name] = created[-1].label
         waiting = [item for item in waiting if item not in ready]
     return tuple(created), labels
+
+
+def _is_intermediate(tables, name, base):
+    """Whether rfactor of the Func `base` made the Func `name`: `base$3` becomes `base$3_intm`, or `base_3_intm$4`."""
+    if not re.fullmatch(re.escape(base.replace("$", "_")) + r"_intm(_\d+)?", name.replace("$", "_")):
+        return False
+    args = tables[base].texts(5)
+    return len(tables[name].texts(5)) > len(args) and tables[name].texts(5)[: len(args)] == args
 
 
 def _recognise_rfactor(pipeline, tables, labels, name, base):
@@ -434,8 +442,8 @@ def _argument_object(schedule, handles, loops, value):
         return hl.LoopLevel(handles[value.func], loop_object(schedule, handles, *_level_loop(value)), value.stage)
     if isinstance(value, Enum):
         return getattr(getattr(hl, value.type), value.name)
-    if isinstance(value, NewVar):
-        return hl.Var(value.name)
+    if isinstance(value, NewLoop):
+        return (hl.RVar if value.rvar else hl.Var)(value.name)
     if isinstance(value, (list, tuple)):
         return type(value)(_argument_object(schedule, handles, loops, v) for v in value)
     return value

@@ -1,0 +1,62 @@
+"""Every kind of pipeline is built, scheduled, run, compared and counted."""
+
+import halide as hl
+import pytest
+from conftest import ROOT
+
+from features import STAGE_BYTES
+from halide_tools.autoschedulers import Proposal
+from halide_tools.buffers import index_inputs
+from halide_tools.comparison import mismatch
+from halide_tools.execution import Program, describe_inputs, index_hint
+from halide_tools.lowered_code import count_lowered
+from halide_tools.programs import describe_stages, find_programs, schedule_everything_at_root
+
+FILE = ROOT / "tests" / "kinds_of_pipelines.py"
+KINDS = [spec.name for spec in find_programs(FILE)]
+PARAMS = {"parameters": "input.type=uint16 output.type=float32 radius=1 signed=true"}
+INDEXING = {"histogram": {"input"}, "table": {"input"}, "gather": {"index"}, "warp": {"dx"}, "promised": {"index"}}
+
+
+def spec_of(name, **options):
+    return find_programs(FILE, name, PARAMS.get(name, ""), **options)[0]
+
+
+@pytest.mark.parametrize("name", [name for name in KINDS if name != "promised"])
+def test_it_is_scheduled_run_compared_and_counted(name):
+    spec = spec_of(name)
+    pipeline = spec.build()
+    stages = describe_stages(pipeline)["stages"]
+    assert index_inputs(pipeline) == INDEXING.get(name, set())
+    schedule_everything_at_root(pipeline)
+    right = Program(pipeline, spec, is_reference=True).results_of_two_runs(1)
+    scheduled = spec.build()
+    featurization, _ = Proposal.draw(7, 1).apply(scheduled, spec)
+    assert len(featurization) == STAGE_BYTES * len(stages)
+    program = Program(scheduled, spec)
+    results = program.results_of_two_runs(1)
+    assert mismatch(results, right, program.comparisons) == ""
+    broken = results[0] * results[0].dtype.type(1.25) if results[0].dtype.kind == "f" else results[0] ^ results[0].dtype.type(1)
+    assert mismatch([broken, *results[1:]], right, program.comparisons)
+    counts = count_lowered(scheduled, spec)
+    assert len(counts) == len(stages) and counts.sum() > 0
+
+
+def test_contents_that_break_a_promise_are_an_error_and_not_a_crash():
+    spec = spec_of("promised")
+    with pytest.raises(hl.HalideError, match="unsafe_promise_clamped"):
+        Program(spec.build(), spec, is_reference=True).results_of_two_runs(1)
+    assert index_hint(spec) == "it indexes by index, whose contents are random: give them with --inputs index=FILE.npy"
+    assert index_hint(spec_of("planar")) == ""
+    given = spec_of("promised", inputs="index=17")
+    assert index_hint(given) == "" and describe_inputs(given) == {
+        "index": {"type": "int32", "dimensions": 1, "contents": "the value 17", "indexes": True},
+        "values": {"type": "float32", "dimensions": 1, "contents": "random, uniform in [0, 1)", "indexes": False},
+    }
+    values, *_ = Program(given.build(), given, is_reference=True).results_of_two_runs(1)
+    assert (values == values[0]).all()
+
+
+def test_schedules_of_authors_are_told_from_none():
+    for name, has_schedule in (("hand_scheduled", True), ("schedule_left_in", True), ("planar", False)):
+        assert (spec_of(name).build_hand_scheduled() is not None) == has_schedule

@@ -1,0 +1,77 @@
+"""Changes of schedules: each kind makes schedules that lower, and leaves its parent as it was."""
+
+import halide as hl
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from halide_tools import schedules
+from halide_tools.autoschedulers import OtherAutoscheduler, Proposal
+from halide_tools.programs import HOST, find_programs
+from tuning import mutations
+
+
+@pytest.fixture(scope="module")
+def parents():
+    """(ProgramSpec, Facts, [Schedules of autoschedulers]) of programs with reductions, updates and stencils."""
+    found = []
+    for name in ("mat_mul", "unsharp"):
+        spec = find_programs(ROOT / "pipelines" / f"{name}.py")[0]
+        scheduled = []
+        for proposal in (Proposal.draw(0, 0), OtherAutoscheduler("Mullapudi2016")):
+            pipeline = spec.build()
+            unscheduled = schedules.read(pipeline)
+            proposal.apply(pipeline, HOST)
+            scheduled.append(schedules.read(pipeline, unscheduled))
+        found.append((spec, mutations.facts(spec.build(), hl.get_host_target()), scheduled))
+    return found
+
+
+def lower(spec, schedule, folder):
+    """The schedule as Halide has it; raises hl.HalideError or ValueError where it is not legal."""
+    pipeline = spec.build()
+    schedule.apply(pipeline)
+    target, arguments = hl.get_host_target(), pipeline.infer_arguments()
+    pipeline.compile_to_lowered_stmt(str(folder / "lowered.stmt"), arguments, hl.StmtOutputFormat.Text, target)
+    return schedules.read(pipeline, created=schedule.created)
+
+
+@pytest.mark.parametrize("kind", mutations.KINDS)
+def test_each_kind_of_change_makes_schedules_that_lower(kind, parents, tmp_path):
+    rng, tried, lowered = np.random.default_rng(1), 0, 0
+    for spec, facts, scheduled in parents:
+        for parent in scheduled:
+            before = parent.to_json()
+            for _ in range(2):
+                mutated = mutations.mutate(parent, facts, rng, [kind])
+                assert parent.to_json() == before
+                if mutated is None:
+                    continue
+                child, name = mutated
+                assert name == kind and child != parent and schedules.Schedule.from_json(child.to_json()) == child
+                tried += 1
+                try:
+                    lowered += lower(spec, child, tmp_path) != parent
+                except (hl.HalideError, ValueError):
+                    continue
+    assert tried and lowered > tried / 3, (tried, lowered)
+
+
+def test_the_same_numbers_make_the_same_change(parents):
+    for _, facts, scheduled in parents:
+        drawn = [[mutations.mutate(scheduled[0], facts, np.random.default_rng(seed)) for seed in range(20)] for _ in range(2)]
+        assert drawn[0] == drawn[1] and len({kind for _, kind in drawn[0]}) >= 6 and len({child for child, _ in drawn[0]}) >= 12
+
+
+def test_facts_say_who_reads_whom_and_how_wide_vectors_are(parents):
+    facts = parents[0][1]
+    assert facts.readers["product"] == (("output", 0),) and facts.readers["a_im"] == (("product", 1),) and facts.readers["output"] == ()
+    assert facts.lanes["product"] == hl.get_host_target().natural_vector_size(hl.Float(32))
+
+
+def test_a_register_tile_keeps_the_reduction_in_its_readers_tile(parents):
+    _, facts, scheduled = parents[0]
+    child, _ = mutations.mutate(scheduled[0], facts, np.random.default_rng(0), ["register_tile"])
+    product, output = child.funcs["product"], child.funcs["output"]
+    assert product.compute.func == "output" and [loop.mark for loop in product.stages[1].loops[:3]] == ["vectorize", "unroll", "unroll"]
+    assert [loop.mark for loop in output.stages[0].loops] == ["vectorize", "unroll", "unroll", "serial", "parallel"]
