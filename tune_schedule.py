@@ -4,7 +4,7 @@
     python tune_schedule.py pipelines/blur.py --budget 64 --output tuned/blur
     python tune_schedule.py my_generators.py --generator blur --params "radius=3" --num_threads 1 --minutes 10
 
-GENERATOR.py holds Halide Python Generators (@hl.generator), or a function build() that returns an hl.Pipeline with estimates. Many
+A Python file holds Halide Generators (@hl.generator), or a function build() that returns an hl.Pipeline with estimates. Many
 schedules are proposed, the model predicts all of them, and at most --budget are measured, Halide's own choice (Adams2019) always
 among them. Each one's output is compared with that of the program stage by stage. A schedule that its author wrote is measured, too:
 the answer is never slower than that or Halide's own choice. The fastest are measured again at the end: one set of runs chooses the
@@ -53,7 +53,9 @@ HALIDE_SHARE, PROPOSALS_SHARE, SEARCH_SHARE = 0.3, 0.42, 0.65
 
 
 class TuneConfig(Config):
-    file: CliPositionalArg[str] = Field(min_length=1, description="GENERATOR.py: Halide Python Generators, or build()")
+    file: CliPositionalArg[str] = Field(
+        min_length=1, description="Python file of Halide Generators or build(), or executable of C++ Generators"
+    )
     generator: str = Field("", description="which of the file's Generators; needed where it holds several")
     params: str = Field("", description='GeneratorParams and open types, as "NAME=VALUE NAME=VALUE"')
     inputs: str = Field("", description='contents of inputs, as "NAME=FILE.npy NAME=VALUE"; others are drawn at random')

@@ -27,7 +27,6 @@ import numpy as np
 import psutil
 
 from halide_tools import comparison, execution, lowered_code, schedules
-from halide_tools.buffers import describe_inputs
 from halide_tools.programs import ProgramSpec, describe_stages, reference_schedules
 from measuring.messages import (
     BuildLibrary,
@@ -131,7 +130,7 @@ def _run_steps(connection, task):
     connection.recv()
     if isinstance(task.proposal, Reference):
         np.savez(task.reference_path, *program.results_of_two_runs(spec.seed))
-        connection.send(ReferenceRun(describe_inputs(pipeline, spec)))
+        connection.send(ReferenceRun(execution.describe_inputs(spec)))
         return
     _send_from_fork(connection, lambda: _check(program, task))
     while True:
@@ -153,7 +152,8 @@ def _schedule(task):
     pipeline = spec.build()
     description = describe_stages(pipeline) | {"identity": identity}
     reference_schedules()[proposal.way](pipeline, spec)
-    return pipeline, Proposed(b"", "", 0.0, description)
+    hint = {"index_hint": execution.index_hint(spec)}  # built last: a second program gets other names
+    return pipeline, Proposed(b"", "", 0.0, description | hint)
 
 
 def _as_data(pipeline, unscheduled=None):

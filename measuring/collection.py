@@ -218,6 +218,7 @@ class ProgramRun:
             return True
         self.failed = True
         told = [f"{way}: {why}" for way, why in tried.items()] if len(set(tried.values())) > 1 else [f"{failed.reason}: {failed.detail}"]
+        told += [self.record["index_hint"]] if self.record.get("index_hint") else []
         self.record["failure"] = f"reference: {'; '.join(told)}"
         return False
 

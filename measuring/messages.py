@@ -50,7 +50,7 @@ class Compiled:
 
 @dataclass(frozen=True)
 class ReferenceRun:
-    """The reference has run, and its outputs are on disk. inputs : buffers.describe_inputs."""
+    """The reference has run, and its outputs are on disk. inputs : execution.describe_inputs."""
 
     inputs: dict
 
