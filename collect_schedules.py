@@ -44,7 +44,9 @@ class CollectConfig(Config):
     programs: int = Field(100, ge=1, description="random programs to measure (ignored with --pipeline)")
     schedules: int = Field(8, ge=1, description="distinct schedules of each program")
     output: str = Field("./data/raw/collected", min_length=1, description="the collection's folder; started again, it goes on")
-    pipeline: str = Field("", description="a file, or a folder of files, of Halide Python Generators or build() to measure instead")
+    pipeline: str = Field(
+        "", description="a file of Halide Generators or build(), an executable of C++ ones, or a folder of files, to measure instead"
+    )
     generator: str = Field("", description="which of the file's Generators; empty: all")
     params: str = Field("", description='GeneratorParams and open types of the one Generator, as "NAME=VALUE NAME=VALUE"')
     inputs: str = Field(
@@ -118,7 +120,7 @@ def pipeline_specs(config):
 
 
 def finish_packing(config, output):
-    """Where the packed collection is there already: finish what was stopped after packing, or raise UserError. Returns whether it was so."""
+    """Where the packed collection is there already, finish what was stopped after packing, or raise UserError. Returns whether it was."""
     archive = archives.archive_of(output)
     if not archive.exists():
         return False

@@ -4,16 +4,17 @@
     python tune_schedule.py pipelines/blur.py --budget 64 --output tuned/blur
     python tune_schedule.py my_generators.py --generator blur --params "radius=3" --num_threads 1 --minutes 10
 
-GENERATOR.py holds Halide Python Generators (@hl.generator), or a function build() that returns an hl.Pipeline with estimates. Many
+A Python file holds Halide Generators (@hl.generator), or a function build() that returns an hl.Pipeline with estimates. Many
 schedules are proposed, the model predicts all of them, and at most --budget are measured, Halide's own choice (Adams2019) always
 among them. Each one's output is compared with that of the program stage by stage. A schedule that its author wrote is measured, too:
-the answer is never slower than that or Halide's own choice. The fastest are measured again at the end: one set of runs chooses the winner, and another,
-that took no part in the choice, is reported.
+the answer is never slower than that or Halide's own choice. The fastest are measured again at the end: one set of runs chooses the
+winner, and another, that took no part in the choice, is reported.
 
-Writes to --output: best.schedule.h (for C++ Generators), best.weights (which give the same schedule again through Adams2019 itself,
-with the parameters in report.json; none where another autoscheduler won), a static library and its header, report.json, search.png,
-and a folder of every measurement that generate_dataset.py reads. Started again with the same output it goes on from the measurements
-there; another program, size, parameter, target or number of threads is refused. Use the machine for nothing else.
+Writes to --output: best.schedule.h (for C++ Generators), best_schedule.py (with apply(pipeline), for Python), best.weights (which give
+the same schedule again through Adams2019 itself, with the parameters in report.json; none where another autoscheduler won), a static
+library and its header, report.json, search.png, and a folder of every measurement that generate_dataset.py reads. The fresh runs at the
+end are noted in its program.json. Started again with the same output it goes on from the measurements there;
+another program, size, parameter, target or number of threads is refused. Use the machine for nothing else.
 """
 
 import math
@@ -24,6 +25,7 @@ from typing import Literal
 
 import matplotlib
 import orjson
+import psutil
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
@@ -47,11 +49,13 @@ from tuning.run import ADAMS2019, ADAMS2019_BEAM, OTHERS, Clock, TuningRun
 ROUNDS = 4  # in which the budget is spent: what one measures guides the next
 # Shares of --minutes after which Halide's own choice, the proposals and the search have to be through; the fresh runs at the end and the
 # library take the rest.
-HALIDE_SHARE, PROPOSALS_SHARE, SEARCH_SHARE = 0.3, 0.45, 0.72
+HALIDE_SHARE, PROPOSALS_SHARE, SEARCH_SHARE = 0.3, 0.42, 0.65
 
 
 class TuneConfig(Config):
-    file: CliPositionalArg[str] = Field(min_length=1, description="GENERATOR.py: Halide Python Generators, or build()")
+    file: CliPositionalArg[str] = Field(
+        min_length=1, description="Python file of Halide Generators or build(), or executable of C++ Generators"
+    )
     generator: str = Field("", description="which of the file's Generators; needed where it holds several")
     params: str = Field("", description='GeneratorParams and open types, as "NAME=VALUE NAME=VALUE"')
     inputs: str = Field("", description='contents of inputs, as "NAME=FILE.npy NAME=VALUE"; others are drawn at random')
@@ -73,7 +77,7 @@ class TuneConfig(Config):
     output: str = Field("./tuned", min_length=1, description="folder for the results; started again, the search goes on there")
     compare: bool = Field(
         False,
-        description="measure other autoschedulers and other ways to choose, too, for each as many schedules again; the answer is the model's alone",
+        description="measure other autoschedulers and ways to choose, too, each as many schedules again; the answer is the model's alone",
     )
 
 
@@ -146,7 +150,7 @@ def say(line):
 def measure_baselines(tuning):
     """Measure Adams2019's own choice and the author's schedule. Raises UserError where the program itself can't be run."""
     run, clock = tuning.run, tuning.clock
-    busy = execution.background_cpu_share_now(BACKGROUND_SECONDS)
+    busy = min(1.0, execution.background_cpu_share_now(BACKGROUND_SECONDS))
     run.stopwatch.background.shares.append(busy)
     if busy > execution.BACKGROUND_CPU_LIMIT:
         say(f"others use {busy:.0%} of this machine: measurements will be less sure, and are flagged; nothing is waited for in vain")
@@ -224,27 +228,42 @@ def write_results(tuning, measured, answer, search_seconds):
     best, no_library, minimum_extents = results.build_best(run, answer.key, output)
     if no_library:
         say(f"no library could be built ({no_library}); start again to build it")
-    adams2019_ms, best_ms = answer.ms(ADAMS2019), answer.ms(answer.key)
-    everything = [run.runtime_ms(key) for keys in measured.values() for key in keys]
-    curve = search.best_so_far(run, measured["lstm"])
-    report = {
-        "program": run.spec.name, "stages": len(run.record["stages"]), "params": dict(run.spec.params),
-        "target": str(run.spec.halide_target()), "threads": run.spec.threads, "protocol": tuning.config.protocol,
-        "adams2019_ms": adams2019_ms, "hand_written_ms": answer.ms(run.hand_written), "best_ms": best_ms,
-        "speedup": adams2019_ms / best_ms if adams2019_ms else None, "origin": origin(run.proposals[answer.key]),
-        "measured": len(measured["lstm"]), "proposed": len(pool.keys), "best": best,
-        "failed": run.failures() | ({"refused": pool.refused.total()} if pool.refused else {}),
-        "minimum_extents": minimum_extents, "inputs": run.record.get("inputs"), "reference": run.record.get("reference"),
-        "background": run.stopwatch.background.share(), "notes": answer.notes,
-        "within_5_percent": {name: results.within(search.best_so_far(run, keys), 1.05 * min(everything)) for name, keys in measured.items()},
-        "search": curve,
-        "rivals": {name: {"best_ms": min(map(run.runtime_ms, keys), default=None), "measured": len(keys), "search": search.best_so_far(run, keys)} for name, keys in measured.items() if name != "lstm"},
-        "runs_ms": answer.times,
+    report = describe_answer(run, answer) | describe_search(tuning, measured) | {
+        "best": best, "minimum_extents": minimum_extents, "protocol": tuning.config.protocol,
         "seconds": {"search": search_seconds, **pool.seconds, "model_share": pool.seconds["predict"] / search_seconds},
     }  # fmt: skip
     replace_file(output / "report.json", orjson.dumps(report, option=orjson.OPT_INDENT_2))
     results.plot_search(output / "search.png", run, measured)
     return report
+
+
+def describe_answer(run, answer):
+    """What the report says of the program and of the answer's runs."""
+    adams2019_ms, best_ms = answer.ms(ADAMS2019), answer.ms(answer.key)
+    return {
+        "program": run.spec.name, "stages": len(run.record["stages"]), "params": dict(run.spec.params),
+        "target": str(run.spec.halide_target()), "threads": run.spec.threads,
+        "inputs": run.record.get("inputs"), "reference": run.record.get("reference"),
+        "adams2019_ms": adams2019_ms, "hand_written_ms": answer.ms(run.hand_written), "best_ms": best_ms,
+        "speedup": adams2019_ms / best_ms if adams2019_ms else None, "origin": origin(run.proposals[answer.key]),
+        "runs_ms": answer.times, "notes": answer.notes, "background": run.stopwatch.background.share(),
+    }  # fmt: skip
+
+
+def describe_search(tuning, measured):
+    """What the report says of the search and of its rivals."""
+    run, pool = tuning.run, tuning.pool
+    curves = {name: search.best_so_far(run, keys) for name, keys in measured.items()}
+    fastest = min(min(curve) for curve in curves.values() if curve)
+    return {
+        "measured": len(measured["lstm"]), "proposed": len(pool.keys), "search": curves["lstm"],
+        "failed": run.failures() | ({"refused": pool.refused.total()} if pool.refused else {}),
+        "within_5_percent": {name: results.within(curve, 1.05 * fastest) for name, curve in curves.items()},
+        "rivals": {
+            name: {"best_ms": min(curve, default=None), "measured": len(curve), "search": curve}
+            for name, curve in curves.items() if name != "lstm"
+        },
+    }  # fmt: skip
 
 
 def summarise(report, output):
@@ -273,11 +292,11 @@ def summarise(report, output):
 
 def main():
     config = load_config(TuneConfig)
-    clock = Clock(config.minutes, time.monotonic())
+    clock = Clock(config.minutes, time.monotonic() - (time.time() - psutil.Process().create_time()))  # imports count, too
+    spec = find_program(config)
     device = train_utils.pick_device(config)
     checkpoint = config.checkpoint if "checkpoint" in config.model_fields_set else train_utils.SHIPPED_MODEL
     model, meta = train_utils.load_model(checkpoint, device, config.precision)
-    spec = find_program(config)
     prepare_processes()
     output, folder = open_folder(config, spec)
     cores = min(usable_cores(), config.num_threads or usable_cores())

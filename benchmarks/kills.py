@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import orjson
@@ -27,6 +28,7 @@ sys.path.insert(0, str(ROOT))
 import common
 
 from config import Config, load_config, run_script
+from measuring.machine import PROTOCOLS
 
 PATIENCE = 20  # seconds for a killed collection's processes to end
 
@@ -35,6 +37,7 @@ class KillsConfig(Config):
     kills: int = Field(20, ge=1, description="how often the collection is killed")
     programs: int = Field(2, ge=1, description="random programs to measure")
     schedules: int = Field(5, ge=1, description="schedules of each")
+    protocol: Literal[*PROTOCOLS] = Field("careful", description="as of collect_schedules.py")
 
 
 def start(config, output):
@@ -43,6 +46,7 @@ def start(config, output):
         f"--schedules={config.schedules}",
         "--max_stages=4",
         "--compile_seconds=60",
+        f"--protocol={config.protocol}",
         f"--output={output}",
     ]
     return subprocess.Popen([sys.executable, ROOT / "collect_schedules.py", *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -74,43 +78,66 @@ def seconds_to_end(processes):
     return time.monotonic() - began, len(alive)
 
 
+class Tally:
+    """What the kills did: a row each, and what was lost or left over."""
+
+    def __init__(self):
+        self.rows, self.lost, self.left_over, self.slowest_end = [], 0, 0, 0.0
+        self.n_finished = self.differing = 0
+
+    def kill(self, process, began, output, done):
+        """Kill a collection and note what is left of it; returns what it had measured. `done` : what it had at its start."""
+        descendants = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        seconds = time.monotonic() - began
+        process.wait()
+        ending, n_alive = seconds_to_end(descendants)
+        self.left_over, self.slowest_end = self.left_over + n_alive, max(self.slowest_end, ending)
+        found = measured(output)
+        self.lost += len(done.keys() - found.keys())
+        self.rows.append(
+            [len(self.rows) + 1, self.n_finished + 1, f"{seconds:.1f}", len(done), len(found), len(descendants), f"{ending:.2f}"]
+        )
+        print(*self.rows[-1], flush=True)
+        return found
+
+    def finish(self, process, found, expected):
+        assert process.returncode == 0
+        self.n_finished += 1
+        self.differing += found != expected
+
+
+def disturb(config, folder, expected, until_first):
+    """Kill collections of the same programs as often as `config` says, and have each finish; returns the Tally."""
+    rng, tally = np.random.default_rng(config.seed), Tally()
+    output, done = Path(folder, "killed_0_"), {}
+    while True:
+        process = start(config, output)
+        began, n_waited = time.monotonic(), int(rng.integers(4))
+        wait_for_measurements(process, output, len(done) + n_waited if len(tally.rows) < config.kills else sys.maxsize)
+        try:
+            process.wait(rng.uniform(0, 3 if n_waited else until_first))
+        except subprocess.TimeoutExpired:
+            done = tally.kill(process, began, output, done)
+        else:
+            tally.finish(process, measured(output), expected)
+            if len(tally.rows) == config.kills:
+                return tally
+            output, done = Path(folder, f"killed_{tally.n_finished}_"), {}
+
+
 def main():
     config = load_config(KillsConfig)
-    rng = np.random.default_rng(config.seed)
-    rows, lost, left_over, slowest_end, n_finished, differing = [], 0, 0, 0.0, 0, 0
     with tempfile.TemporaryDirectory() as folder:
         process = start(config, Path(folder, "whole"))
         until_first = wait_for_measurements(process, Path(folder, "whole"), 1)
         assert process.wait() == 0
         expected = measured(Path(folder, "whole"))
-        output, done = Path(folder, "killed_0_"), {}
-        while True:
-            process = start(config, output)
-            began, n_waited = time.monotonic(), int(rng.integers(4))
-            wait_for_measurements(process, output, len(done) + n_waited if len(rows) < config.kills else sys.maxsize)
-            try:
-                process.wait(rng.uniform(0, 3 if n_waited else until_first))
-            except subprocess.TimeoutExpired:
-                descendants = psutil.Process(process.pid).children(recursive=True)
-                process.kill()
-                seconds = time.monotonic() - began
-                process.wait()
-                ending, n_alive = seconds_to_end(descendants)
-                left_over, slowest_end = left_over + n_alive, max(slowest_end, ending)
-                before, done = done, measured(output)
-                lost += len(before.keys() - done.keys())
-                rows.append([len(rows) + 1, n_finished + 1, f"{seconds:.1f}", len(before), len(done), len(descendants), f"{ending:.2f}"])
-                print(*rows[-1], flush=True)
-            else:
-                assert process.returncode == 0
-                n_finished += 1
-                differing += measured(output) != expected
-                if len(rows) == config.kills:
-                    break
-                output, done = Path(folder, f"killed_{n_finished}_"), {}
+        tally = disturb(config, folder, expected, until_first)
     facts = {
-        "seconds_until_first_measurement": until_first, "schedules": len(expected), "collections": n_finished, "differing": differing,
-        "measurements_lost": lost, "processes_left": left_over, "slowest_end_seconds": slowest_end,
+        "seconds_until_first_measurement": until_first, "schedules": len(expected), "collections": tally.n_finished,
+        "differing": tally.differing, "measurements_lost": tally.lost, "processes_left": tally.left_over,
+        "slowest_end_seconds": tally.slowest_end,
     }  # fmt: skip
     header = [
         "kill",
@@ -121,12 +148,13 @@ def main():
         "its processes then",
         "seconds until they had ended",
     ]
-    common.write("kills", header, rows, facts)
+    common.write("kills", header, tally.rows, facts)
     print(
-        f"{n_finished} collections, {config.kills} kills: {differing} differ from the undisturbed one ({len(expected)} schedules), {lost} measurements lost, "
-        f"{left_over} processes left, all others ended within {slowest_end:.1f} s"
+        f"{tally.n_finished} collections, {config.kills} kills: {tally.differing} differ from the undisturbed one "
+        f"({len(expected)} schedules), {tally.lost} measurements lost, {tally.left_over} processes left, "
+        f"all others ended within {tally.slowest_end:.1f} s"
     )
-    if differing or lost or left_over:
+    if tally.differing or tally.lost or tally.left_over:
         sys.exit(1)
 
 

@@ -31,7 +31,7 @@ from halide_tools.programs import (
     describe_stages,
     find_programs,
 )
-from measuring import candidate
+from measuring.candidate import prepare_processes
 from tuning.pool import (
     Pool,
     proposed_schedule,
@@ -75,7 +75,7 @@ def together(spec, proposals, model, meta, device):
 def main():
     config = load_config(ProposingConfig)
     device = train_utils.pick_device(config)
-    candidate.prepare_processes()
+    prepare_processes()
     model, meta = train_utils.load_model(train_utils.SHIPPED_MODEL, device)
     try:
         specs = [spec for path in config.pipelines.split(",") for spec in find_programs(ROOT / path.strip())]

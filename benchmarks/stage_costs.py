@@ -52,8 +52,10 @@ class StageCostsConfig(Config):
 
 
 def profile(spec, proposal, path, connection):
-    """In a process of its own, where Funcs have the names that the profiler prints: schedule, send what the model is told, run under Halide's
-    profiler, and leave its report at `path`."""
+    """In a process of its own, where Funcs have the names that the profiler prints.
+
+    Schedules the program, sends what the model is told, runs it under Halide's profiler, and leaves its report at `path`.
+    """
     out = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(out, 1), os.dup2(out, 2)
     pipeline = spec.build()
@@ -126,11 +128,13 @@ def main():
             overlaps.append(np.minimum(a, b).sum())
             hits.append(names[a.argmax()] == names[b.argmax()])
             lines.append(
-                f"| {spec.name} | {k} | {len(names)} | {spearmanr(a, b).statistic:.2f} | {overlaps[-1]:.0%} | {names[a.argmax()]} | {names[b.argmax()]} |"
+                f"| {spec.name} | {k} | {len(names)} | {spearmanr(a, b).statistic:.2f} | {overlaps[-1]:.0%} | "
+                f"{names[a.argmax()]} | {names[b.argmax()]} |"
             )
             print(lines[-1], flush=True)
     lines.append(
-        f"\n{np.mean(overlaps):.0%} of the time is put on the right Func; the most expensive Func is the predicted one in {sum(hits)} of {len(hits)} schedules."
+        f"\n{np.mean(overlaps):.0%} of the time is put on the right Func; "
+        f"the most expensive Func is the predicted one in {sum(hits)} of {len(hits)} schedules."
     )
     folder = ROOT / "runs" / "stage_costs"
     folder.mkdir(parents=True, exist_ok=True)

@@ -42,9 +42,8 @@ def known_schedules(path):
             for key, c in candidates.items():
                 candidates[key] = PriorSchedule(Proposal.from_record(c), c["hash"], counts.get(program, {}).get(key.zfill(3)))
     except (*ARCHIVE_ERRORS, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path}: not a packed collection of collect_schedules.py ({type(error).__name__}: {' '.join(str(error).split())[:100]}); give --again one"
-        ) from None
+        words = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
+        raise UserError(f"{path}: not a packed collection of collect_schedules.py ({words}); give --again one") from None
     if not source or not any(known.values()):
         raise UserError(f"{path}: no measured schedules in it; give --again a collection packed by collect_schedules.py")
     return source, seeds, {program: candidates for program, candidates in known.items() if candidates}
@@ -151,7 +150,7 @@ def is_complete(spec, folders, plan):
 
 
 def own_files(folder):
-    """The files in `folder` that a collection wrote, in the order of an archive: what a reader wants to know of a program before its schedules."""
+    """The files in `folder` that a collection wrote, what a reader must know of a program before its schedules."""
     programs = [record.parent for record in folder.glob(f"*/{RECORD}")]
     files = [f for program in programs for f in program.iterdir() if f.is_file() and OWN_FILE.fullmatch(f.name)]
     files += [folder / NOTE] if (folder / NOTE).exists() else []

@@ -27,9 +27,20 @@ import numpy as np
 import psutil
 
 from halide_tools import comparison, execution, lowered_code, schedules
-from halide_tools.buffers import describe_inputs
 from halide_tools.programs import ProgramSpec, describe_stages, reference_schedules
-from measuring.messages import BuildLibrary, Checked, Compiled, Failed, GoOn, LibraryBuilt, Measured, Proposed, ReferenceRun
+from measuring.messages import (
+    BuildLibrary,
+    Checked,
+    Compiled,
+    Failed,
+    FindMinimumExtents,
+    GoOn,
+    LibraryBuilt,
+    Measured,
+    MinimumExtents,
+    Proposed,
+    ReferenceRun,
+)
 
 HALIDE_ERRORS = (hl.HalideError, ValueError, RuntimeError, MemoryError)
 RUN_SECONDS = 60  # for a candidate's check, and for each pass
@@ -119,15 +130,12 @@ def _run_steps(connection, task):
     connection.recv()
     if isinstance(task.proposal, Reference):
         np.savez(task.reference_path, *program.results_of_two_runs(spec.seed))
-        connection.send(ReferenceRun(describe_inputs(pipeline, spec)))
+        connection.send(ReferenceRun(execution.describe_inputs(spec)))
         return
     _send_from_fork(connection, lambda: _check(program, task))
     while True:
         order = connection.recv()
-        if isinstance(order, BuildLibrary):
-            _send_from_fork(connection, lambda: _build_library(program, order))  # noqa: B023  (called at once)
-        else:
-            _send_from_fork(connection, lambda: Measured(execution.benchmark(program, spec.seed)))
+        _send_from_fork(connection, lambda: _obey(order, program))  # noqa: B023  (called at once)
 
 
 def _schedule(task):
@@ -144,11 +152,12 @@ def _schedule(task):
     pipeline = spec.build()
     description = describe_stages(pipeline) | {"identity": identity}
     reference_schedules()[proposal.way](pipeline, spec)
-    return pipeline, Proposed(b"", "", 0.0, description)
+    hint = {"index_hint": execution.index_hint(spec)}  # built last: a second program gets other names
+    return pipeline, Proposed(b"", "", 0.0, description | hint)
 
 
 def _as_data(pipeline, unscheduled=None):
-    """schedules.Schedule of a pipeline, None where it can't be kept so: then it has to be searched for once more when it is asked for again."""
+    """schedules.Schedule of a pipeline, None where it can't be kept so: it is searched for once more when it is asked for again."""
     try:
         return schedules.read(pipeline, unscheduled)
     except (ValueError, RuntimeError, LookupError):
@@ -156,8 +165,10 @@ def _as_data(pipeline, unscheduled=None):
 
 
 def _identity_in_fork(spec):
-    """ProgramSpec.identity as a process tells it that has built nothing yet, as processes.identities does: it goes by names, and Halide gives other
-    names to a second program. "" where it can't be told."""
+    """ProgramSpec.identity as a process tells it that has built nothing yet, as processes.identities does; "" where it can't be told.
+
+    It goes by names, and Halide gives other names to the second program of a process.
+    """
     reading, writing = os.pipe()
     pid = os.fork()
     if not pid:
@@ -193,17 +204,24 @@ def _check(program, task):
     return Checked(None if found is None else lowered_code.as_dict(found))
 
 
-def _build_library(program, order):
-    arguments = program.spec.build_with_arguments()[1]
-    program.pipeline.compile_to_static_library(order.prefix, arguments, order.name, program.spec.halide_target())
-    return LibraryBuilt(execution.minimum_extents(program.spec, program.pipeline))
+def _obey(order, program):
+    """The answer to what a candidate that waits is told."""
+    match order:
+        case BuildLibrary():
+            arguments = program.spec.build_with_arguments()[1]
+            program.pipeline.compile_to_static_library(order.prefix, arguments, order.name, program.spec.halide_target())
+            return LibraryBuilt()
+        case FindMinimumExtents():
+            return MinimumExtents(execution.minimum_extents(program.spec, program.pipeline))
+        case GoOn():
+            return Measured(execution.benchmark(program, program.spec.seed))
 
 
 def _send_from_fork(connection, work):
     """Send the message that `work` returns, worked out in a fork of this process, and die as that does.
 
-    Where the memory, stacks and threads of a process happen to lie makes one and the same schedule up to a quarter slower for as long as the
-    process lives. A fork draws them anew, and gives its buffers back: a hundred candidates wait side by side.
+    Where the memory, stacks and threads of a process happen to lie makes one and the same schedule up to a quarter slower for as long as
+    the process lives. A fork draws them anew, and gives its buffers back: a hundred candidates wait side by side.
     """
     pid = os.fork()
     if not pid:
@@ -351,10 +369,10 @@ class Candidate:
         self.send(GoOn())
         return self.receive(self.deadline - time.monotonic())
 
-    def build_library(self, prefix, name, seconds):
-        """LibraryBuilt, once PREFIX.a and PREFIX.h are written, or Failed."""
-        self.limit("timeout", "built", seconds)
-        self.send(BuildLibrary(prefix, name))
+    def ask(self, order, seconds):
+        """The answer to BuildLibrary or FindMinimumExtents, or Failed."""
+        self.limit("timeout", "done", seconds)
+        self.send(order)
         return self.receive(self.deadline - time.monotonic())
 
     def start_over(self):

@@ -38,7 +38,7 @@ REFUSED = ("halide_error", "no_legal_state")
 
 @dataclass(frozen=True)
 class PriorSchedule:
-    """A schedule that was measured before: how to propose it, the hash of what comes out, and lowering.as_dict of its counts, if there are any."""
+    """A schedule that was measured before: how to propose it, the hash of what comes out, and lowered_code.as_dict or None."""
 
     proposal: Proposal
     hash: str
@@ -47,9 +47,9 @@ class PriorSchedule:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be measured of each program, how, and where it goes: new schedules, or those of a program in `known`, {program: {key: PriorSchedule}}.
+    """What is to be measured of each program, how, and where it goes.
 
-    cores : candidates compiled at a time
+    known : {program: {key: PriorSchedule}}, schedules to measure instead of new ones; cores : candidates compiled at a time.
     """
 
     folder: str
@@ -109,7 +109,7 @@ class ProgramRun:
         return f"{self.spec.name}/{key}"
 
     def lowered(self, key):
-        """lowering.as_dict of the candidate's counts where they are known, so that it needn't be lowered once more for them."""
+        """lowered_code.as_dict of the candidate's counts where they are known, so that it needn't be lowered once more for them."""
         return self.known[key].lowered if key in self.known else None
 
     def seconds_for(self, key):
@@ -134,7 +134,7 @@ class ProgramRun:
         self.save()
 
     def should_stop(self):
-        """Whether no more candidates are worth their time: no reference, or mostly such that compile for too long or are refused by Halide."""
+        """Whether no more candidates are worth their time: no reference, or mostly such that compile too long or are refused by Halide."""
         timeouts = sum(c["outcome"] == "timeout" for c in self.outcomes.values())
         fast_enough = len(self.measured()) + self.n_compiled
         too_many = timeouts >= MANY_TIMEOUTS or (timeouts >= FEW_TIMEOUTS and timeouts > fast_enough)
@@ -211,13 +211,15 @@ class ProgramRun:
             self.end_as(candidate, failed.reason, detail=failed.detail)
             return False
         candidate.end()
-        tried = self.record.setdefault("reference_failures", [])
-        tried.append(f"{self.reference_way}: {failed.reason}: {failed.detail}")
+        tried = self.record.setdefault("reference_failures", {})
+        tried[self.reference_way] = f"{failed.reason}: {failed.detail}"
         if failed.reason != "deadline" and self.reference_ways_left:
             self.reference_way = self.reference_ways_left.pop(0)
             return True
         self.failed = True
-        self.record["failure"] = f"reference: {'; '.join(tried)}"
+        told = [f"{way}: {why}" for way, why in tried.items()] if len(set(tried.values())) > 1 else [f"{failed.reason}: {failed.detail}"]
+        told += [self.record["index_hint"]] if self.record.get("index_hint") else []
+        self.record["failure"] = f"reference: {'; '.join(told)}"
         return False
 
     def end_as(self, candidate, outcome, **more):

@@ -123,8 +123,8 @@ def runtime_ms(passes):
 def summary(passes):
     """What is noted of a measurement in several execution.Pass, of which those on an idle machine count, if there are any.
 
-    {"runtime_ms", "samples": batches, "calls", "spread": by how much the median batch of all passes is slower, "cpu_share", "foreign_share", "noisy",
-    "passes_ms": runtime_ms of each pass}
+    {"runtime_ms", "samples": batches, "calls", "spread": by how much the median batch of all passes is slower, "cpu_share",
+    "foreign_share", "noisy", "passes_ms": runtime_ms of each pass}
     """
     calm = [p for p in passes if not is_noisy(p)]
     counted = calm or [min(passes, key=lambda p: p.background_cpu_share)]
@@ -151,8 +151,9 @@ def describe_machine(protocol=CAREFUL, target="host", threads=None):
             "name": p.name, "freed_memory": "kept by the process", "batch_seconds": u.BATCH_SECONDS, "pass_seconds": u.PASS_SECONDS,
             "foreign_share_limit": u.BACKGROUND_CPU_LIMIT, "tries": p.tries, "passes": [p.min_passes, p.max_passes],
             "agreement": [p.agreeing, p.agreement],
-            "slow": {"ms": p.slow_ms, "passes": p.slow_min_passes, "agreement": p.slow_agreeing}, "pass": "a fork, buffers at drawn offsets",
-            "repeated_share": REPEATED_SHARE, "runtime": f"of the fastest pass: milliseconds a call that a share of {u.FAST_SHARE} of its batches is faster than",
+            "slow": {"ms": p.slow_ms, "passes": p.slow_min_passes, "agreement": p.slow_agreeing},
+            "pass": "a fork, buffers at drawn offsets", "repeated_share": REPEATED_SHARE,
+            "runtime": f"of the fastest pass: milliseconds a call that a share of {u.FAST_SHARE} of its batches is faster than",
         },
     }  # fmt: skip
 

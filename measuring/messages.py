@@ -20,6 +20,11 @@ class BuildLibrary:
     name: str
 
 
+@dataclass(frozen=True)
+class FindMinimumExtents:
+    """Find the smallest outputs that this candidate's schedule can be called with."""
+
+
 # From the candidate, in this order; Failed may come at any time, and is the last
 
 
@@ -27,8 +32,8 @@ class BuildLibrary:
 class Proposed:
     """A schedule, not compiled yet.
 
-    description : of the program (programs.describe_stages), for the reference only; schedule : Schedule.to_json, "" where it was not asked for
-    or can't be kept as data.
+    description : of the program (programs.describe_stages), for the reference only; schedule : Schedule.to_json, "" where it was not
+    asked for or can't be kept as data.
     """
 
     featurization: bytes
@@ -45,7 +50,7 @@ class Compiled:
 
 @dataclass(frozen=True)
 class ReferenceRun:
-    """The reference has run, and its outputs are on disk. inputs : buffers.describe_inputs."""
+    """The reference has run, and its outputs are on disk. inputs : execution.describe_inputs."""
 
     inputs: dict
 
@@ -64,14 +69,22 @@ class Measured:
 
 @dataclass(frozen=True)
 class LibraryBuilt:
-    """minimum_extents : the smallest outputs, by dimension, that the library can be called with."""
+    """PREFIX.a and PREFIX.h are there."""
 
-    minimum_extents: list
+
+@dataclass(frozen=True)
+class MinimumExtents:
+    """As of execution.minimum_extents: a list for each output."""
+
+    extents: list
 
 
 @dataclass(frozen=True)
 class Failed:
-    """reason : one of `timeout`, `deadline`, `too_slow`, `out_of_memory`, `no_legal_state`, `halide_error`, `crashed`, `wrong_result`; detail : a line."""
+    """detail : a line for a person.
+
+    reason : `timeout`, `deadline`, `too_slow`, `out_of_memory`, `no_legal_state`, `halide_error`, `crashed` or `wrong_result`.
+    """
 
     reason: str
     detail: str

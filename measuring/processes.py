@@ -19,8 +19,8 @@ PROPOSAL_SECONDS = 60  # for Adams2019 to come up with one, or for counting in i
 def on_all_cores(function, spec, proposals, deadline=math.inf, failures=None, cores=None, report=None, tasks_each=0):
     """{proposal: function(spec, proposal)}, worked out on `cores` (all usable ones) until the deadline (time.monotonic()).
 
-    Those that gave none are left out; why is added to the list `failures` (Failed each). report : called with (how many are done, of how many).
-    tasks_each : after so many a process is replaced by a new one; 0: never.
+    Those that gave none are left out; why is added to the list `failures` (Failed each). report : called with (how many are done, of how
+    many). tasks_each : after so many a process is replaced by a new one; 0: never.
     """
     found, failures = {}, [] if failures is None else failures
     with ProcessPool(cores or usable_cores(), context=Candidate.context, max_tasks=tasks_each, initializer=prepare_worker) as pool:
@@ -60,7 +60,7 @@ def propose(spec, proposal):
 
 
 def count(spec, proposal):
-    """What lowered_code.count_lowered finds in the code of a proposal, neither compiled nor run; Failed where Halide can't lower it, too."""
+    """What lowered_code.count_lowered finds in the code of a proposal, neither compiled nor run; Failed where Halide can't lower it."""
     try:
         pipeline = spec.build()
         proposal.apply(pipeline, spec)

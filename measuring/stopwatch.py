@@ -16,16 +16,14 @@ class Stopwatch:
     def __init__(self, protocol, deadline=math.inf):
         self.protocol, self.deadline, self.background = protocol, deadline, Background(protocol)
 
-    def measure(self, ready, report=None):
-        """Measure [(ProgramRun, Candidate)], which wait, in as many passes as it takes. report : called with (how many are done, of how many)."""
-        for i, (run, candidate) in enumerate(ready):
+    def measure(self, ready):
+        """Measure [(ProgramRun, Candidate)], which wait, in as many passes as it takes."""
+        for run, candidate in ready:
             self.one_pass(run, candidate)
-            if report:
-                report(i + 1, len(ready))
         self.further_passes(ready)
 
     def one_pass(self, run, candidate):
-        """One pass: measure a compiled candidate alone on the machine, repeated where others used it. What is measured is on disk at once."""
+        """Measure a compiled candidate once, alone on the machine, again where others used it. What is measured is on disk at once."""
         tries = []
         while len(tries) < self.protocol.tries and not (tries and not self.background.wait_for_calm()):
             message = candidate.measure_pass()

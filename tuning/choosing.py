@@ -1,4 +1,7 @@
-"""Which of the pool's schedules to measure next: each way takes (pool, keys measured so far, keys still open, how many) and returns keys."""
+"""Which of the pool's schedules to measure next.
+
+Each way to choose takes (pool, keys measured so far, keys still open, how many) and returns keys.
+"""
 
 import math
 import warnings

@@ -1,9 +1,9 @@
 """The fastest schedules of a search measured anew: which one is the answer, and how fast it is.
 
-Whatever chooses the fastest of several measurements chooses lucky ones, too, and would report them as faster than they are. So there are three
-sets of fresh, interleaved runs: the winner is chosen on the first; the second may overrule it, where it turns out slower than a schedule
-that the answer must not be slower than; the third, which decides nothing, is what is reported. The third set is measured whatever the second
-says, even if that seems wasteful: figures of the second are reported only if they let the winner pass, and those are biased towards it.
+Whatever chooses the fastest of several measurements chooses lucky ones, too, and would report them as faster than they are. So there are
+three sets of fresh, interleaved runs. The winner is chosen on the first. The second may overrule it, where it turns out slower than a
+schedule that the answer must not be slower than. The third, which decides nothing, is reported. It is measured whatever the second says:
+if figures of the second were reported where they let the winner pass, they would be biased towards it.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from config import UserError
 
 FINALISTS = 3  # of the fastest are measured again beside Adams2019's choice, the author's schedule, and an earlier answer
 REPEATS = 3  # measurements of each in each set of runs
-CHOOSING_SHARE, CHECKING_SHARE, REPORTING_SHARE = 0.8, 0.85, 0.92  # of --minutes after which each set has to be through
+CHOOSING_SHARE, CHECKING_SHARE, REPORTING_SHARE = 0.71, 0.75, 0.82  # of --minutes after which each set has to be through
 NOISE = 0.03  # differences that are no larger tell nothing on an idle machine (two measurements differ by 3.0 % at the 90th percentile)
 
 
@@ -36,7 +36,7 @@ def median(values):
 
 
 def is_slower(times, key, other):
-    """Whether the runs of `key` are slower than those of `other` by more than noise: than NOISE, and than either's runs differ among themselves."""
+    """Whether the runs of `key` are slower than those of `other` by more than NOISE, and by more than either's runs differ by."""
     mine, others = times[key], times[other]
     noise = max(NOISE, *((max(values) - min(values)) / median(values) / 2 for values in (mine, others)))
     return median(mine) > median(others) * (1 + noise)

@@ -83,7 +83,10 @@ class Pool:
         return found
 
     def add(self, featurized):
-        """Take in and predict [(proposal, featurization bytes, counts in the lowered code or None)], those that are new. Returns their rows."""
+        """Take in and predict those of [(proposal, featurization bytes, counts in the lowered code or None)] that are new.
+
+        Returns their rows.
+        """
         first = len(self.keys)
         for proposal, featurization, lowered in featurized:
             if not featurization:
@@ -130,7 +133,10 @@ class Pool:
 
 
 def read_measured(run, key):
-    """What the pool takes in of a measured schedule: (proposal, featurization bytes, b"" where there is none, counts in the lowered code or None)."""
+    """What the pool takes in of a measured schedule.
+
+    (proposal, featurization bytes, b"" where there is none, counts in the lowered code or None)
+    """
     path = Path(run.folder, f"{key.zfill(3)}.sample")
     if not path.exists():
         return run.proposals[key], b"", None

@@ -39,7 +39,9 @@ AS_WRITTEN = "// The schedule that the program's author wrote is the fastest: bu
 
 
 def build_best(run, key, output):
-    """Write the winner for those who will use it: ({what: file or parameters} for the report, why there is no library or "", minimum_extents or None).
+    """Write the winner for those who will use it.
+
+    Returns ({what: file or parameters} for the report, why there is no library or "", minimum_extents or None).
 
     Everything is written elsewhere and then moved into place. Where the library can't be built, one of an earlier answer is removed: it
     would not be that of the schedule beside it.
@@ -56,12 +58,13 @@ def build_best(run, key, output):
         for file in stale:
             (output / file).unlink(missing_ok=True)
     best = {
-        "key": key, "autoscheduler": proposal.autoscheduler, "autoscheduler_params": parameters_of(run.spec, proposal), "proposal": vars(proposal),
-        "schedule": "best.schedule.h", "python": "best_schedule.py" if run.outcomes[key].get("schedule") else None,
+        "key": key, "autoscheduler": proposal.autoscheduler, "autoscheduler_params": parameters_of(run.spec, proposal),
+        "proposal": vars(proposal), "schedule": "best.schedule.h",
+        "python": "best_schedule.py" if run.outcomes[key].get("schedule") else None,
     }  # fmt: skip
     if isinstance(message, Failed):
-        return best | {"library": None, "header": None}, f"{message.reason}: {message.detail}", None
-    return best | {"library": f"{name}.a", "header": f"{name}.h"}, "", message.minimum_extents
+        return best | {"library": None, "header": None}, f"{message.reason}: {message.detail}", run.minimum_extents(key)
+    return best | {"library": f"{name}.a", "header": f"{name}.h"}, "", run.minimum_extents(key)
 
 
 def write_schedule(run, key, folder):

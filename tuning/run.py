@@ -5,17 +5,19 @@ import tempfile
 import time
 from dataclasses import dataclass
 
+from config import usable_cores
 from halide_tools.autoschedulers import OtherAutoscheduler, Proposal
 from measuring.candidate import HandWritten, StoredSchedule
 from measuring.collection import Plan, ProgramRun
 from measuring.compile_queue import CompileQueue
 from measuring.machine import CAREFUL
-from measuring.messages import Failed, LibraryBuilt
+from measuring.messages import BuildLibrary, Failed, FindMinimumExtents, MinimumExtents
 from measuring.stopwatch import Stopwatch
 
 ADAMS2019, ADAMS2019_SECONDS = "0", 3600  # key of its own choice, and the longest that its search may take
 ADAMS2019_BEAM = 32  # what Halide uses unless told otherwise
 OTHERS = ("Mullapudi2016", "Li2018")  # Halide's other autoschedulers, with one choice each: each is worth an eighth of a budget
+LIBRARY_SECONDS = 3600  # for the library, where there is no limit of minutes
 N_KEPT = 5  # processes of the fastest schedules that are kept: nothing is searched and compiled once more for the fresh runs at the end
 
 
@@ -33,19 +35,19 @@ class Clock:
 class TuningRun(ProgramRun):
     """One program's tuning. Like the collection of a program, but its proposals are chosen one by one, and none makes it give up.
 
-    report : called with a line about what is going on.
+    cores : candidates compiled at a time, all usable ones if 0; report : called with a line about what is going on.
     """
 
     forgotten = ("deadline",)
     keeps_schedules = True  # so that going on needs no search for what was found
 
-    def __init__(self, spec, folder, seconds, protocol=CAREFUL, cores=1, report=None):
-        super().__init__(spec, Plan(str(folder), 0, seconds, cores, protocol))
+    def __init__(self, spec, folder, seconds, protocol=CAREFUL, cores=0, report=None):
+        self.cores, self.report, self.stopwatch = cores or usable_cores(), report, Stopwatch(protocol)
+        super().__init__(spec, Plan(str(folder), 0, seconds, self.cores, protocol))
         self.failed = False  # another try may have more time
         for key in ("failure", "reference_failures"):
             self.record.pop(key, None)
         self.searches = self.record.setdefault("searches", {})  # {way to choose: its keys, in the order of measuring}
-        self.cores, self.report, self.stopwatch = cores, report, Stopwatch(protocol)
         self.proposals = {ADAMS2019: Proposal(sigma=0.0, dropout=100, beam_size=ADAMS2019_BEAM, seed=0)}
         self.proposals |= {key: proposal_of(c) for key, c in self.outcomes.items() if key.isdecimal()}
         self.numbers = {proposal: key for key, proposal in self.proposals.items()}
@@ -152,15 +154,22 @@ class TuningRun(ProgramRun):
 
     def build_library(self, key, prefix, name):
         """LibraryBuilt, once PREFIX.a and PREFIX.h hold the program as this schedule has it, or Failed."""
+        return self._ask(key, BuildLibrary(str(prefix), name))
+
+    def minimum_extents(self, key):
+        """The smallest outputs that a schedule can be called with, a list for each; None where that can't be told in time."""
+        answer = self._ask(key, FindMinimumExtents())
+        return answer.extents if isinstance(answer, MinimumExtents) else None
+
+    def _ask(self, key, order):
         self._revive([key])
-        if key not in self.processes:
+        if key not in self.processes or self.processes[key].has_ended:
             c = self.outcomes.get(f"{key}r", {"outcome": "deadline", "detail": "--minutes were over"})
             return Failed(c["outcome"], c.get("detail", ""))
-        seconds = min(self.deadline - time.monotonic(), ADAMS2019_SECONDS)
-        message = self.processes[key].build_library(str(prefix), name, seconds)
-        if not isinstance(message, LibraryBuilt):
+        answer = self.processes[key].ask(order, min(self.deadline - time.monotonic(), LIBRARY_SECONDS))
+        if isinstance(answer, Failed):
             self.processes[key].end()
-        return message
+        return answer
 
     def end(self):
         for candidate in self.processes.values():

@@ -278,7 +278,8 @@ def test_the_queue_takes_each_candidate_to_where_it_waits(tmp_path, monkeypatch)
 def test_the_reference_falls_back_and_then_nothing_is_waited_for(tmp_path, monkeypatch):
     ways = list(reference_schedules())
     assert len(ways) > 1
-    refused = [Proposed(b"", "", 0.1), Failed("out_of_memory", "17 GB")]
+    refused = [Proposed(b"", "", 0.1, {"index_hint": "it indexes by image"}), Failed("out_of_memory", "17 GB")]
+    slow = [Proposed(b"", "", 0.1), Failed("too_slow", "not run within 120 s")]
     later = [Proposed(b"", "", 0.1), Compiled(0.1), ReferenceRun({})]
     run_ = ProgramRun(ProgramSpec("p", 1), plan(tmp_path / "a"))
     Actor(monkeypatch, {"reference": [refused, later], "0": [steps("a")]})
@@ -286,10 +287,11 @@ def test_the_reference_falls_back_and_then_nothing_is_waited_for(tmp_path, monke
 
     run_ = ProgramRun(ProgramSpec("p", 1), plan(tmp_path / "b"))
     # The candidate never says anything: it must not be waited for once there is no reference.
-    Actor(monkeypatch, {"reference": [refused] * len(ways), "0": [[]]})
+    Actor(monkeypatch, {"reference": [refused, *[slow] * (len(ways) - 1)], "0": [[]]})
     began = time.monotonic()
     assert CompileQueue({run_: ["0"]}, tmp_path, 2).run() == [] and run_.failed and time.monotonic() - began < 3
     assert all(way in run_.record["failure"] for way in ways) and "17 GB" in run_.record["failure"]
+    assert run_.record["failure"].endswith("it indexes by image")
 
 
 def test_nothing_is_begun_or_waited_for_after_the_deadline(tmp_path, monkeypatch):
