@@ -32,6 +32,8 @@ COMPANION_SUFFIXES = (
 COMPANION_PREFIX = "._"  # what macOS packs beside each file
 DUMP_SUFFIXES = (".sample", ".featurization", ".json")
 BUILT = (b"\x7fELF", b"!<arch>\n", b"\xcf\xfa\xed\xfe", b"\xce\xfa\xed\xfe", b"\xca\xfe\xba\xbe")  # what such a file begins with
+MAX_COUNT = float(np.finfo(np.float32).max)
+REPEATED = re.compile(r"\d+r+")  # the name of a schedule that is measured once more
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
 MALFORMED = (AttributeError, KeyError, OverflowError, TypeError, ValueError)  # what nonsense in a companion may raise
 ADAMS2019 = "adams2019"  # where a schedule comes from, if nobody says
@@ -67,7 +69,8 @@ def is_built(head):
 
 def compressed_suffix(name):
     """`.gz` of `x.sample.gz`, else the empty text."""
-    return next((suffix for suffix in COMPRESSED_SUFFIXES if name.lower().endswith(suffix)), "")
+    lower = name.lower()
+    return next(suffix for suffix in COMPRESSED_SUFFIXES if lower.endswith(suffix)) if lower.endswith(COMPRESSED_SUFFIXES) else ""
 
 
 def dump_suffix(name):
@@ -83,8 +86,7 @@ def stem_of(name):
 def schedule_of(name):
     """What a dump's name, say `07r.sample`, calls its schedule: `007`, as collections call it where it is measured the first time."""
     stem = stem_of(name)
-    repeated = re.fullmatch(r"(\d+)r+", stem)
-    return repeated[1].zfill(3) if repeated else stem
+    return stem.rstrip("r").zfill(3) if REPEATED.fullmatch(stem) else stem
 
 
 def stands_for_a_file(data):
@@ -93,9 +95,10 @@ def stands_for_a_file(data):
 
 
 def read_or_none(path):
-    """The bytes of a companion, a Path; None where it can't be read."""
+    """The bytes of a companion; None where it can't be read."""
     try:
-        return path.read_bytes()
+        with open(path, "rb", buffering=0) as f:
+            return f.read()
     except OSError:
         return None
 
@@ -140,11 +143,10 @@ def stage_counts(counts_by_kind, kinds):
     if unknown := sorted(counts_by_kind.keys() - set(kinds)):
         raise ValueError(f"no kind of count is named {unknown[0]!r}; there are {', '.join(kinds)}")
     nothing = [0] * max(map(len, counts_by_kind.values()), default=0)
-    with np.errstate(over="ignore"):
-        counts = np.array([counts_by_kind.get(kind, nothing) for kind in kinds], np.float32).T
-    if not (counts.ndim == 2 and np.isfinite(counts).all() and (counts >= 0).all()):
-        raise ValueError("a count is negative or no number, or kinds have different numbers of stages")
-    return counts if len(counts) else None
+    counts = np.array([counts_by_kind.get(kind, nothing) for kind in kinds], np.float64).T
+    if not (counts.ndim == 2 and (counts >= 0).all() and (counts <= MAX_COUNT).all()):
+        raise ValueError("a count is negative, no number or too large, or kinds have different numbers of stages")
+    return counts.astype(np.float32) if len(counts) else None
 
 
 def call_counts(counts_by_kind):

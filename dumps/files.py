@@ -87,7 +87,7 @@ def iter_dumps(raw_path, names=frozenset()):
     calls_at = functools.lru_cache(1)(listed_calls)  # a root's folders come together
     for found in iter_folders(raw_path):
         root, folder, listed = found.root, found.folder, calls_at(found.root)
-        read = functools.partial(_read_present, folder, found.present)
+        read = functools.partial(_read_present, str(folder), found.present)
         if COLLECTION_FILE in found.present:
             place = os.path.join(os.path.realpath(root), *folder.relative_to(root).parts)
             collections.notes[place] = read_note(read(COLLECTION_FILE))
@@ -143,7 +143,8 @@ def _with_companions(entries, read, record):
         if has_bench:
             dump.bench, dump.bench_is_shared = bench, is_shared
         dump.calls, dump.lowered = record.calls, lowered_in(read(schedule + LOWERED_SUFFIX))
-        dump.origin = record.origins.get(stem_of(name)) or record.origins.get(schedule, ADAMS2019)
+        if record.origins:
+            dump.origin = record.origins.get(stem_of(name)) or record.origins.get(schedule, ADAMS2019)
         yield dump
 
 
@@ -278,7 +279,7 @@ class ArchiveReader:
 
 
 def _read_present(folder, present, name):
-    return read_or_none(folder / name) if name in present else None
+    return read_or_none(os.path.join(folder, name)) if name in present else None
 
 
 def _read_start(path):
