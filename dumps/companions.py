@@ -18,14 +18,15 @@ from features import CALLS, LOWERED
 CALLS_FILE = "calls.json"  # of programs whose program.json does not tell: {name: {kind of call: [calls a point of each stage]}}
 LOWERED_SUFFIX = ".lowered.json"  # of what was counted in a schedule's lowered code: {kind of count: [of each stage]}
 COLLECTION_FILE, PROGRAM_FILE, BENCH_FILE = "collection.json", "program.json", "bench.txt"
-# What lies beside dumps: of collect_schedules.py and tune_schedule.py; of Halide's autotune loops and what Generators emit; of systems.
+# What lies beside dumps: of this project's scripts; of Halide's autotune loops, and what Generators emit; of systems.
 COMPANION_NAMES = {
     BENCH_FILE, COLLECTION_FILE, PROGRAM_FILE, CALLS_FILE, "report.json", "report.html", "best_schedule.py",
+    "meta.json", "schedules.csv", "dropped.csv",
     "bench", "compile_log.txt", "compile_err.txt", "bench_err.txt", "autoschedule_command.txt", "compile_command.txt",
     "benchmark_command.txt", "extra_generator_args.txt", ".DS_Store", "Thumbs.db", "desktop.ini",
 }  # fmt: skip
 COMPANION_SUFFIXES = (
-    LOWERED_SUFFIX, ".h", ".weights", ".log", ".lock", ".tmp",  # .tmp: a file somebody is still writing
+    LOWERED_SUFFIX, ".safetensors", ".h", ".weights", ".log", ".lock", ".tmp",  # .tmp: a file somebody is still writing
     ".a", ".o", ".s", ".so", ".lib", ".obj", ".dll", ".dylib", ".exe", ".ll", ".bc", ".stmt", ".stmt.html", ".cpp", ".c", ".hlpipe",
     ".benchmark.txt",
 )  # fmt: skip
@@ -40,7 +41,7 @@ ADAMS2019 = "adams2019"  # where a schedule comes from, if nobody says
 # What is saved under the name of a file in its place.
 STANDS_FOR_A_FILE = [
     (re.compile(rb"version https://[\w.-]+/spec/"), "lfs_pointer", "a Git LFS pointer in place of the file; fetch it with: git lfs pull"),
-    (re.compile(rb"[./]*annex/objects/"), "annex_pointer", "a git-annex pointer in place of the file; fetch it with: git annex get"),
+    (re.compile(rb"(\.\./)*(\.git)?/?annex/objects/"), "annex_pointer", "a git-annex pointer in place of the file; see git annex get"),
     (
         re.compile(rb"(\xef\xbb\xbf)?\s*(<!--(?:(?!-->).)*-->\s*)*<(!doctype|html|head|body|\?xml)\b", re.IGNORECASE | re.DOTALL),
         "web_page",

@@ -132,7 +132,7 @@ def _with_companions(entries, read, record):
 
     entries : [(file name, function that makes its Dump)]; read : bytes of a companion by its name, or None; record : ProgramRecord
     """
-    is_featurization = [".featurization" in name for name, _ in entries]
+    is_featurization = [".featurization" in name and dump_suffix(name) == ".featurization" for name, _ in entries]
     bench = read(BENCH_FILE) if any(is_featurization) else None
     is_shared = sum(is_featurization) > 1
     left_out = _second_files(dict(entries), bench, is_shared) if any(is_featurization) else ()
@@ -155,8 +155,8 @@ def _second_files(make, bench, is_shared):
     anything else was printed; so the first counts where its time can be read.
     """
     left_out = set()
-    samples = {stem_of(name): name for name in make if ".sample" in name}
-    for name in (name for name in make if ".featurization" in name and stem_of(name) in samples):
+    samples = {stem_of(name): name for name in make if dump_suffix(name) == ".sample"}
+    for name in (name for name in make if dump_suffix(name) == ".featurization" and stem_of(name) in samples):
         sample = samples[stem_of(name)]
         try:
             if read_bytes(make[sample]())[:-12] != read_bytes(make[name]()):

@@ -98,7 +98,9 @@ def _watched(client, where):
         yield
     except BaseException as error:
         if lonely.is_set() or (isinstance(error, TimeoutError) and not client.nthreads()):
-            raise UserError(f"{where}: the cluster's last worker has left; start some with: dask worker ADDRESS, then run this again") from None
+            raise UserError(
+                f"{where}: the cluster's last worker has left; start some with: dask worker ADDRESS, then run this again"
+            ) from None
         if type(error).__name__ == "KilledWorker":
             raise UserError(f"{where}: {error}; a worker may have had too little memory") from None
         raise
