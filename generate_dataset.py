@@ -30,6 +30,7 @@ from features import FEATURE_UNITS, FEATURES
 
 SETTINGS = ["raw_path", "split_by", "val_fraction", "test_fraction", "folds", "fold", "holdout", "max_runtime_ms", "shard_size"]
 SPLIT_SETTINGS = ["split_by", "val_fraction", "test_fraction", "folds", "fold", "holdout"]
+DROPPED, DROPPED_IN_VAIN = "dropped.csv", "dropped.failed.csv"  # the second where nothing is usable and data_path holds an earlier run's
 # Folders in data_path while it is written to: what is new, what it replaces; and the lock of who writes.
 NEW, OLD, LOCK = ".generate_dataset.new", ".generate_dataset.old", ".generate_dataset.lock"
 
@@ -76,7 +77,7 @@ def replace_processed(folder):
     """Move what is in NEW into place, and what a run before has written out of the way."""
     new, old = folder / NEW, folder / OLD
     names = {file.name for file in new.iterdir()}
-    earlier = names_in(folder / "meta.json")
+    earlier = names_in(folder / "meta.json") | ({DROPPED_IN_VAIN} if is_own(folder / DROPPED_IN_VAIN) else set())
     for name in sorted(names):
         if (folder / name).exists() and name not in earlier and not is_own(folder / name):
             raise UserError(f"{folder / name}: is not of generate_dataset.py, which would replace it; give another --data_path")
@@ -93,7 +94,7 @@ def names_in(meta_path):
     """The names of the files that the meta.json of an earlier run describes, itself included; none where there is no such meta.json."""
     try:
         meta = orjson.loads(meta_path.read_bytes())
-        names = ["meta.json", "schedules.csv", "dropped.csv", *meta["program_files"], *itertools.chain(*meta["shards"].values())]
+        names = ["meta.json", "schedules.csv", DROPPED, *meta["program_files"], *itertools.chain(*meta["shards"].values())]
     except (OSError, AttributeError, KeyError, TypeError, ValueError):
         return set()
     return {name for name in names if name == Path(name).name}
@@ -108,7 +109,7 @@ def is_own(path):
             return data_utils.SHARD_TENSORS <= keys or (path.name.startswith("programs") and all(len(key) == 16 for key in keys))
         with open(path, "rb") as f:
             head = f.read(256)
-        starts = {"schedules.csv": b"split,collection,", "dropped.csv": b"file,reason,detail\n"}
+        starts = {"schedules.csv": b"split,collection,", DROPPED: b"file,reason,detail\n", DROPPED_IN_VAIN: b"file,reason,detail\n"}
         return head.startswith(starts[path.name])
     except (OSError, KeyError, SafetensorError):
         return False
@@ -138,13 +139,13 @@ def unchanged_meta(folder, origin):
 
 def nothing_usable(config, folder, new, dropped):
     """The UserError where no dump can be used; dropped.csv tells why of each, beside that of an earlier run if there is one."""
-    path = folder / "dropped.csv"
-    if names_in(folder / "meta.json"):
-        path = folder / "dropped.failed.csv"
     if dropped.empty:
         return UserError(f"{config.raw_path}: nothing usable (no dumps in it); docs/data_formats.md lists the formats that are read")
-    if not path.exists() or is_own(path.with_name("dropped.csv")):
-        (new / "dropped.csv").replace(path)
+    is_free = not names_in(folder / "meta.json") and (is_own(folder / DROPPED) or not (folder / DROPPED).exists())
+    path = folder / (DROPPED if is_free else DROPPED_IN_VAIN)
+    if path.exists() and not is_own(path):
+        raise UserError(f"{path}: is not of generate_dataset.py, which would replace it; give another --data_path")
+    (new / DROPPED).replace(path)
     reasons = Counter(dropped.reason).most_common()
     why = ", ".join(f"{n} {reason}" for reason, n in reasons)
     first = dropped[dropped.reason == reasons[0][0]].iloc[0]
@@ -188,7 +189,7 @@ def generate(config, folder, origin):
     with staged(folder) as new:
         features_spool, programs_spool, labels_spool = (data_utils.Spool(new) for _ in range(3))
         rows, dropped, sources, programs = data_utils.read_dumps(config, features_spool, programs_spool, labels_spool)
-        dropped.to_csv(new / "dropped.csv", index=False)
+        dropped.to_csv(new / DROPPED, index=False)
         if rows.empty:
             raise nothing_usable(config, folder, new, dropped)
         n_usable, kept = len(rows), data_utils.merge_duplicates(rows)
@@ -224,7 +225,7 @@ def print_summary(meta, folder):
     for reason, n in sorted(counts["dropped"].items(), key=lambda item: -item[1]):
         print(f"  dropped {n} {reason}")
     if n_dropped:
-        print(f"  each is listed in {folder / 'dropped.csv'}")
+        print(f"  each is listed in {folder / DROPPED}")
     for line in meta["remarks"]:
         print(f"  {line}")
     for name, split in counts["splits"].items():

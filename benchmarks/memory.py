@@ -4,7 +4,8 @@
     python benchmarks/memory.py --copies 10
 
 The copies are the shipped dumps again with one of the algorithm's features changed, so that every copy of a program is a program of its
-own and nothing merges. They lie in uncompressed archives in a temporary folder: with 100 copies 22 GB, and while the shards are written 30 GB more.
+own and nothing merges. They lie in uncompressed archives in a temporary folder: with 100 copies 22 GB, and while the shards are written
+30 GB more.
 Writes benchmarks/results/memory.md and .json.
 """
 

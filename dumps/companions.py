@@ -18,27 +18,30 @@ from features import CALLS, LOWERED
 CALLS_FILE = "calls.json"  # of programs whose program.json does not tell: {name: {kind of call: [calls a point of each stage]}}
 LOWERED_SUFFIX = ".lowered.json"  # of what was counted in a schedule's lowered code: {kind of count: [of each stage]}
 COLLECTION_FILE, PROGRAM_FILE, BENCH_FILE = "collection.json", "program.json", "bench.txt"
-# What lies beside dumps: of collect_schedules.py and tune_schedule.py; of Halide's autotune loops and what Generators emit; of systems.
+# What lies beside dumps: of this project's scripts; of Halide's autotune loops, and what Generators emit; of systems.
 COMPANION_NAMES = {
     BENCH_FILE, COLLECTION_FILE, PROGRAM_FILE, CALLS_FILE, "report.json", "report.html", "best_schedule.py",
+    "meta.json", "schedules.csv", "dropped.csv",
     "bench", "compile_log.txt", "compile_err.txt", "bench_err.txt", "autoschedule_command.txt", "compile_command.txt",
     "benchmark_command.txt", "extra_generator_args.txt", ".DS_Store", "Thumbs.db", "desktop.ini",
 }  # fmt: skip
 COMPANION_SUFFIXES = (
-    LOWERED_SUFFIX, ".h", ".weights", ".log", ".lock", ".tmp",  # .tmp: a file somebody is still writing
+    LOWERED_SUFFIX, ".safetensors", ".h", ".weights", ".log", ".lock", ".tmp",  # .tmp: a file somebody is still writing
     ".a", ".o", ".s", ".so", ".lib", ".obj", ".dll", ".dylib", ".exe", ".ll", ".bc", ".stmt", ".stmt.html", ".cpp", ".c", ".hlpipe",
     ".benchmark.txt",
 )  # fmt: skip
 COMPANION_PREFIX = "._"  # what macOS packs beside each file
 DUMP_SUFFIXES = (".sample", ".featurization", ".json")
 BUILT = (b"\x7fELF", b"!<arch>\n", b"\xcf\xfa\xed\xfe", b"\xce\xfa\xed\xfe", b"\xca\xfe\xba\xbe")  # what such a file begins with
+MAX_COUNT = float(np.finfo(np.float32).max)
+REPEATED = re.compile(r"\d+r+")  # the name of a schedule that is measured once more
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
 MALFORMED = (AttributeError, KeyError, OverflowError, TypeError, ValueError)  # what nonsense in a companion may raise
 ADAMS2019 = "adams2019"  # where a schedule comes from, if nobody says
 # What is saved under the name of a file in its place.
 STANDS_FOR_A_FILE = [
     (re.compile(rb"version https://[\w.-]+/spec/"), "lfs_pointer", "a Git LFS pointer in place of the file; fetch it with: git lfs pull"),
-    (re.compile(rb"[./]*annex/objects/"), "annex_pointer", "a git-annex pointer in place of the file; fetch it with: git annex get"),
+    (re.compile(rb"(\.\./)*(\.git)?/?annex/objects/"), "annex_pointer", "a git-annex pointer in place of the file; see git annex get"),
     (
         re.compile(rb"(\xef\xbb\xbf)?\s*(<!--(?:(?!-->).)*-->\s*)*<(!doctype|html|head|body|\?xml)\b", re.IGNORECASE | re.DOTALL),
         "web_page",
@@ -67,7 +70,8 @@ def is_built(head):
 
 def compressed_suffix(name):
     """`.gz` of `x.sample.gz`, else the empty text."""
-    return next((suffix for suffix in COMPRESSED_SUFFIXES if name.lower().endswith(suffix)), "")
+    lower = name.lower()
+    return next(suffix for suffix in COMPRESSED_SUFFIXES if lower.endswith(suffix)) if lower.endswith(COMPRESSED_SUFFIXES) else ""
 
 
 def dump_suffix(name):
@@ -83,8 +87,7 @@ def stem_of(name):
 def schedule_of(name):
     """What a dump's name, say `07r.sample`, calls its schedule: `007`, as collections call it where it is measured the first time."""
     stem = stem_of(name)
-    repeated = re.fullmatch(r"(\d+)r+", stem)
-    return repeated[1].zfill(3) if repeated else stem
+    return stem.rstrip("r").zfill(3) if REPEATED.fullmatch(stem) else stem
 
 
 def stands_for_a_file(data):
@@ -93,9 +96,10 @@ def stands_for_a_file(data):
 
 
 def read_or_none(path):
-    """The bytes of a companion, a Path; None where it can't be read."""
+    """The bytes of a companion; None where it can't be read."""
     try:
-        return path.read_bytes()
+        with open(path, "rb", buffering=0) as f:
+            return f.read()
     except OSError:
         return None
 
@@ -140,11 +144,10 @@ def stage_counts(counts_by_kind, kinds):
     if unknown := sorted(counts_by_kind.keys() - set(kinds)):
         raise ValueError(f"no kind of count is named {unknown[0]!r}; there are {', '.join(kinds)}")
     nothing = [0] * max(map(len, counts_by_kind.values()), default=0)
-    with np.errstate(over="ignore"):
-        counts = np.array([counts_by_kind.get(kind, nothing) for kind in kinds], np.float32).T
-    if not (counts.ndim == 2 and np.isfinite(counts).all() and (counts >= 0).all()):
-        raise ValueError("a count is negative or no number, or kinds have different numbers of stages")
-    return counts if len(counts) else None
+    counts = np.array([counts_by_kind.get(kind, nothing) for kind in kinds], np.float64).T
+    if not (counts.ndim == 2 and (counts >= 0).all() and (counts <= MAX_COUNT).all()):
+        raise ValueError("a count is negative, no number or too large, or kinds have different numbers of stages")
+    return counts.astype(np.float32) if len(counts) else None
 
 
 def call_counts(counts_by_kind):

@@ -87,7 +87,7 @@ def iter_dumps(raw_path, names=frozenset()):
     calls_at = functools.lru_cache(1)(listed_calls)  # a root's folders come together
     for found in iter_folders(raw_path):
         root, folder, listed = found.root, found.folder, calls_at(found.root)
-        read = functools.partial(_read_present, folder, found.present)
+        read = functools.partial(_read_present, str(folder), found.present)
         if COLLECTION_FILE in found.present:
             place = os.path.join(os.path.realpath(root), *folder.relative_to(root).parts)
             collections.notes[place] = read_note(read(COLLECTION_FILE))
@@ -132,7 +132,7 @@ def _with_companions(entries, read, record):
 
     entries : [(file name, function that makes its Dump)]; read : bytes of a companion by its name, or None; record : ProgramRecord
     """
-    is_featurization = [".featurization" in name for name, _ in entries]
+    is_featurization = [".featurization" in name and dump_suffix(name) == ".featurization" for name, _ in entries]
     bench = read(BENCH_FILE) if any(is_featurization) else None
     is_shared = sum(is_featurization) > 1
     left_out = _second_files(dict(entries), bench, is_shared) if any(is_featurization) else ()
@@ -143,7 +143,8 @@ def _with_companions(entries, read, record):
         if has_bench:
             dump.bench, dump.bench_is_shared = bench, is_shared
         dump.calls, dump.lowered = record.calls, lowered_in(read(schedule + LOWERED_SUFFIX))
-        dump.origin = record.origins.get(stem_of(name)) or record.origins.get(schedule, ADAMS2019)
+        if record.origins:
+            dump.origin = record.origins.get(stem_of(name)) or record.origins.get(schedule, ADAMS2019)
         yield dump
 
 
@@ -154,8 +155,8 @@ def _second_files(make, bench, is_shared):
     anything else was printed; so the first counts where its time can be read.
     """
     left_out = set()
-    samples = {stem_of(name): name for name in make if ".sample" in name}
-    for name in (name for name in make if ".featurization" in name and stem_of(name) in samples):
+    samples = {stem_of(name): name for name in make if dump_suffix(name) == ".sample"}
+    for name in (name for name in make if dump_suffix(name) == ".featurization" and stem_of(name) in samples):
         sample = samples[stem_of(name)]
         try:
             if read_bytes(make[sample]())[:-12] != read_bytes(make[name]()):
@@ -278,7 +279,7 @@ class ArchiveReader:
 
 
 def _read_present(folder, present, name):
-    return read_or_none(folder / name) if name in present else None
+    return read_or_none(os.path.join(folder, name)) if name in present else None
 
 
 def _read_start(path):

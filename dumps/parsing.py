@@ -172,7 +172,9 @@ def parse_json(data):
         raise Unusable("unknown_format", "JSON, but without programming_details and scheduling_data")
     try:
         return _schedule_from_json(tree)
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError) as error:
+    except OverflowError:
+        raise Unusable("not_a_number", "a number in it is larger than any float") from None
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         raise Unusable("missing_field", f"{type(error).__name__}: {error}"[:200]) from None
 
 

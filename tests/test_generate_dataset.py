@@ -18,6 +18,7 @@ from filelock import FileLock
 from safetensors.numpy import load_file
 
 import data_utils
+from dumps.parsing import hex_id
 from evaluation import metrics
 
 SMALL = ["--val_fraction=0.3", "--test_fraction=0.3", "--num_threads=1"]
@@ -410,6 +411,28 @@ def test_paths_may_hold_commas_spaces_and_umlauts(tmp_path):
 # Shards
 
 
+def test_shards_and_counts(tmp_path):
+    for program in range(26):
+        for schedule in range(4):
+            collection = "applications" if program >= 24 else "random"
+            file = tmp_path / "raw" / collection / str(program) / f"{schedule}.sample"
+            write_sample(file, program, schedule, n_stages=2 + program % 4)
+    counts, _, _ = generate(tmp_path)
+    meta = meta_of(tmp_path)
+    programs = meta["split"]["programs"]
+    assert sum(len(p) for p in programs.values()) == counts["programs"] == 26  # no program in two splits
+    for split, names in meta["shards"].items():
+        shards = [load_file(tmp_path / "data" / name) for name in names]
+        assert sum(len(s["lengths"]) for s in shards) == counts["splits"][split]["schedules"] > 0
+        for s in shards:
+            assert s["features"].shape == (len(s["lengths"]), s["lengths"].max(), len(meta["features"]))
+            assert (np.diff(s["lengths"]) >= 0).all()
+            assert {hex_id(p) for p in s["program"]} <= set(programs[split])
+    assert all(len(meta["units"][name]) for name in meta["features"])
+    stored = data_utils.read_programs(tmp_path / "data", data_utils.read_meta(tmp_path / "data"))
+    assert {hex_id(program) for program in stored} == {program for part in programs.values() for program in part}
+
+
 def test_one_long_schedule_costs_its_own_padding_alone(tmp_path):
     raw = tmp_path / "raw"
     for i in range(40):
@@ -450,6 +473,7 @@ def test_failing_loses_nothing_of_an_earlier_run(tmp_path):
         expect_user_error(run("generate_dataset.py", *flags(tmp_path, tmp_path / wrong), check=False), wrong)
         assert contents(data) == before
     generate(tmp_path, "--shard_size=1")
+    expect_user_error(run("generate_dataset.py", *flags(tmp_path, useless), check=False), "dropped.failed.csv")
     generate(tmp_path)
     assert contents(data) == before  # files of more shards are gone, others' are not
 

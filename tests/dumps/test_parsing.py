@@ -68,6 +68,21 @@ def test_featurization_takes_its_runtime_from_bench_txt():
         ("x.json", json.dumps(json_tree() | {"scheduling_data": [{"Name": "f"}]}).encode(), "missing_field"),
         ("x.json", json.dumps(json_tree() | {"scheduling_data": []}).encode(), "no_stages"),
         ("x.json", b"\0" * 100, "malformed_json"),
+        ("x.json", json.dumps(json_tree("NaN")).encode(), "not_a_number"),
+        ("x.json", json.dumps(json_tree(True)).encode(), "missing_field"),
+        ("x.json", json.dumps(json_tree("fast")).encode(), "missing_field"),
+        ("x.json", json.dumps(json_tree(None)).encode(), "no_runtime"),
+        ("x.json", json.dumps(json_tree(10**400)).encode(), "not_a_number"),
+        ("x.json", json.dumps(json_tree()).replace(" 7.0", ' "NaN"').encode(), "not_a_number"),
+        ("x.json", json.dumps(json_tree()).replace(" 7.0", " 1" + "0" * 400).encode(), "not_a_number"),
+        ("x.json", json.dumps(json_tree()).replace(" 7.0", " 1" + "0" * 5000).encode(), "malformed_json"),
+        ("x.json", json.dumps(json_tree()).replace(" 7.0", " [7.0]").encode(), "missing_field"),
+        ("x.json", b'{"programming_details": ' + b"[" * 100_000, "malformed_json"),
+        ("x.json", b"[" * 5000 + b"]" * 5000, "malformed_json"),
+        ("x.sample", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n", "lfs_pointer"),
+        ("x.sample", b"../.git/annex/objects/Xk/9/SHA256E-s2--4.sample", "annex_pointer"),
+        ("x.json", b"<html><body>404</body></html>", "web_page"),
+        ("x.json", b'<?xml version="1.0"?><Error><Code>NoSuchKey</Code></Error>', "web_page"),
         ("x.png", b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 9, "unknown_format"),
     ],
 )
@@ -75,6 +90,16 @@ def test_unusable_dumps_are_dropped_with_their_reason(name, data, reason):
     with pytest.raises(Unusable) as caught:
         parse(data, name)
     assert caught.value.reason == reason
+
+
+def test_of_a_json_key_that_comes_twice_the_last_counts():
+    tree = json.dumps(json_tree(2.0)).replace('"value": 2.0', '"value": 9.0, "value": 2.0')
+    assert parse(tree.encode(), "x.json").runtime_ms == 2.0
+
+
+def test_comments_before_a_web_page_take_no_time():
+    with pytest.raises(Unusable):
+        parse(b"<!---->" * 140, "x.json")
 
 
 def test_formats_are_recognised_by_content():
