@@ -82,7 +82,9 @@ def describe_checkpoint(path, trained, config, splits):
                 f"{path}: was trained on {seen} of the {len(tested)} programs that {config.data_path} would test it on; evaluate it on "
                 "data with the split it was trained with"
             )
-    own = path.resolve() == (Path(config.run_path) / path.name).resolve()  # named without its folder: the same run anywhere, the same report
+    own = (
+        path.resolve() == (Path(config.run_path) / path.name).resolve()
+    )  # named without its folder: the same run anywhere, the same report
     return {"file": path.name if own else str(path), "data": trained["data"], "trained_here": here, "programs_seen": seen}
 
 

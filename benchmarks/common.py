@@ -74,7 +74,10 @@ def machine():
 
 
 def write(name, header, rows, facts=()):
-    """Print a table of `rows` (lists of text) under `header`; write it as benchmarks/results/NAME.md, and with `facts` {name: value} as NAME.json."""
+    """Print a table of `rows` (lists of text) under `header`.
+
+    It goes to benchmarks/results/NAME.md, and with `facts` {name: value} to NAME.json.
+    """
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|", *(f"| {' | '.join(map(str, row))} |" for row in rows)]
     text = "\n".join([*lines, "", f"({machine()}; median, and 10th to 90th percentile)"])
     print(text)
