@@ -173,7 +173,7 @@ def main():
         rows.append([where, autoscheduler, *n.values(), share(n)])
     total = {kind: sum(v for key, v in found.items() if key[2] == kind) for kind in (*KINDS, *NOT_COMPARED)}
     rows.append(["all", "", *total.values(), share(total)])
-    rows.append(["text read", "", *[""] * (len(total)), f"{sum(texts[a, True] for a, _ in texts)} of {sum(texts.values())}"])
+    rows.append(["text read", "", *[""] * (len(total)), f"{sum(n for (_, agrees), n in texts.items() if agrees)} of {sum(texts.values())}"])
     common.write(
         "reapplied", ["of", "autoscheduler", *total, "share of the same code"], rows, {"kinds": KINDS | NOT_COMPARED, "details": details}
     )
