@@ -82,7 +82,8 @@ def describe_checkpoint(path, trained, config, splits):
                 f"{path}: was trained on {seen} of the {len(tested)} programs that {config.data_path} would test it on; evaluate it on "
                 "data with the split it was trained with"
             )
-    own = path.resolve() == (Path(config.run_path) / path.name).resolve()  # named without its folder: the same run anywhere, the same report
+    # The run's own checkpoint is named without its folder, so that the same run gives the same report anywhere.
+    own = path.resolve() == (Path(config.run_path) / path.name).resolve()
     return {"file": path.name if own else str(path), "data": trained["data"], "trained_here": here, "programs_seen": seen}
 
 

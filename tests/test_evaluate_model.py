@@ -105,7 +105,8 @@ def test_evaluating_without_a_checkpoint(trained, tmp_path):
 
 
 def evaluate(folder, run_path, *more, check=True):
-    return run("evaluate_model.py", f"--data_path={folder / 'data'}", f"--run_path={run_path}", "--bootstrap_samples=5", *more, check=check)
+    own = [f"--data_path={folder / 'data'}", f"--run_path={run_path}", "--bootstrap_samples=5", "--device=cpu"]
+    return run("evaluate_model.py", *own, *more, check=check)
 
 
 def report_of(run_path):
