@@ -193,7 +193,7 @@ def test_another_checkpoint_is_evaluated_where_it_has_not_seen_the_programs(trai
     expect_user_error(evaluate(folder, tmp_path / "run", f"--checkpoint={unseen}", "--interval=0.5", check=False), "--interval")
     evaluate(folder, tmp_path / "run", f"--checkpoint={unseen}")
     assert report_of(tmp_path / "run")["checkpoint"]["programs_seen"] == 0
-    assert "None of the test and holdout programs" in (tmp_path / "run" / "report.md").read_text()
+    assert "It was trained on none of the test and holdout programs" in (tmp_path / "run" / "report.md").read_text()
     before = unknown.read_bytes()
     evaluate(folder, tmp_path / "run", f"--checkpoint={unknown}")
     assert report_of(tmp_path / "run")["checkpoint"]["programs_seen"] is None and unknown.read_bytes() == before

@@ -191,7 +191,8 @@ def test_dropped_features_stay_dropped_in_fine_tuning(trained, tmp_path):
     folder, _ = trained
     init = f"--init_from={folder / 'run' / 'best.safetensors'}"
     train(folder, init, f"--run_path={tmp_path / 'tuned'}", "--drop_features=log_cost_*", "--epochs=1")
-    model, _ = train_utils.load_model(tmp_path / "tuned" / "best.safetensors", "cpu")
+    model, meta = train_utils.load_model(tmp_path / "tuned" / "best.safetensors", "cpu")
+    assert meta["programs"]["init_from"] == sorted(meta["programs"]["train"] + meta["programs"]["val"])  # the same data, here
     rows = Sequences(folder / "data", data_utils.read_meta(folder / "data"), "val")
     batch = rows.batch(np.arange(4))
     before = model(batch.features, batch.lengths)
