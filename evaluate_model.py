@@ -30,6 +30,7 @@ from evaluation.report import (
     plot_error_by_program,
     plot_predicted_measured,
     plot_regret_by_k,
+    seen_programs,
     worst_misses,
     write_markdown,
     write_predictions,
@@ -64,42 +65,38 @@ def predict_all(config, model, device, train, val, others):
 def describe_checkpoint(path, trained, config, splits):
     """What is known of the model and these data, for the report: {"file", "data", "trained_here", "programs_seen"}.
 
-    trained_here : whether it was trained on this training split. programs_seen : how many test and holdout programs were among its
-    training or validation programs; None where the checkpoint does not record them. Raises UserError for run_path's own model where the
-    data are not its own, and for any model that was trained on programs it would be tested on.
+    trained_here : whether it was trained on this training split. programs_seen : see seen_programs. Raises UserError for run_path's own
+    model where the data are not its own, and for another model that was trained on programs it would be tested on.
     """
     here = trained["data"] == fingerprint(splits["train"], splits["val"])
     if not here and not config.checkpoint:
         raise UserError(f"{path}: was trained on other schedules than the training split of {config.data_path}; run train_model.py again")
-    seen = 0
-    if not here:
-        recorded = trained.get("programs")
-        known = {program for ids in recorded.values() for program in ids} if recorded else set()
-        tested = {program for split in ("test", "holdout") for program in program_ids(splits[split])}
-        seen = len(tested & known) if recorded else None
-        if seen:
-            raise UserError(
-                f"{path}: was trained on {seen} of the {len(tested)} programs that {config.data_path} would test it on; evaluate it on "
-                "data with the split it was trained with"
-            )
-    own = (
-        path.resolve() == (Path(config.run_path) / path.name).resolve()
-    )  # named without its folder: the same run anywhere, the same report
+    tested = {program for split in ("test", "holdout") for program in program_ids(splits[split])}
+    seen = seen_programs(trained, here, tested)
+    if seen and not here:
+        raise UserError(
+            f"{path}: was trained on {seen} of the {len(tested)} programs that {config.data_path} would test it on; evaluate it on data "
+            "with the split it was trained with"
+        )
+    # The run's own checkpoint is named without its folder, so that the same run gives the same report anywhere.
+    own = path.resolve() == (Path(config.run_path) / path.name).resolve()
     return {"file": path.name if own else str(path), "data": trained["data"], "trained_here": here, "programs_seen": seen}
 
 
-def checkpoint_notes(checkpoint, data_path):
-    """Lines for report.md about a model that was trained elsewhere."""
-    if checkpoint["trained_here"]:
+def checkpoint_notes(checkpoint, trained, data_path):
+    """Lines for report.md about a model that was trained or pre-trained elsewhere."""
+    here, seen = checkpoint["trained_here"], checkpoint["programs_seen"]
+    if here and seen == 0:
         return []
-    known = (
-        "None of the test and holdout programs was among its training or validation programs."
-        if checkpoint["programs_seen"] == 0
-        else "It does not record its training programs, so that some of the test programs may be among them."
-    )
+    if seen is None:
+        known = "does not record its training programs: some of the test programs may be among them"
+    else:
+        known = f"was trained on {seen or 'none'} of the test and holdout programs"
+    if here:
+        return [f"The LSTM was fine-tuned from {trained['config']['init_from']}, which {known}."]
     return [
-        f"The LSTM is {checkpoint['file']}, which was trained on other data than the training split of {data_path}. {known} "
-        "The rival models were fitted on that training split."
+        f"The LSTM is {checkpoint['file']}, trained on other data than the training split of {data_path}, to which the rival models were "
+        f"fitted. It {known}."
     ]
 
 
@@ -157,7 +154,7 @@ def coverage_of(report):
 
 def report_notes(report, trained, test, data_path):
     """The lines of caution at the head of report.md."""
-    lines = checkpoint_notes(report["checkpoint"], data_path)
+    lines = checkpoint_notes(report["checkpoint"], trained, data_path)
     if warning := intervals.calibration_warning(trained, test.has_lowered_counts):
         lines.append(f"Note: {warning}.")
     lines += [f"Note: {line}." for line in intervals.coverage_warnings(coverage_of(report))]

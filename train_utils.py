@@ -167,7 +167,7 @@ def predict_sequences(model, sequences, device):
 # Checkpoints: a model's tensors and plain data about it, in one safetensors file
 #
 # The plain data, `meta`, holds: format, config (the settings it was trained with), features (their names), epoch, cycles (the last epoch
-# of each cycle of the learning rate), data (fingerprint of the training and validation rows), programs {split: [ids]},
+# of each cycle of the learning rate), data (fingerprint of the training and validation rows), programs {train, val, init_from: [ids]},
 # best_val_mse_log, interval (its level), errors and errors_uncounted (of predictions with and without lowered-code counts:
 # log_half_width, offset_variance, programs), and coverage {part: {level, coverage, coverage_by_program}} once evaluated.
 
@@ -360,12 +360,14 @@ def new_run(config, train, val, device):
     model.set_statistics(*train.feature_statistics(), fit_linear_costs(train, shown))
     model.mask_features(shown)
     model.to(device)
+    programs = {"train": program_ids(train), "val": program_ids(val)}
     if config.init_from:
-        load_weights(model, config, train, shown, device)
+        before = load_weights(model, config, train, shown, device).get("programs", {"train": None})
+        programs["init_from"] = None if None in before.values() else sorted({program for ids in before.values() for program in ids})
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=config.weight_decay)
     meta = {
         "format": CHECKPOINT_FORMAT, "config": settings, "features": FEATURES, "epoch": 0, "cycles": [config.epochs],
-        "data": fingerprint(train, val), "programs": {name: program_ids(rows) for name, rows in (("train", train), ("val", val))},
+        "data": fingerprint(train, val), "programs": programs,
         "best_val_mse_log": None, "interval": config.interval,
     }  # fmt: skip
     return model, optimizer, meta
@@ -404,7 +406,7 @@ def shown_features(drop_features):
 
 
 def load_weights(model, config, train, shown, device):
-    """Start from the checkpoint `init_from`, trained on other data; its predictions are first scaled to this machine's runtimes."""
+    """Start from the checkpoint `init_from`, its predictions scaled to this machine's runtimes; returns that checkpoint's meta."""
     tensors, old = read_checkpoint(config.init_from)
     settings = config.model_dump()
     for key in MODEL_KEYS:
@@ -415,3 +417,4 @@ def load_weights(model, config, train, shown, device):
     model.load_state_dict(model_tensors(tensors))
     model.mask_features(shown)
     model.scale(float(np.exp(np.mean(train.log_runtime - predict(model, train, device)))))
+    return old

@@ -76,6 +76,17 @@ def leakage(test, train, val):
     return {name: len(ids(c, test) & ids(c, train, val)) for name, c in columns.items()}
 
 
+def seen_programs(trained, here, tested):
+    """How many of the `tested` program ids a checkpoint was trained on, by its meta; None where it does not record that.
+
+    here : whether it was trained on the training split that belongs to the tested programs. Then only the checkpoint that it was
+    fine-tuned from may have seen them.
+    """
+    recorded = trained.get("programs", {"train": None})  # earlier versions recorded none
+    parts = [ids for name, ids in recorded.items() if name == "init_from" or not here]
+    return None if None in parts else len(set(tested) & {program for ids in parts for program in ids})
+
+
 def worst_misses(rows, table, log_predicted, n=10):
     """The `n` rows with the largest errors, with their files."""
     residual = log_predicted - rows.log_runtime

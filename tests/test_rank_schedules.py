@@ -129,14 +129,13 @@ def test_what_is_known_against_the_intervals_is_said(trained, dumps, tmp_path):
 
 def test_flags_that_contradict_the_checkpoint_are_refused(dumps):
     raw, _ = dumps
-    for flag in ("--interval=0.5", "--hidden_size=9", "--drop_features=log_*"):
-        expect_user_error(run("rank_schedules.py", raw, flag, check=False), flag.split("=")[0], "default.safetensors")
+    expect_user_error(run("rank_schedules.py", raw, "--interval=0.5", check=False), "--interval", "default.safetensors", "0.9")
     run("rank_schedules.py", raw, "--interval=0.9", "--hidden_size=48", "--epochs=3")
 
 
 def test_a_reader_that_goes_ends_the_output_quietly(dumps, tmp_path):
     raw, _ = dumps
-    for schedule in range(400):
+    for schedule in range(400):  # more than a pipe holds back
         (raw / f"more_{schedule}.featurization").write_bytes(make_stages(3, schedule).tobytes())
     command = f"'{sys.executable}' rank_schedules.py '{raw}' --stages true --output '{tmp_path / 'ranked.csv'}' | head -2"
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=250)

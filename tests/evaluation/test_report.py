@@ -42,3 +42,13 @@ def test_each_origin_has_its_own_metrics():
     assert [line["k"] for line in found["few_shot"]] == [1] and [line["name"] for line in found["programs"]] == ["p2", "p1"]
     unknown = report.part_report(part, table.drop(columns="origin"), predicted, meta, SimpleNamespace(seed=0), np.full(6, 0.5))
     assert set(unknown["origins"]) == {"adams2019"}
+
+
+def test_programs_a_model_has_seen():
+    programs = {"train": ["a", "b"], "val": ["c"]}
+    assert report.seen_programs({"programs": programs}, False, {"b", "c", "d"}) == 2
+    assert report.seen_programs({"programs": programs}, True, {"d"}) == 0
+    assert report.seen_programs({}, False, {"d"}) is None and report.seen_programs({}, True, {"d"}) == 0
+    # What it was fine-tuned from counts on any data.
+    assert report.seen_programs({"programs": programs | {"init_from": ["d"]}}, True, {"b", "d"}) == 1
+    assert report.seen_programs({"programs": programs | {"init_from": None}}, True, {"d"}) is None
