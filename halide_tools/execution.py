@@ -26,7 +26,7 @@ from halide_tools.buffers import (
     put_contents,
     query,
 )
-from halide_tools.comparison import comparisons
+from halide_tools.comparison import comparisons, mismatch
 from halide_tools.programs import HOST, schedule_everything_at_root
 
 # One pass of a measurement: batches of calls for so long, one at least.
@@ -150,6 +150,10 @@ class Program:
             self.start(seed, pattern)
             found += self.results()
         return found
+
+    def mismatch(self, seed, reference):
+        """What is wrong with its results, in one line, or ''; `reference` : results_of_two_runs of the program's reference."""
+        return mismatch(self.results_of_two_runs(seed), reference, self.comparisons)
 
 
 def describe_inputs(spec):

@@ -21,7 +21,7 @@ from pathlib import Path
 import halide as hl
 import numpy as np
 
-from halide_tools import comparison, execution, lowered_code
+from halide_tools import execution, lowered_code
 from halide_tools.programs import describe_stages, schedule_everything_at_root
 
 HALIDE_ERRORS = (hl.HalideError, ValueError, RuntimeError, MemoryError)
@@ -81,7 +81,7 @@ def _schedule(spec, proposal):
 def _check(program, seed, reference_path, counts):
     """The message about a program's output; with `counts` also of what is counted in its lowered code."""
     with np.load(reference_path) as reference:
-        wrong = comparison.mismatch(program.results_of_two_runs(seed), reference.values(), program.comparisons)
+        wrong = program.mismatch(seed, reference.values())
     if wrong:
         return ("failed", "wrong_result", wrong)
     found = lowered_code.count_lowered(program.pipeline, program.spec) if counts else None
