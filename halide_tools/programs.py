@@ -374,8 +374,8 @@ def find_programs(path, generator="", params="", target="host", n_threads=0, inp
     """The ProgramSpecs of a file: one for each Generator it registers, or for the one named; or one for its `build()`.
 
     params, inputs : as the flags take them, "NAME=VALUE NAME=VALUE". Where one program remains it is checked, too, unless `checked` is
-    false. Raises ValueError, in one line: no such file, can't be imported, neither Generator nor build(), unknown generator, parameter or target, bad inputs, or
-    a pipeline that can't be scheduled.
+    false. Raises ValueError, in one line: no such file, can't be imported, neither Generator nor build(), unknown generator, parameter or
+    target, bad inputs, or a pipeline that can't be scheduled.
     """
     file = Path(path)
     if not file.is_file():
