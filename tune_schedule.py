@@ -49,6 +49,7 @@ ROUNDS = 4  # in which the budget is spent: what one measures guides the next
 # Shares of --minutes after which Halide's own choice, the proposals and the search have to be through; the fresh runs at the end and the
 # library take the rest.
 HALIDE_SHARE, PROPOSALS_SHARE, SEARCH_SHARE = 0.3, 0.42, 0.65
+REFERENCE_SHARE = 0.55  # after which the program itself, with which all are compared, has to have run
 
 
 class TuneConfig(Config):
@@ -157,7 +158,7 @@ def measure_baselines(tuning):
     if any(key not in run.outcomes for key in run.baselines()):
         limit = f", within {clock.minutes(HALIDE_SHARE):.2g} minutes" if config.minutes else ""
         say(f"first: Halide's own choice (Adams2019 with beam {ADAMS2019_BEAM}), searched for, compiled and measured{limit}")
-    run.set_deadline(clock.after(HALIDE_SHARE))
+    run.set_deadline(clock.after(HALIDE_SHARE), reference=clock.after(REFERENCE_SHARE))
     run.measure(run.baselines())
     if run.failed:
         raise UserError(f"{tuning.config.file}: {run.spec.name} can't be measured: {run.record['failure']}")

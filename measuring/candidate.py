@@ -327,8 +327,9 @@ class Candidate:
     def limit(self, reason, what, seconds):
         """Give its next message so long, but no longer than the run has; `late` is the Failed in its place."""
         self.deadline, self.late = time.monotonic() + seconds, Failed(reason, f"not {what} within {seconds:g} s")
-        if self.run.deadline < self.deadline:
-            self.deadline, self.late = self.run.deadline, Failed("deadline", f"not {what} when its share of --minutes was over")
+        end = self.run.reference_deadline if self.key == "reference" else self.run.deadline
+        if end < self.deadline:
+            self.deadline, self.late = end, Failed("deadline", f"not {what} when its share of --minutes was over")
 
     def unlimit(self):
         """It waits for others."""

@@ -82,9 +82,10 @@ class TuningRun(ProgramRun):
     def should_stop(self):
         return self.failed
 
-    def set_deadline(self, deadline):
-        """Nothing begins, and nothing is waited for, after `deadline` (time.monotonic())."""
+    def set_deadline(self, deadline, reference=0.0):
+        """Nothing begins, and nothing is waited for, after `deadline` (time.monotonic()); for the reference after the later of the two."""
         self.deadline = self.stopwatch.deadline = deadline
+        self.reference_deadline = max(deadline, reference)
 
     def key(self, proposal):
         """The number of a proposal, a new one if it has none yet."""
