@@ -25,7 +25,6 @@ from typing import Literal
 
 import matplotlib
 import orjson
-import psutil
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
@@ -50,6 +49,7 @@ ROUNDS = 4  # in which the budget is spent: what one measures guides the next
 # Shares of --minutes after which Halide's own choice, the proposals and the search have to be through; the fresh runs at the end and the
 # library take the rest.
 HALIDE_SHARE, PROPOSALS_SHARE, SEARCH_SHARE = 0.3, 0.42, 0.65
+REFERENCE_SHARE = 0.55  # after which the program itself, with which all are compared, has to have run
 
 
 class TuneConfig(Config):
@@ -149,16 +149,16 @@ def say(line):
 
 def measure_baselines(tuning):
     """Measure Adams2019's own choice and the author's schedule. Raises UserError where the program itself can't be run."""
-    run, clock = tuning.run, tuning.clock
+    run, clock, config = tuning.run, tuning.clock, tuning.config
     busy = min(1.0, execution.background_cpu_share_now(BACKGROUND_SECONDS))
     run.stopwatch.background.shares.append(busy)
     if busy > execution.BACKGROUND_CPU_LIMIT:
         say(f"others use {busy:.0%} of this machine: measurements will be less sure, and are flagged; nothing is waited for in vain")
     say(f"{run.spec.name}: for {run.spec.threads} threads and {run.spec.halide_target()}")
     if any(key not in run.outcomes for key in run.baselines()):
-        limit = f", within {clock.minutes * HALIDE_SHARE:.2g} minutes" if clock.minutes else ""
+        limit = f", within {clock.minutes(HALIDE_SHARE):.2g} minutes" if config.minutes else ""
         say(f"first: Halide's own choice (Adams2019 with beam {ADAMS2019_BEAM}), searched for, compiled and measured{limit}")
-    run.set_deadline(clock.after(HALIDE_SHARE))
+    run.set_deadline(clock.after(HALIDE_SHARE), reference=clock.after(REFERENCE_SHARE))
     run.measure(run.baselines())
     if run.failed:
         raise UserError(f"{tuning.config.file}: {run.spec.name} can't be measured: {run.record['failure']}")
@@ -292,13 +292,13 @@ def summarise(report, output):
 
 def main():
     config = load_config(TuneConfig)
-    clock = Clock(config.minutes, time.monotonic() - (time.time() - psutil.Process().create_time()))  # imports count, too
     spec = find_program(config)
     device = train_utils.pick_device(config)
     checkpoint = config.checkpoint if "checkpoint" in config.model_fields_set else train_utils.SHIPPED_MODEL
     model, meta = train_utils.load_model(checkpoint, device, config.precision)
     prepare_processes()
     output, folder = open_folder(config, spec)
+    clock = Clock.start(config.minutes)
     cores = min(usable_cores(), config.num_threads or usable_cores())
     run = TuningRun(spec, folder, config.compile_seconds, PROTOCOLS[config.protocol], cores, say)
     run.record["identity"] = orjson.loads((folder / NOTE).read_bytes())["identity"]

@@ -20,6 +20,7 @@ import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
 
 import halide as hl
@@ -287,6 +288,13 @@ def prepare_processes():
     main = sys.modules["__main__"]
     if main.__spec__ is None:
         main.__file__ = struct.__file__  # multiprocessing has each process import what this names: something that costs nothing
+    standard_error, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)  # what dies with its parent, a pool that is stopped, would leave a traceback there; candidates have their logs
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.dup2(standard_error, 2)
+        os.close(standard_error), os.close(nowhere)
 
 
 class Candidate:
@@ -319,8 +327,9 @@ class Candidate:
     def limit(self, reason, what, seconds):
         """Give its next message so long, but no longer than the run has; `late` is the Failed in its place."""
         self.deadline, self.late = time.monotonic() + seconds, Failed(reason, f"not {what} within {seconds:g} s")
-        if self.run.deadline < self.deadline:
-            self.deadline, self.late = self.run.deadline, Failed("deadline", f"not {what} when its share of --minutes was over")
+        end = self.run.reference_deadline if self.key == "reference" else self.run.deadline
+        if end < self.deadline:
+            self.deadline, self.late = end, Failed("deadline", f"not {what} when its share of --minutes was over")
 
     def unlimit(self):
         """It waits for others."""

@@ -69,7 +69,7 @@ class ProgramRun:
     def __init__(self, spec, plan):
         self.spec, self.known = spec, plan.known.get(spec.name, {})
         self.wanted = len(self.known) or plan.schedules
-        self.seconds, self.deadline = plan.compile_seconds, math.inf
+        self.seconds, self.deadline, self.reference_deadline = plan.compile_seconds, math.inf, math.inf
         self.folder = Path(plan.folder) / spec.name
         self.path = self.folder / "program.json"
         self.record = orjson.loads(self.path.read_bytes()) if self.path.exists() else self._new_record()

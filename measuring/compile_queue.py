@@ -44,7 +44,7 @@ class CompileQueue:
         """Those that wait for an earlier proposal or for the reference need no core."""
         while self.waiting and sum(candidate.deadline < math.inf for _, candidate in self.active.values()) < self.cores:
             run, key = self.waiting.pop()
-            if run.failed or run.is_late() or (key.isdecimal() and run.should_stop()):
+            if run.failed or (key != "reference" and run.is_late()) or (key.isdecimal() and run.should_stop()):
                 continue
             candidate = Candidate(key, run, self.folder)
             self.active[candidate.connection] = (run, candidate)

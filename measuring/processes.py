@@ -23,6 +23,9 @@ def on_all_cores(function, spec, proposals, deadline=math.inf, failures=None, co
     many). tasks_each : after so many a process is replaced by a new one; 0: never.
     """
     found, failures = {}, [] if failures is None else failures
+    if time.monotonic() >= deadline:
+        failures += [Failed("deadline", "its share of --minutes was over")] * len(proposals)
+        return found
     with ProcessPool(cores or usable_cores(), context=Candidate.context, max_tasks=tasks_each, initializer=prepare_worker) as pool:
         futures = {p: pool.schedule(partial(function, spec), args=(p,), timeout=PROPOSAL_SECONDS) for p in proposals}
         for n_done, (proposal, future) in enumerate(futures.items()):

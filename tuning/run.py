@@ -5,6 +5,8 @@ import tempfile
 import time
 from dataclasses import dataclass
 
+import psutil
+
 from config import usable_cores
 from halide_tools.autoschedulers import OtherAutoscheduler, Proposal
 from measuring.candidate import HandWritten, StoredSchedule
@@ -23,13 +25,24 @@ N_KEPT = 5  # processes of the fastest schedules that are kept: nothing is searc
 
 @dataclass(frozen=True)
 class Clock:
-    """When each part of a tuning has to end (time.monotonic()), so that the whole of it takes no longer than --minutes; 0: no limit."""
+    """When each part of a tuning has to end (time.monotonic()): `began` is when the first of them does, `end` when all must be over."""
 
-    minutes: float
     began: float
+    end: float = math.inf
+
+    @classmethod
+    def start(cls, minutes):
+        """A Clock for what is left of so many minutes since this process began: imports take their part of them. 0 is no limit."""
+        now = time.monotonic()
+        passed = time.time() - psutil.Process().create_time()
+        return cls(now, now - passed + 60 * minutes if minutes else math.inf)
 
     def after(self, share):
-        return self.began + 60 * self.minutes * share if self.minutes else math.inf
+        return self.began + (self.end - self.began) * share
+
+    def minutes(self, share):
+        """Such a share of the time, in minutes."""
+        return (self.end - self.began) * share / 60
 
 
 class TuningRun(ProgramRun):
@@ -69,9 +82,10 @@ class TuningRun(ProgramRun):
     def should_stop(self):
         return self.failed
 
-    def set_deadline(self, deadline):
-        """Nothing begins, and nothing is waited for, after `deadline` (time.monotonic())."""
+    def set_deadline(self, deadline, reference=0.0):
+        """Nothing begins, and nothing is waited for, after `deadline` (time.monotonic()); for the reference after the later of the two."""
         self.deadline = self.stopwatch.deadline = deadline
+        self.reference_deadline = max(deadline, reference)
 
     def key(self, proposal):
         """The number of a proposal, a new one if it has none yet."""

@@ -296,12 +296,21 @@ def test_the_reference_falls_back_and_then_nothing_is_waited_for(tmp_path, monke
 
 def test_nothing_is_begun_or_waited_for_after_the_deadline(tmp_path, monkeypatch):
     run_ = ProgramRun(ProgramSpec("p", 1), plan(tmp_path))
-    run_.reference_ready, run_.deadline = True, time.monotonic() + 0.3
+    run_.reference_ready, run_.deadline = True, time.monotonic() + 0.3  # the reference's own deadline is a later one
     actor = Actor(monkeypatch, {key: [[]] for key in "0123"})
     assert CompileQueue({run_: list("0123")}, tmp_path, 2).run() == [] and time.monotonic() < run_.deadline + 1
     assert actor.started == ["0", "1"] and {c["outcome"] for c in run_.outcomes.values()} == {"deadline"}
     assert "--minutes" in run_.outcomes["0"]["detail"]
     assert ProgramRun(run_.spec, plan(tmp_path)).next_keys()[0] == "0", "with more time it is tried again"
+
+
+def test_the_reference_may_take_longer_than_halides_own_choice(tmp_path, monkeypatch):
+    run_ = ProgramRun(ProgramSpec("p", 1), plan(tmp_path))
+    run_.deadline, run_.reference_deadline = time.monotonic() - 1, time.monotonic() + 60
+    reference = [Proposed(b"", "", 0.1), Compiled(0.1), ReferenceRun({})]
+    actor = Actor(monkeypatch, {"reference": [reference], "0": [steps("a")]})
+    assert CompileQueue({run_: ["0"]}, tmp_path, 2).run() == [] and actor.started == ["reference"]
+    assert run_.reference_ready and not run_.failed
 
 
 def test_a_candidate_is_run_on_the_threads_that_its_program_says(tmp_path, blur):

@@ -10,7 +10,7 @@ from config import UserError
 from tuning.duel import NOISE, is_slower, remeasure_finalists
 from tuning.run import Clock
 
-NO_LIMIT = Clock(0, 0.0)
+NO_LIMIT = Clock(0.0)
 
 
 class Run:
