@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 
 import data_utils
-from config import UserError, load_config, make_folder, run_script
+from config import UserError, load_config, make_folder, replace_file, run_script
 from dumps.folders import inputs_hash
 from dumps.parsing import hex_id
 from features import FEATURE_UNITS, FEATURES
@@ -33,6 +33,7 @@ SPLIT_SETTINGS = ["split_by", "val_fraction", "test_fraction", "folds", "fold", 
 DROPPED, DROPPED_IN_VAIN = "dropped.csv", "dropped.failed.csv"  # the second where nothing is usable and data_path holds an earlier run's
 # Folders in data_path while it is written to: what is new, what it replaces; and the lock of who writes.
 NEW, OLD, LOCK = ".generate_dataset.new", ".generate_dataset.old", ".generate_dataset.lock"
+COMING = ".coming.json"  # in OLD, once all of before is there: the names of what comes in its place
 
 
 # Replacing what is in data_path
@@ -67,6 +68,10 @@ def put_back_interrupted(folder):
     """Clean up after a process that was killed: what it had moved away comes back, unless all that was new was in place."""
     old = folder / OLD
     if old.exists() and not (folder / "meta.json").exists():
+        if (old / COMING).exists():  # all of before is here, and some of these may be there
+            for name in orjson.loads((old / COMING).read_bytes()):
+                (folder / name).unlink(missing_ok=True)
+            (old / COMING).unlink()
         for file in sorted(old.iterdir(), key=lambda file: file.name == "meta.json"):
             file.replace(folder / file.name)
     shutil.rmtree(old, ignore_errors=True)
@@ -85,6 +90,7 @@ def replace_processed(folder):
     present = (name for name in {*earlier, *names} if (folder / name).exists())
     for name in sorted(present, key=lambda name: name != "meta.json"):
         (folder / name).replace(old / name)
+    replace_file(old / COMING, orjson.dumps(sorted(names)))
     for name in sorted(names, key=lambda name: name == "meta.json"):
         (new / name).replace(folder / name)
     shutil.rmtree(old)

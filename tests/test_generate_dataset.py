@@ -513,9 +513,10 @@ def test_killed_on_the_way_it_loses_nothing(tmp_path):
     assert contents(data) == before
 
 
-@pytest.mark.parametrize("moved", range(1, 5))
-def test_killed_while_files_are_moved_what_was_there_comes_back(tmp_path, moved):
-    """As if the process had died after so many files had been moved out of the way: the next run has them back before it does anything."""
+@pytest.mark.parametrize("moved, placed", [(1, 0), (3, 0), (99, 0), (99, 1), (99, 3)])
+def test_killed_while_files_are_moved_what_was_there_comes_back(tmp_path, moved, placed):
+    """As if the process had died after so many files had been moved away, and so many new ones into place: the next run has the old
+    ones back before it does anything."""
     raw, data = tmp_path / "raw", tmp_path / "data"
     for i in range(4):
         write_sample(raw / f"{i}.sample", i)
@@ -524,6 +525,11 @@ def test_killed_while_files_are_moved_what_was_there_comes_back(tmp_path, moved)
     (data / ".generate_dataset.old").mkdir()
     for name in sorted(before, key=lambda name: name != "meta.json")[:moved]:
         os.replace(data / name, data / ".generate_dataset.old" / name)
+    if placed:
+        coming = ["dropped.csv", "schedules.csv", "train-00000.safetensors", "train-00001.safetensors"]
+        (data / ".generate_dataset.old" / ".coming.json").write_text(json.dumps([*coming, "meta.json"]))
+        for name in coming[-placed:]:
+            (data / name).write_bytes(b"new")
     expect_user_error(run("generate_dataset.py", *flags(tmp_path, tmp_path / "missing"), check=False), "missing")
     (tmp_path / "empty").mkdir()
     expect_user_error(run("generate_dataset.py", *flags(tmp_path, tmp_path / "empty"), check=False), "nothing usable")
