@@ -11,8 +11,6 @@ BATCH_FOLDER = re.compile(r"batch_\d+(_\d+)*")  # of Halide's autotune loop: one
 PART_NUMBER = re.compile(r"(-([2-9]|[1-9]\d))+$")  # of the parts of a collection, as collect_schedules.py opens them: NAME-2, NAME-3
 PARENTS_WITH_NOTE = 2  # above what was given, in which its collection.json is looked for: it may be a program of a collection
 
-# Collections
-
 
 @dataclass
 class Where:

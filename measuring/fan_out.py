@@ -44,8 +44,10 @@ def fan_out(config):
 
 
 def prepare_workers(client, where):
-    """Every worker of the cluster, also one that comes later, finds this project, and may start processes of its own, which Dask's are made
-    not to. Raises UserError, which names the folder, where one does not find it."""
+    """Every worker of the cluster, also one that comes later, finds this project, and may start processes of its own, as Dask's may not.
+
+    Raises UserError, which names the folder, where one does not find it.
+    """
     from distributed import WorkerPlugin
 
     folder = str(PROJECT)
