@@ -299,7 +299,7 @@ def _describe(got, want, wrong, comparison):
     last = [int(index.max()) for index in both[::-1]]
     corner = "" if got.size == 1 else f" at ({place}), counted from its corner,"
     text = (
-        f"differs from the reference at {wrong.mean():.2%} of its points ({len(values)}):{corner} it is {values[worst]}, not {expected[worst]}; "
-        f"all of them lie within ({', '.join(map(str, first))}) to ({', '.join(map(str, last))})"
+        f"differs from the reference at {wrong.mean():.2%} of its points ({len(values)}):{corner} "
+        f"it is {values[worst]}, not {expected[worst]}; all of them lie within ({', '.join(map(str, first))}) to ({', '.join(map(str, last))})"
     )
     return text + (f"; the program itself may depend on its schedule: {comparison.doubt}" if comparison.doubt else "")
