@@ -212,8 +212,7 @@ def verdict(proposal, spec, reference):
     """What `mismatch` says of a schedule's outputs."""
     pipeline = spec.build()
     proposal.apply(pipeline, spec)
-    program = Program(pipeline, spec)
-    return mismatch(program.results_of_two_runs(spec.seed), reference, program.comparisons)
+    return Program(pipeline, spec).mismatch(spec.seed, reference)
 
 
 def proposals(spec, n):

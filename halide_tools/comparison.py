@@ -297,8 +297,9 @@ def _describe(got, want, wrong, comparison):
     place = ", ".join(str(int(index[worst])) for index in both[::-1])
     first = [int(index.min()) for index in both[::-1]]
     last = [int(index.max()) for index in both[::-1]]
+    corner = "" if got.size == 1 else f" at ({place}), counted from its corner,"
     text = (
-        f"differs from the reference at {wrong.mean():.2%} of its points ({len(values)}), most at ({place}) from its corner: "
-        f"{values[worst]}, not {expected[worst]}; all lie within ({', '.join(map(str, first))}) to ({', '.join(map(str, last))})"
+        f"differs from the reference at {wrong.mean():.2%} of its points ({len(values)}):{corner} it is {values[worst]}, not {expected[worst]}; "
+        f"all of them lie within ({', '.join(map(str, first))}) to ({', '.join(map(str, last))})"
     )
     return text + (f"; the program itself may depend on its schedule: {comparison.doubt}" if comparison.doubt else "")

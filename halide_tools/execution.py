@@ -26,7 +26,7 @@ from halide_tools.buffers import (
     put_contents,
     query,
 )
-from halide_tools.comparison import comparisons
+from halide_tools.comparison import comparisons, mismatch
 from halide_tools.programs import HOST, schedule_everything_at_root
 
 # One pass of a measurement: batches of calls for so long, one at least.
@@ -44,7 +44,7 @@ class Program:
     """A scheduled pipeline, compiled for the target of its ProgramSpec: call it to run it once, on so many threads, on its buffers.
 
     is_reference : whether it is what others are compared with; then promises about its inputs are checked, so that contents that break
-    them are an error and not a crash.
+    them are an error and not a crash. Raises hl.HalideError where it can't be compiled, ValueError where its buffers can't be had.
     """
 
     def __init__(self, pipeline, spec=HOST, is_reference=False):
@@ -55,6 +55,7 @@ class Program:
         self.callable = pipeline.compile_to_callable(pipeline.infer_arguments(), self.target)
         self._regions = {}  # {seed: what a call takes}
         self.alignments = {}  # of buffers that Halide has refused: {name: bytes}
+        self.regions(spec.seed)  # once, for all the forks of this process that will run it
 
     def regions(self, seed):
         """What a call takes: (inputs, outputs), a Region or a number each, as large and laid out as the compiled pipeline demands.
@@ -149,6 +150,10 @@ class Program:
             self.start(seed, pattern)
             found += self.results()
         return found
+
+    def mismatch(self, seed, reference):
+        """What is wrong with its results, in one line, or ''; `reference` : results_of_two_runs of the program's reference."""
+        return mismatch(self.results_of_two_runs(seed), reference, self.comparisons)
 
 
 def describe_inputs(spec):

@@ -27,7 +27,7 @@ import halide as hl
 import numpy as np
 import psutil
 
-from halide_tools import comparison, execution, lowered_code, schedules
+from halide_tools import execution, lowered_code, schedules
 from halide_tools.programs import ProgramSpec, describe_stages, reference_schedules
 from measuring.messages import (
     BuildLibrary,
@@ -198,7 +198,7 @@ def apply(proposal, pipeline, spec):
 def _check(program, task):
     """The message about a program's output; with `counts` also of what is counted in its lowered code."""
     with np.load(task.reference_path) as reference:
-        wrong = comparison.mismatch(program.results_of_two_runs(task.spec.seed), reference.values(), program.comparisons)
+        wrong = program.mismatch(task.spec.seed, reference.values())
     if wrong:
         return Failed("wrong_result", wrong)
     found = lowered_code.count_lowered(program.pipeline, task.spec) if task.counts else None
