@@ -14,11 +14,14 @@ from scipy.ndimage import find_objects, label, maximum_filter
 
 from halide_tools.buffers import all_funcs, definitions
 
+AT_LEAST = 4  # points that any row, column or plane may hold
+COMPANY = 3  # times as many in a row or a box where a decision upstream moves several points
 # Relative to the largest value nearby. Schedules of one program add in other orders; what is rounded to a narrower type is far outside.
 TOLERANCE = {"float16": 2**-8, "bfloat16": 2**-5, "float32": 1e-4, "float64": 1e-10}
 EPSILON = {"float16": 2**-11, "bfloat16": 2**-8, "float32": 2**-24, "float64": 2**-53}
 NEARBY = 5  # points in each dimension that make the local scale
 STEP_SHARE = 1e-3  # of points that may differ by a step where floats are rounded, and more the larger the values are beside their last bit
+MOST_STEPS = 0.1  # the largest such share
 FLIPPED_SHARE = 1e-3  # of points that may lie on the other side of a threshold
 STEP_EPSILONS = 64  # last bits by which a float may differ before it is rounded
 WINDOW, BOX = 16, 8  # points of a line, and points of a box in each dimension, in which too many together are no accident
@@ -178,13 +181,17 @@ def _wrong_integers(got, want, comparison):
         return wrong
     epsilon = STEP_EPSILONS * EPSILON[comparison.float_type or "float32"]
     magnitude = np.abs(want[wrong].astype(np.float64))
-    step = np.maximum(1, np.ceil(epsilon * magnitude))
-    share = min(0.1, STEP_SHARE + epsilon * float(magnitude.max()))
-    if (_difference(got[wrong], want[wrong]) <= step).all() and are_scattered(wrong, share, comparison.is_spread):
+    share = min(MOST_STEPS, STEP_SHARE + epsilon * float(magnitude.max()))
+    by_a_step, by_more = wrong.copy(), wrong.copy()
+    by_more[wrong] = _difference(got[wrong], want[wrong]) > np.maximum(1, np.ceil(epsilon * magnitude))
+    by_a_step &= ~by_more
+    if not are_scattered(by_a_step, share, comparison.is_spread):
+        return wrong
+    if not by_more.any():
         return None
     # A threshold on a float, or integers computed from rounded ones: a few points, but nothing that no point of the reference could be.
-    possible = (got[wrong] >= want.min()) & (got[wrong] <= want.max())
-    return None if possible.all() and are_scattered(wrong, FLIPPED_SHARE, comparison.is_spread) and not _is_small(wrong) else wrong
+    possible = (got[by_more] >= want.min()) & (got[by_more] <= want.max())
+    return None if possible.all() and are_scattered(by_more, FLIPPED_SHARE, comparison.is_spread) and not _is_small(wrong) else wrong
 
 
 def _wrong_floats(got, want, comparison):
@@ -234,11 +241,11 @@ def are_scattered(wrong, share, is_spread=False):
         return False
     if is_spread:
         wrong = _one_of_each_spot(wrong)
-    n, count = wrong.size, int(np.count_nonzero(wrong))
+    n, count, company = wrong.size, int(np.count_nonzero(wrong)), COMPANY if is_spread else 1
     for axis in range(wrong.ndim if wrong.ndim > 1 else 0):
         counts = np.count_nonzero(wrong, axis=tuple(i for i in range(wrong.ndim) if i != axis))
         expected = count / len(counts)
-        if counts.max() > expected + SIGMAS * math.sqrt(expected) + 4:
+        if counts.max() > expected + SIGMAS * math.sqrt(expected) + AT_LEAST * company:
             return False
     places = np.stack(np.nonzero(wrong))
     for axis in range(wrong.ndim):
@@ -252,7 +259,7 @@ def are_scattered(wrong, share, is_spread=False):
             return False
     # The same in boxes, on two grids so that none is cut in all of them.
     box = [min(BOX, m) for m in wrong.shape]
-    limit = _too_many(n, math.prod(box) * count / n) + 2
+    limit = (_too_many(n, math.prod(box) * count / n) + 2) * company
     for shift in (0, BOX // 2):
         if count and np.unique((places + shift) // BOX, axis=1, return_counts=True)[1].max() >= limit:
             return False

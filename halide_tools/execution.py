@@ -153,7 +153,13 @@ class Program:
 
     def mismatch(self, seed, reference):
         """What is wrong with its results, in one line, or ''; `reference` : results_of_two_runs of the program's reference."""
-        return mismatch(self.results_of_two_runs(seed), reference, self.comparisons)
+        results, reference = self.results_of_two_runs(seed), list(reference)
+        wrong, n = mismatch(results, reference, self.comparisons), len(self.outputs)
+        races = wrong and any(
+            not np.array_equal(a, b, equal_nan=a.dtype.kind == "f") and np.array_equal(c, d, equal_nan=a.dtype.kind == "f")
+            for a, b, c, d in zip(results[:n], results[n:], reference[:n], reference[n:])
+        )
+        return wrong + ("; it differs from run to run" if races else "")
 
 
 def describe_inputs(spec):
