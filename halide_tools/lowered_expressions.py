@@ -1,0 +1,342 @@
+"""Expressions of Halide's lowered code, parsed: their types, the operations they take, the addresses they load from.
+
+`parse_expression` reads the text that Halide's IRPrinter writes. A Value carries its element type, its scalar (or first lane) as Python
+source, and for each load below it the latency in cycles from the loaded value to this one.
+"""
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+TOKEN = re.compile(
+    r'\s*(?:(\d+\.\d+(?:e[+-]?\d+)?[fh]?|\d+)|("(?:[^"\\]|\\.)*")|([A-Za-z_][\w.$]*(?:::[\w.$]+)*)|(&&|\|\||[=!<>]=|<<|>>|\S))'
+)
+TYPE = re.compile(r"(u?int|b?float)(\d+)(?:x(\d+))?")
+BROADCAST = re.compile(r"x(\d+)")
+PRECEDENCE = {
+    "||": 1, "&&": 2, "|": 3, "^": 3, "&": 3, "==": 4, "!=": 4, "<": 5, "<=": 5, ">": 5, ">=": 5, "<<": 6, ">>": 6,
+    "+": 7, "-": 7, "*": 8, "/": 8, "%": 8,
+}  # fmt: skip
+COMPARISONS = {"==", "!=", "<", "<=", ">", ">="}
+PYTHON = {"||": " or ", "&&": " and ", "/": "//"}
+
+# Latency in cycles of an operation, and its cost in slots of a vector unit. Rough figures that Zen 3, Zen 4 and Skylake share
+# (uops.info, Fog's tables); what they weigh in milliseconds is fitted.
+FLOAT_LATENCY, INTEGER_LATENCY, MULTIPLY_LATENCY, DIVIDE_LATENCY = 4, 1, 4, 13
+FUNCTION_LATENCY = {"exp": 40, "log": 40, "pow": 90, "sqrt": 18, "sin": 100, "cos": 100, "tanh": 100}
+SHUFFLES = {"slice_vectors", "interleave_vectors", "concat_vectors", "extract_element", "mux"}
+FREE = {"likely", "likely_if_innermost", "promise_clamped", "unsafe_promise_clamped", "reinterpret", "strict_float"}
+
+
+class Type(NamedTuple):
+    """Of an element: `code` is "f", "i", "u" or "b" (bool); how many bits, how many lanes."""
+
+    code: str
+    bits: int
+    lanes: int
+
+
+INDEX = Type("i", 32, 1)
+
+
+@dataclass
+class Load:
+    """A load of `lanes` elements of `bits` bits: at element `address` (Python source, None where it depends on what is in a buffer) and on.
+
+    dims : [(stride, lanes)] in elements, innermost first; None where lanes lie anywhere. is_gather : loaded point by point.
+    """
+
+    buffer: str
+    address: str | None
+    dims: list | None
+    is_gather: bool
+    lanes: int
+    bits: int
+
+
+@dataclass
+class Value:
+    """A (part of an) expression: `python` as in Load.address, `loads` [[index of a load, cycles from there to here]]."""
+
+    type: Type
+    python: str | None = None
+    dims: list | None = field(default_factory=list)
+    is_affine: bool = True
+    is_product: bool = False
+    loads: list = field(default_factory=list)
+
+    def __post_init__(self):
+        if self.type.lanes == 1:
+            self.dims, self.is_affine = [], True
+
+
+class NotUnderstood(Exception):
+    """Text that is no expression as IRPrinter writes them."""
+
+
+def parse_type(text):
+    found = TYPE.fullmatch(text)
+    if not found:
+        return None
+    code, bits = "f" if found[1].endswith("float") else found[1][0], int(found[2])
+    return Type("b" if bits == 1 else code, bits, int(found[3] or 1))
+
+
+class Parser:
+    """Parses one statement; `counts` {kind: native vectors or scalars} of operations, and `found`, its Loads in order.
+
+    names : {name: Value} of what `let` has named before and is no plain index. buffers : {name: Type of its elements}.
+    """
+
+    def __init__(self, text, names, buffers, vector_bits):
+        self.tokens = [(number or string or name or other, bool(number), bool(name)) for number, string, name, other in TOKEN.findall(text)]
+        self.tokens.append(("", False, False))
+        self.at, self.names, self.buffers, self.vector_bits = 0, names, buffers, vector_bits
+        self.counts, self.found = Counter(), []
+
+    def take(self, wanted):
+        if self.tokens[self.at][0] != wanted:
+            raise NotUnderstood(f"{wanted!r} expected, {self.tokens[self.at][0]!r} found")
+        self.at += 1
+
+    def count(self, kind, type):
+        """One operation on all lanes of `type`."""
+        if type.lanes > 1:
+            self.counts[f"vector_{kind}"] += max(type.lanes * max(type.bits, 8) / self.vector_bits, 0.125)
+        elif type != INDEX or kind not in ("simple", "multiply", "cast"):
+            self.counts[f"scalar_{kind}"] += 1
+        else:
+            self.counts["scalar_index"] += 1
+
+    def expression(self, least=0):
+        left = self.unary()
+        while (precedence := PRECEDENCE.get(self.tokens[self.at][0], 0)) > least:
+            operator = self.tokens[self.at][0]
+            self.at += 1
+            left = self.binary(operator, left, self.expression(precedence))
+        return left
+
+    def unary(self):
+        token = self.tokens[self.at][0]
+        if token == "!":
+            self.at += 1
+            value = self.unary()
+            return Value(value.type, value.python and f"(not {value.python})", value.dims, False, False, value.loads)
+        if token == "-":
+            self.at += 1
+            value = self.unary()
+            return Value(value.type, value.python and f"(-{value.python})", value.dims, False, False, value.loads)
+        return self.primary()
+
+    def primary(self):
+        token, is_number, is_name = self.tokens[self.at]
+        self.at += 1
+        if is_number:
+            if "." in token:
+                code = Type("f", 32 if token.endswith("f") else 16 if token.endswith("h") else 64, 1)
+                return Value(code, f"real({token.rstrip('fh')})")
+            return Value(INDEX, token)
+        if token == "(":
+            type = parse_type(self.tokens[self.at][0])
+            if type and self.tokens[self.at + 1][0] == ")":
+                self.at += 2
+                return self.annotated(type)
+            value = self.expression()
+            self.take(")")
+            return value
+        if not is_name:
+            raise NotUnderstood(f"unexpected {token!r}")
+        if token == "let":
+            return self.let()
+        following = self.tokens[self.at][0]
+        if following == "(":
+            self.at += 1
+            return self.call(token, None)
+        if following == "[":
+            self.at += 1
+            return self.load(token)
+        if token in self.names:
+            return self.names[token]
+        return Value(INDEX, f"variables[{token!r}]")
+
+    def annotated(self, type):
+        """What follows `(type)`: a constant or a call that is of that type."""
+        token, _, is_name = self.tokens[self.at]
+        if is_name and self.tokens[self.at + 1][0] == "(":
+            self.at += 2
+            return self.call(token, type)
+        value = self.unary()
+        return Value(type, value.python, value.dims, value.is_affine, False, value.loads)
+
+    def let(self):
+        name = self.tokens[self.at][0]
+        self.at += 1
+        self.take("=")
+        value = self.expression()
+        self.take("in")
+        outer = self.names
+        self.names = outer | {name: value}
+        body = self.expression()
+        self.names = outer
+        return body
+
+    def arguments(self):
+        values = []
+        while self.tokens[self.at][0] != ")":
+            values.append(self.expression())
+            if self.tokens[self.at][0] == ",":
+                self.at += 1
+        self.at += 1
+        return values
+
+    def load(self, buffer):
+        index = self.index()
+        if self.tokens[self.at][0] == "if":  # of lanes that may lie outside
+            self.at += 1
+            self.expression()
+        element = self.buffers.get(buffer) or INDEX
+        lanes = index.type.lanes
+        is_gather = lanes > 1 and (not index.is_affine or index.dims is None or index.python is None)
+        self.found.append(Load(buffer, index.python, index.dims, is_gather, lanes, element.bits))
+        return Value(Type(element.code, element.bits, lanes), None, None, False, False, [[len(self.found) - 1, 0], *self.later(index.loads, 5)])
+
+    def index(self):
+        """What stands between brackets, with its alignment."""
+        index = self.expression()
+        if self.tokens[self.at][0] == "aligned":
+            self.at += 2
+            self.arguments()
+        self.take("]")
+        return index
+
+    def later(self, loads, cycles):
+        return [[load, latency + cycles] for load, latency in loads]
+
+    def binary(self, operator, left, right):
+        lanes = max(left.type.lanes, right.type.lanes)
+        wider = left.type if left.type.lanes >= right.type.lanes else right.type
+        type = Type(wider.code, wider.bits, lanes)
+        python = None
+        if left.python is not None and right.python is not None:
+            python = f"({left.python}{PYTHON.get(operator, operator)}{right.python})"
+        loads = left.loads + right.loads
+        is_float = type.code == "f"
+        if operator in COMPARISONS or operator in ("&&", "||"):
+            self.count("simple", type)
+            return Value(Type("b", 1, lanes), python, None, False, False, self.later(loads, INTEGER_LATENCY) if loads else [])
+        if operator in "+-":
+            fused = is_float and (left.is_product or right.is_product)
+            if fused:  # a multiplication and this are one instruction, whose latency the product's operands have already
+                product, other = (left, right) if left.is_product else (right, left)
+                loads = product.loads + self.later(other.loads, FLOAT_LATENCY)
+            else:
+                self.count("simple", type)
+                loads = self.later(loads, FLOAT_LATENCY if is_float else INTEGER_LATENCY) if loads else []
+            dims, is_affine = self.sum_dims(left, right)
+            return Value(type, python, dims, is_affine, False, loads)
+        if operator == "*":
+            self.count("multiply", type)
+            dims, is_affine = self.scaled_dims(left, right)
+            return Value(type, python, dims, is_affine, is_float, self.later(loads, MULTIPLY_LATENCY) if loads else [])
+        is_shift = not is_float and right.python is not None and _is_power_of_two(right.python)
+        self.count("simple" if is_shift else "divide", type)
+        return Value(type, python, None if lanes > 1 else [], False, False, self.later(loads, INTEGER_LATENCY if is_shift else DIVIDE_LATENCY))
+
+    def sum_dims(self, left, right):
+        if not left.dims or not right.dims:
+            known = left.dims is not None and right.dims is not None
+            return (left.dims or right.dims) if known else None, left.is_affine and right.is_affine and known
+        if [n for _, n in left.dims] == [n for _, n in right.dims]:
+            return [(f"({a}+{b})", n) for (a, n), (b, _) in zip(left.dims, right.dims)], left.is_affine and right.is_affine
+        return None, False
+
+    def scaled_dims(self, left, right):
+        if not left.dims and not right.dims:
+            return ([], True) if left.dims is not None and right.dims is not None else (None, False)
+        vector, factor = (left, right) if left.dims else (right, left)
+        if factor.dims or factor.python is None or vector.dims is None:
+            return None, False
+        return [(f"({stride}*{factor.python})", n) for stride, n in vector.dims], vector.is_affine and factor.is_affine
+
+    def call(self, name, annotation):
+        if found := BROADCAST.fullmatch(name):
+            (value,) = self.arguments()
+            n = int(found[1])
+            dims = value.dims if value.type.lanes == 1 else [*(value.dims or []), ("0", n)] if value.dims is not None else None
+            return Value(value.type._replace(lanes=n * value.type.lanes), value.python, dims, value.is_affine, False, value.loads)
+        if name == "ramp":
+            base, stride, n = self.arguments()
+            n = int(n.python)
+            known = base.dims is not None and base.python is not None and stride.python is not None
+            dims = [*base.dims, (stride.python, n)] if known else None
+            return Value(base.type._replace(lanes=n * base.type.lanes), base.python, dims, base.is_affine and known, False, base.loads)
+        if type := parse_type(name):
+            (value,) = self.arguments()
+            return self.cast(type, value)
+        values = self.arguments()
+        loads = [load for value in values for load in value.loads]
+        type = annotation or max((value.type for value in values), key=lambda type: type.lanes, default=INDEX)
+        if annotation and annotation.lanes == 1 and values:
+            type = annotation
+        if name in ("min", "max", "select", "abs", "absd"):
+            return self.simple_call(name, type, values, loads)
+        if name in FREE and values:
+            value = values[0]
+            return Value(annotation or value.type, value.python, value.dims, value.is_affine, False, value.loads)
+        if name in SHUFFLES:
+            return self.shuffle(name, values, loads)
+        stem = re.sub(r"_f\d+$|_(?:u?int)\d+$", "", name)
+        if stem in FUNCTION_LATENCY:
+            self.count("function", type)
+            python = None
+            return Value(type, python, None, False, False, self.later(loads, FUNCTION_LATENCY[stem]))
+        if stem in ("floor", "ceil", "round", "trunc"):
+            self.count("simple", type)
+            known = type.lanes == 1 and len(values) == 1 and values[0].python and stem in ("floor", "ceil")
+            return Value(type, f"{stem}_f32({values[0].python})" if known else None, None, False, False, self.later(loads, FLOAT_LATENCY))
+        if name.startswith("vector_reduce"):
+            self.count("simple", max((value.type for value in values), key=lambda type: type.lanes))
+            return Value(type, None, None, False, False, self.later(loads, 3 * FLOAT_LATENCY))
+        # widening, saturating, shifting and the like: an instruction or two, at the width of the wider type
+        operand = max((value.type for value in values), key=lambda type: type.lanes * type.bits, default=type)
+        self.count("multiply" if "mul" in name else "cast" if "cast" in name else "simple", max(type, operand, key=lambda t: t.lanes * t.bits))
+        return Value(type, None, None, False, False, self.later(loads, MULTIPLY_LATENCY if "mul" in name else INTEGER_LATENCY))
+
+    def simple_call(self, name, type, values, loads):
+        if name == "select":
+            type = max((value.type for value in values[1:]), key=lambda type: type.lanes)
+            type = type._replace(lanes=max(type.lanes, values[0].type.lanes))
+        self.count("simple", type)
+        python = None
+        if all(value.python is not None for value in values):
+            python = f"{'abs' if name == 'absd' else name}({'-'.join(v.python for v in values) if name == 'absd' else ', '.join(v.python for v in values)})"
+        dims = next((value.dims for value in values if value.dims), [] if type.lanes == 1 else None)
+        return Value(type, python, dims, False, False, self.later(loads, FLOAT_LATENCY // 2 if type.code == "f" else INTEGER_LATENCY))
+
+    def cast(self, type, value):
+        same = type.bits == value.type.bits and type.code in "iu" and value.type.code in "iu"
+        if not same:
+            wider = type if type.bits > value.type.bits else type._replace(bits=value.type.bits, lanes=value.type.lanes)
+            self.count("cast", wider)
+        python = value.python
+        if python is not None and (type.code == "f") != (value.type.code == "f"):
+            python = f"real({python})" if type.code == "f" else f"whole({python})"
+        cycles = 0 if same else FLOAT_LATENCY if "f" in (type.code, value.type.code) else INTEGER_LATENCY
+        return Value(type, python, value.dims, value.is_affine, False, self.later(value.loads, cycles))
+
+    def shuffle(self, name, values, loads):
+        type = values[0].type
+        if name == "slice_vectors":
+            n = int(values[-1].python or 1)
+        elif name == "extract_element":
+            n = 1
+        else:
+            n = sum(value.type.lanes for value in values) if name != "mux" else type.lanes
+        type = type._replace(lanes=n)
+        self.count("shuffle", type)
+        return Value(type, None, None, False, False, self.later(loads, 2 * INTEGER_LATENCY))
+
+
+def _is_power_of_two(text):
+    return text.isdigit() and not int(text) & (int(text) - 1)
