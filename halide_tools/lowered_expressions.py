@@ -24,7 +24,10 @@ PYTHON = {"||": " or ", "&&": " and ", "/": "//"}
 # Latency in cycles of an operation, and its cost in slots of a vector unit. Rough figures that Zen 3, Zen 4 and Skylake share
 # (uops.info, Fog's tables); what they weigh in milliseconds is fitted.
 FLOAT_LATENCY, INTEGER_LATENCY, MULTIPLY_LATENCY, DIVIDE_LATENCY = 4, 1, 4, 13
-FUNCTION_LATENCY = {"exp": 40, "log": 40, "pow": 90, "sqrt": 18, "sin": 100, "cos": 100, "tanh": 100}
+# Functions that Halide computes in vectors: simple operations that they take, and their latency in cycles.
+FUNCTION_OPERATIONS = {"exp": 14, "log": 18, "pow": 40, "fast_exp": 12, "fast_log": 14, "fast_pow": 30}
+FUNCTION_LATENCY = {"exp": 45, "log": 50, "pow": 100, "fast_exp": 40, "fast_log": 40, "fast_pow": 80}
+LIBRARY_LATENCY = 60  # of a call of the C library, which is one for each lane
 SHUFFLES = {"slice_vectors", "interleave_vectors", "concat_vectors", "extract_element", "mux"}
 FREE = {"likely", "likely_if_innermost", "promise_clamped", "unsafe_promise_clamped", "reinterpret", "strict_float"}
 
@@ -45,6 +48,7 @@ class Load:
     """A load of `lanes` elements of `bits` bits: at element `address` (Python source, None where it depends on what is in a buffer) and on.
 
     dims : [(stride, lanes)] in elements, innermost first; None where lanes lie anywhere. is_gather : loaded point by point.
+    active : Python source for the number of lanes that a predicate lets through; None without one.
     """
 
     buffer: str
@@ -53,6 +57,7 @@ class Load:
     is_gather: bool
     lanes: int
     bits: int
+    active: str | None = None
 
 
 @dataclass
@@ -65,6 +70,7 @@ class Value:
     is_affine: bool = True
     is_product: bool = False
     loads: list = field(default_factory=list)
+    active: str | None = None  # of a comparison between a ramp and a scalar: in how many lanes it holds
 
     def __post_init__(self):
         if self.type.lanes == 1:
@@ -100,12 +106,12 @@ class Parser:
             raise NotUnderstood(f"{wanted!r} expected, {self.tokens[self.at][0]!r} found")
         self.at += 1
 
-    def count(self, kind, type):
-        """One operation on all lanes of `type`."""
+    def count(self, kind, type, n=1):
+        """`n` operations on all lanes of `type`."""
         if type.lanes > 1:
-            self.counts[f"vector_{kind}"] += max(type.lanes * max(type.bits, 8) / self.vector_bits, 0.125)
+            self.counts[f"vector_{kind}"] += n * max(type.lanes * max(type.bits, 8) / self.vector_bits, 0.125)
         elif type != INDEX or kind not in ("simple", "multiply", "cast"):
-            self.counts[f"scalar_{kind}"] += 1
+            self.counts[f"scalar_{kind}"] += n
         else:
             self.counts["scalar_index"] += 1
 
@@ -192,13 +198,14 @@ class Parser:
 
     def load(self, buffer):
         index = self.index()
+        active = None
         if self.tokens[self.at][0] == "if":  # of lanes that may lie outside
             self.at += 1
-            self.expression()
+            active = self.expression().active
         element = self.buffers.get(buffer) or INDEX
         lanes = index.type.lanes
         is_gather = lanes > 1 and (not index.is_affine or index.dims is None or index.python is None)
-        self.found.append(Load(buffer, index.python, index.dims, is_gather, lanes, element.bits))
+        self.found.append(Load(buffer, index.python, index.dims, is_gather, lanes, element.bits, active))
         return Value(Type(element.code, element.bits, lanes), None, None, False, False, [[len(self.found) - 1, 0], *self.later(index.loads, 5)])
 
     def index(self):
@@ -224,7 +231,9 @@ class Parser:
         is_float = type.code == "f"
         if operator in COMPARISONS or operator in ("&&", "||"):
             self.count("simple", type)
-            return Value(Type("b", 1, lanes), python, None, False, False, self.later(loads, INTEGER_LATENCY) if loads else [])
+            known = operator in ("<", "<=") and left.python and right.python and right.dims == [] and left.dims and len(left.dims) == 1
+            active = f"max(min({right.python}-{left.python}+{operator == '<='},{lanes}),0)" if known and left.dims[0][0] == "1" else None
+            return Value(Type("b", 1, lanes), python, None, False, False, self.later(loads, INTEGER_LATENCY) if loads else [], active)
         if operator in "+-":
             fused = is_float and (left.is_product or right.is_product)
             if fused:  # a multiplication and this are one instruction, whose latency the product's operands have already
@@ -287,10 +296,12 @@ class Parser:
         if name in SHUFFLES:
             return self.shuffle(name, values, loads)
         stem = re.sub(r"_f\d+$|_(?:u?int)\d+$", "", name)
-        if stem in FUNCTION_LATENCY:
-            self.count("function", type)
-            python = None
-            return Value(type, python, None, False, False, self.later(loads, FUNCTION_LATENCY[stem]))
+        if stem in FUNCTION_OPERATIONS:
+            self.count("function", type, FUNCTION_OPERATIONS[stem])
+            return Value(type, None, None, False, False, self.later(loads, FUNCTION_LATENCY[stem]))
+        if stem in ("sqrt", "fast_inverse_sqrt", "fast_inverse"):
+            self.count("divide", type)
+            return Value(type, None, None, False, False, self.later(loads, DIVIDE_LATENCY))
         if stem in ("floor", "ceil", "round", "trunc"):
             self.count("simple", type)
             known = type.lanes == 1 and len(values) == 1 and values[0].python and stem in ("floor", "ceil")
@@ -298,10 +309,20 @@ class Parser:
         if name.startswith("vector_reduce"):
             self.count("simple", max((value.type for value in values), key=lambda type: type.lanes))
             return Value(type, None, None, False, False, self.later(loads, 3 * FLOAT_LATENCY))
+        if stem != name:
+            self.counts["scalar_library"] += type.lanes
+            return Value(type, None, None, False, False, self.later(loads, LIBRARY_LATENCY))
         # widening, saturating, shifting and the like: an instruction or two, at the width of the wider type
         operand = max((value.type for value in values), key=lambda type: type.lanes * type.bits, default=type)
         self.count("multiply" if "mul" in name else "cast" if "cast" in name else "simple", max(type, operand, key=lambda t: t.lanes * t.bits))
-        return Value(type, None, None, False, False, self.later(loads, MULTIPLY_LATENCY if "mul" in name else INTEGER_LATENCY))
+        python = None
+        if type.lanes == 1 and all(value.python is not None for value in values):
+            if name == "saturating_sub":
+                python = f"({values[0].python}-{values[1].python})"
+            elif name == "saturating_cast" and type.code in "iu":
+                low = -(2 ** (type.bits - 1)) if type.code == "i" else 0
+                python = f"max(min({values[0].python},{low + 2**type.bits - 1}),{low})"
+        return Value(type, python, None, False, False, self.later(loads, MULTIPLY_LATENCY if "mul" in name else INTEGER_LATENCY))
 
     def simple_call(self, name, type, values, loads):
         if name == "select":

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from halide_tools.lowered_code import ELSEWHERE, FUNCTIONS, MAX_ITERATIONS, STAGE, NonInteger, TooLong, arguments, to_python
+from halide_tools.lowered_code import ELSEWHERE, FUNCTIONS, MAX_ITERATIONS, STAGE, TooLong, arguments
 from halide_tools.lowered_expressions import INDEX, Load, NotUnderstood, Parser, Type, Value
 
 LINE_BYTES = 64
@@ -23,13 +23,14 @@ CORES = 2
 REGISTERS = 32  # vector registers of AVX-512; 16 before
 WINDOW = 256  # operations that a processor looks ahead: iterations of an outer loop that overlap
 PROMOTED_BYTES = 2048  # an allocation of constant size that is no larger may live in registers, if all of its addresses are constants
+MOST_SHUFFLED = 4  # elements between lanes, so that whole vectors are loaded and lanes picked out of them
 # Cycles on the busiest unit: operations, loads, stores of a native vector, and instructions in all.
 OPERATIONS_A_CYCLE, LOADS_A_CYCLE, STORES_A_CYCLE, GATHERED_A_CYCLE, INSTRUCTIONS_A_CYCLE = 1.5, 1.5, 0.75, 0.8, 5.0
-CYCLES = {"divide": 8.0, "function": 25.0}  # on that unit, a native vector
+CYCLES = {"divide": 8.0, "library": 20.0}  # on that unit, a native vector
 
 MACHINE = [
     "native_operations", "native_multiplications", "native_divisions", "native_casts", "native_shuffles", "native_functions",
-    "scalar_instructions", "index_instructions", "loads_executed", "stores_executed", "points_gathered_executed", "points_scattered_executed",
+    "library_calls", "scalar_instructions", "index_instructions", "loads_executed", "stores_executed", "points_gathered_executed", "points_scattered_executed",
     "body_cycles", "chain_cycles", "updates_in_memory", "spilled_vectors", "lines_from_l2", "lines_from_l3", "lines_from_memory",
     "lines_to_l2", "lines_to_l3", "lines_to_memory", "parallel_cycles", "wall_cycles", "tasks", "parallel_loops",
 ]  # fmt: skip
@@ -39,7 +40,7 @@ MACHINE = [
 class Access:
     """A load or store in the code, and what became known of its addresses when it ran.
 
-    bits : of an element; address, strides : functions without arguments. first : element address where it ran first; steps : {depth of a loop
+    bits : of an element; address, dims : as of Load, numbers of expressions in the table. first : element address where it ran first; steps : {depth of a loop
     around it: elements a step}, None where it depends on what is in a buffer.
     """
 
@@ -50,10 +51,12 @@ class Access:
     is_gather: bool
     address: object
     dims: object
-    latency: list = field(default_factory=list)
+    latency: float | None = None
+    active: int | None = None
     first: float | None = None
     shape: list | None = None
     steps: dict = field(default_factory=dict)
+    points: float = 0.0  # of those that a predicate lets through
 
 
 @dataclass
@@ -70,19 +73,15 @@ class Statement:
     seen: int = 0
     order: int = 0
 
+    def __post_init__(self):
+        self.is_predicated = any(access.active is not None for access in self.accesses)
+
 
 @dataclass
 class Allocation:
     loops: tuple
     n_bytes: float
     is_constant: bool
-
-
-def function_of(python):
-    return None if python is None else eval(compile(f"lambda variables, FUNCTIONS=FUNCTIONS: {python}", "address", "eval"), FUNCTIONS_SCOPE)
-
-
-FUNCTIONS_SCOPE = {**FUNCTIONS, "FUNCTIONS": None, "__builtins__": {}}
 
 
 def constant_bytes(text):
@@ -93,10 +92,24 @@ def constant_bytes(text):
 def translate(lowered, vector_bits):
     """(a Python program that calls the methods of a Run as the lowered code would run, its Statements, {loop number: (name, is parallel)})."""
     lines, statements, blocks, loops = [], [], [], []
-    names, buffers = {}, dict(_buffer_types(lowered))
+    names, buffers, addresses = {}, dict(_buffer_types(lowered)), {}
 
     def emit(text):
         lines.append("    " * len(blocks) + text)
+
+    def address(python):
+        """The number of an expression in the table of those to evaluate, each once."""
+        return None if python is None else addresses.setdefault(python, len(addresses))
+
+    def dims(load):
+        return None if load.dims is None else [(address(stride), n) for stride, n in load.dims]
+
+    def scalar(text):
+        """Python for a scalar expression, "None" where it can't be told."""
+        try:
+            return Parser(text, names, buffers, vector_bits).expression().python or "None"
+        except NotUnderstood:
+            return "None"
 
     def parse(text):
         parser = Parser(text, names, buffers, vector_bits)
@@ -108,7 +121,7 @@ def translate(lowered, vector_bits):
         for load, cycles in value.loads:
             latency[load] = max(latency[load], cycles)
         return [
-            Access(load.buffer, False, load.lanes, load.bits, load.is_gather, function_of(load.address), _dims(load), latency.get(i))
+            Access(load.buffer, False, load.lanes, load.bits, load.is_gather, address(load.address), dims(load), latency.get(i), address(load.active))
             for i, load in enumerate(parser.found)
         ]
 
@@ -121,8 +134,11 @@ def translate(lowered, vector_bits):
         loops.append((name, is_parallel))
         return len(loops) - 1
 
+    predicate = None  # of the next store
     for line in map(str.strip, lowered.splitlines()):
         opened = None
+        if line.startswith("predicate ("):
+            predicate = parse(line.removeprefix("predicate "))[1].active
         if line.startswith("}"):
             blocks.pop()
         if found := re.match(r"\w+ func (\S+) \((.*)\) \{", line):
@@ -133,9 +149,9 @@ def translate(lowered, vector_bits):
         elif found := re.match(r"for \((\S+), (.*)\) \{", line):
             (start, extent), _ = arguments(found[2], 0)
             opened = stage_of(found[1])
-            emit(f"for _ in loop({loop(found[1], False)}, {found[1]!r}, lambda: {to_python(start)}, lambda: {to_python(extent)}):")
+            emit(f"for _ in loop({loop(found[1], False)}, {found[1]!r}, lambda: {scalar(start)}, lambda: {scalar(extent)}):")
         elif found := re.match(r"(?:\} else )?if \((.*)\) \{", line):
-            emit(f"{'elif' if line.startswith('}') else 'if'} may_hold(lambda: {to_python(found[1])}):")
+            emit(f"{'elif' if line.startswith('}') else 'if'} may_hold(lambda: {scalar(found[1])}):")
         elif line == "} else {":
             emit("else:")
         elif found := re.match(r"produce (\S+) \{", line):
@@ -145,7 +161,7 @@ def translate(lowered, vector_bits):
             emit("if True:")
         elif found := re.match(r"let \S+ = halide_do_par_for\(.*?::([\w$.]+), ", line):
             start, extent, *_ = arguments(line, found.end())[0]
-            emit(f"run_task({found[1]!r}, lambda: {to_python(start)}, lambda: {to_python(extent)})")
+            emit(f"run_task({found[1]!r}, lambda: {scalar(start)}, lambda: {scalar(extent)})")
         elif found := re.match(r"let (\S+) = (.*)", line):
             if not ELSEWHERE.search(found[2]) and "halide_" not in found[2]:
                 parser, value = parse(found[2])
@@ -163,7 +179,7 @@ def translate(lowered, vector_bits):
         elif found := re.match(r"allocate ([\w.$]+)\[([a-z]+)(\d+)(?:x(\d+))? \* (.*?)\]", line):
             size = max(int(found[3]) // 8, 1) * int(found[4] or 1)
             is_constant = constant_bytes(found[5]) is not None
-            emit(f"allocate({found[1]!r}, {size}, lambda: {to_python(found[5])}, {is_constant})")
+            emit(f"allocate({found[1]!r}, {size}, lambda: {scalar(found[5])}, {is_constant})")
         elif found := re.match(r"([A-Za-z_][\w.$]*)\[", line):
             parser = Parser(line[found.end() :], names, buffers, vector_bits)
             index = parser.index()
@@ -174,18 +190,14 @@ def translate(lowered, vector_bits):
                 accesses = accesses_of(parser, value)
                 is_gather = index.type.lanes > 1 and (not index.is_affine or index.dims is None or index.python is None)
                 load = Load(found[1], index.python, index.dims, is_gather, index.type.lanes, bits)
-                accesses.append(Access(found[1], True, load.lanes, bits, is_gather, function_of(load.address), _dims(load)))
+                accesses.append(Access(found[1], True, load.lanes, bits, is_gather, address(load.address), dims(load), None, address(predicate)))
+                predicate = None
                 note(parser.counts, accesses)
         if line.endswith("{"):
             blocks.append(opened)
             emit("pass")
-    return "\n".join(lines), statements, loops
-
-
-def _dims(load):
-    if load.dims is None:
-        return None
-    return [(function_of(stride), n) for stride, n in load.dims]
+    table = "".join(f" lambda: {python},\n" for python in addresses)
+    return "\n".join([*lines, f"table[:] = [\n{table}]"]), statements, loops
 
 
 def stage_of(loop_name):
@@ -209,7 +221,7 @@ class Run:
         self.variables, self.weight, self.tasks, self.iterations = dict(values), 1.0, {}, 0
         self.statements, self.runs, self.allocations, self.all_known = statements, np.zeros(len(statements)), {}, True
         self.parallel_runs, self.wall_runs, self.concurrency, self.speedup = np.zeros(len(statements)), np.zeros(len(statements)), 1.0, 1.0
-        self.loops, self.mask, self.indices = [], 0, []
+        self.loops, self.mask, self.indices, self.table = [], 0, [], []
         self.entered, self.ran = Counter(), 0
         self.task_counts = Counter()
 
@@ -270,6 +282,11 @@ class Run:
         self.parallel_runs[i] += self.weight if self.concurrency > 1 else 0
         self.wall_runs[i] += self.weight / self.speedup
         statement = self.statements[i]
+        if statement.is_predicated:
+            for access in statement.accesses:
+                if access.active is not None:
+                    n = self.evaluate(access.active)
+                    access.points += self.weight * (access.lanes if n is None else n)
         if statement.mask < 0:
             statement.mask, statement.loops, statement.indices = self.mask, tuple(self.loops), tuple(self.indices)
             statement.order, self.ran = self.ran, self.ran + 1
@@ -292,9 +309,9 @@ class Run:
                     if now is not None:
                         access.steps[depth] = (now - access.first) / step
 
-    def evaluate(self, function):
+    def evaluate(self, address):
         try:
-            return None if function is None else function(self.variables)
+            return None if address is None else self.table[address]()
         except (KeyError, TypeError, ValueError, ArithmeticError):
             return None
 
@@ -314,7 +331,7 @@ def count_machine(lowered, values, vector_bits=512):
         program, statements, loops = translate(lowered, vector_bits)
         run = Run(values, statements)
         methods = {method: getattr(run, method) for method in ("assign", "let", "may_hold", "loop", "task", "run_task", "run", "allocate")}
-        exec(compile(program, name, "exec"), {"variables": run.variables, **FUNCTIONS, **methods})
+        exec(compile(program, name, "exec"), {"variables": run.variables, "table": run.table, **FUNCTIONS, **methods})
         run.tasks[name][2]()
     except (SyntaxError, RecursionError, TooLong, NotUnderstood, AttributeError, LookupError, NameError, ValueError):
         return None
@@ -407,7 +424,8 @@ class Machine:
             for kind, number in statement.operations.items():
                 width, what = kind.split("_", 1)
                 if width == "scalar":
-                    total["index_instructions" if what == "index" else "scalar_instructions"] += n * number
+                    kind = {"index": "index_instructions", "library": "library_calls"}.get(what, "scalar_instructions")
+                    total[kind] += n * number
                     if what != "index":  # indices are mostly computed once outside, or part of an address
                         spent["operations"] += number * CYCLES.get(what, 1) / 2
                         spent["instructions"] += number
@@ -430,15 +448,21 @@ class Machine:
                 shared = self.hoisted(statement, access)
                 if shared > 1:
                     live.add((access.buffer, access.first, natives))
-                if access.is_gather or not _is_dense(access):
+                spacing = math.inf if access.is_gather else _spacing(access)
+                if 1 < spacing <= MOST_SHUFFLED and not access.is_store and access.active is None:
+                    natives *= spacing  # all that lies between is loaded, too, and what is wanted picked out
+                    total["native_shuffles"] += n / shared * natives
+                    spent["operations"] += natives / shared
+                elif spacing > 1:
+                    lanes = access.lanes if access.active is None else access.points / n
                     kind = "points_scattered_executed" if access.is_store else "points_gathered_executed"
-                    total[kind] += n / shared * access.lanes
-                    spent["gathered"] += access.lanes / shared
-                    spent["instructions"] += access.lanes / shared
-                else:
-                    total["stores_executed" if access.is_store else "loads_executed"] += n / shared * natives
-                    spent["stores" if access.is_store else "loads"] += natives / shared
-                    spent["instructions"] += natives / shared
+                    total[kind] += n / shared * lanes
+                    spent["gathered"] += lanes / shared
+                    spent["instructions"] += lanes / shared
+                    continue
+                total["stores_executed" if access.is_store else "loads_executed"] += n / shared * natives
+                spent["stores" if access.is_store else "loads"] += natives / shared
+                spent["instructions"] += natives / shared
             last = statement.accesses[-1] if statement.accesses else None
             if last and last.is_store and last.first is None and any(a.buffer == last.buffer for a in statement.accesses[:-1]):
                 total["updates_in_memory"] += n * last.lanes
@@ -596,17 +620,21 @@ def _cycles(spent):
     )
 
 
-def _is_dense(access):
+def _spacing(access):
+    """Elements from one lane of a vector to the next: 1 where they lie side by side, infinity where they lie anywhere."""
     if access.lanes == 1:
-        return True
+        return 1
     if access.shape is None:
-        return False
-    spacing = 1
-    for stride, n in access.shape:
-        if stride not in (0, spacing, -spacing):
-            return spacing > 1  # rows of a vector apart: a few loads
-        spacing = spacing * n if stride else spacing
-    return True
+        return math.inf
+    (stride, n), *outer = access.shape
+    if outer and stride in (1, -1) and n * access.bits >= 128:
+        return 1  # rows of a vector's width: a load each
+    end = stride * n
+    for other, m in outer:
+        if other not in (0, end):
+            return math.inf
+        end = other * m
+    return abs(stride)
 
 
 def _lane_dims(access):
@@ -681,5 +709,3 @@ class Group:
         lines = segments * max(1.0, width * self.element / LINE_BYTES)
         return n_elements * self.element * repeated, min(lines, len(bases) * inner * max(1, self.width * self.element / LINE_BYTES)) * repeated
 
-
-__all__ = ["MACHINE", "NonInteger", "count_machine"]
