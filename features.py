@@ -47,6 +47,16 @@ LOWERED = [
     "points_log", "points_pow", "points_sqrt", "bytes_loaded", "bytes_loaded_beyond_l1", "bytes_loaded_beyond_l2", "bytes_stored",
     "bytes_stored_beyond_l1", "bytes_stored_beyond_l2", "allocations", "bytes_allocated", "stack_allocations", "stack_bytes",
 ]  # fmt: skip
+# What a processor makes of that (lowered_features.py). "native" are operations on whole vector registers, so that narrow types need fewer;
+# loads and stores "executed" are those that are left once registers keep what they can. Lines come from, or go to, the cache that holds
+# what a loop touches. Cycles are estimates: `body_cycles` on the busiest unit, `chain_cycles` more where an update waits for the one before.
+EXECUTED = [
+    "native_operations", "native_multiplications", "native_divisions", "native_casts", "native_shuffles", "native_functions",
+    "library_calls", "scalar_instructions", "index_instructions", "loads_executed", "stores_executed", "points_gathered_executed",
+    "points_scattered_executed", "body_cycles", "chain_cycles", "updates_in_memory", "spilled_vectors", "lines_from_l2", "lines_from_l3",
+    "lines_from_memory", "lines_to_l2", "lines_to_l3", "lines_to_memory", "parallel_cycles", "wall_cycles", "tasks", "parallel_loops",
+]  # fmt: skip
+LOWERED += EXECUTED
 
 
 def featurize(schedules):
@@ -183,17 +193,29 @@ def _outer_padding(s, padding, owner):
 def _lowered_columns(schedules, s, owner):
     """What was counted in the lowered code, whether it was, and how many points it stores for each that Halide's features tell of: (S, K + 2)."""
     is_counted = np.array([schedule.lowered is not None for schedule in schedules])[owner]
-    columns = np.zeros((len(owner), len(LOWERED) + 2))
+    columns = np.zeros((len(owner), len(LOWERED) + 2 + len(LOWERED_RATIOS)))
     if not is_counted.any():
         return columns
     lowered = np.concatenate([schedule.lowered for schedule in schedules if schedule.lowered is not None]).astype(np.float64)
     columns[is_counted, : len(LOWERED)] = np.log1p(lowered)
-    columns[:, -2] = is_counted
+    columns[:, len(LOWERED)] = is_counted
     said = np.maximum(s["points_computed_total"], s["num_productions"] * s["points_computed_per_production"])[is_counted]
     stored = lowered[:, LOWERED.index("points_stored")] + lowered[:, LOWERED.index("points_scattered")]
     known = (stored > 0) & (said > 0) & (s["inlined_calls"][is_counted] <= 0)
-    columns[is_counted, -1] = np.log(np.where(known, stored, 1) / np.where(known, said, 1))
+    columns[is_counted, len(LOWERED) + 1] = np.log(np.where(known, stored, 1) / np.where(known, said, 1))
+    columns[is_counted, -len(LOWERED_RATIOS) :] = _lowered_ratios(lowered)
     return columns
+
+
+LOWERED_RATIOS = ["parallel_share", "wall_share", "chain_share", "cycles_a_task"]
+
+
+def _lowered_ratios(lowered):
+    """LOWERED_RATIOS of counts (S, K): (S, 4)."""
+    count = dict(zip(LOWERED, lowered.T))
+    cycles = np.maximum(count["body_cycles"] + count["chain_cycles"], 1)
+    tasks = np.log1p(cycles / np.maximum(count["tasks"], 1))
+    return np.stack([count["parallel_cycles"] / cycles, count["wall_cycles"] / cycles, count["chain_cycles"] / cycles, tasks], 1)
 
 
 def _cost_terms(s, loops, math_calls, calls):
@@ -241,6 +263,7 @@ def _feature_units():
     units |= {f"log_cost_{name}": "log1p of events a run" for name in _cost_terms(nothing, loops, 0, dict.fromkeys(CALLS, 0))}
     units |= {f"log_cost_lowered_{kind}": "log1p of events a run" for kind in LOWERED}
     units |= {"lowered_is_counted": "flag", "lowered_stored_over_said": "log ratio"}
+    units |= {f"lowered_{name}": "ratio or log ratio" for name in LOWERED_RATIOS}
     units |= {"log_work": "log1p of operations a run"} | {f"log_{kind}_calls": "log1p of calls a point" for kind in CALLS}
     units |= {"log_stages_before": "log1p of stages", "log_stages_after": "log1p of stages"}
     units |= {f"uses_{type}": "flag" for type in TYPE_COLUMNS}
@@ -255,4 +278,5 @@ FEATURES = list(FEATURE_UNITS)
 COST_COLUMNS = [i for i, name in enumerate(FEATURES) if name.startswith("log_cost_")]
 PARALLEL_COLUMN = FEATURES.index("is_parallel")
 HAS_LOWERED_COUNTS_COLUMN = FEATURES.index("lowered_is_counted")
+LOWERED_PARALLEL_COLUMN = FEATURES.index("lowered_parallel_share")
 LOWERED_COLUMNS = [i for i, name in enumerate(FEATURES) if "lowered_" in name]  # all are 0 where nobody counted

@@ -63,14 +63,15 @@ class CostModel(nn.Module):
     ----------
     n_features : F
     cost_columns : which K features are log1p of events that take time
-    parallel_column, has_lowered_counts_column : which feature tells whether a stage runs in parallel, and whether its lowered code was counted
+    parallel_columns : which features tell whether a stage runs in parallel, where its lowered code was not counted and where it was
+    has_lowered_counts_column : which feature tells whether it was
     members, embed_size, hidden_size, lstm_layers, dropout : as in config.yaml
 
     `precision`, float32 unless set, is what the members compute in; what goes in and comes out is float32 in any case.
     """
 
     def __init__(
-        self, n_features, cost_columns, parallel_column, has_lowered_counts_column, members, embed_size, hidden_size, lstm_layers, dropout
+        self, n_features, cost_columns, parallel_columns, has_lowered_counts_column, members, embed_size, hidden_size, lstm_layers, dropout
     ):
         super().__init__()
         # Statistics of the training split; they travel with the weights.
@@ -79,7 +80,7 @@ class CostModel(nn.Module):
         self.register_buffer("event_ms", torch.ones(2, 2, len(cost_columns)))
         self.register_buffer("floor_ms", torch.ones(2))
         self.register_buffer("stage_ms", torch.ones(()))
-        self.cost_columns, self.parallel_column, self.has_lowered_counts_column = cost_columns, parallel_column, has_lowered_counts_column
+        self.cost_columns, self.parallel_columns, self.has_lowered_counts_column = cost_columns, parallel_columns, has_lowered_counts_column
         self.precision = "float32"
         self.members = nn.ModuleList(StageCosts(n_features + 2, embed_size, hidden_size, lstm_layers, dropout) for _ in range(members))
 
@@ -112,7 +113,8 @@ class CostModel(nn.Module):
     def linear_log_costs(self, features):
         """Log milliseconds of each stage by the linear model, (B, T)."""
         events = torch.exp(features[:, :, self.cost_columns].clamp(0, 80)) - 1  # (B, T, K); ONNX knows no expm1, and these are counts
-        counted, parallel = (features[:, :, column] > 0 for column in (self.has_lowered_counts_column, self.parallel_column))
+        counted, *parallel = (features[:, :, column] > 0 for column in (self.has_lowered_counts_column, *self.parallel_columns))
+        parallel = torch.where(counted, parallel[1], parallel[0])
         uncounted_ms, counted_ms = (torch.where(parallel, events @ weights[1], events @ weights[0]) for weights in self.event_ms)
         return torch.log(torch.where(counted, counted_ms + self.floor_ms[1], uncounted_ms + self.floor_ms[0]))
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from features import EXECUTED
 from halide_tools.lowered_code import ELSEWHERE, FUNCTIONS, MAX_ITERATIONS, STAGE, TooLong, arguments
 from halide_tools.lowered_expressions import INDEX, Load, NotUnderstood, Parser, Type, Value
 
@@ -27,13 +28,6 @@ MOST_SHUFFLED = 4  # elements between lanes, so that whole vectors are loaded an
 # Cycles on the busiest unit: operations, loads, stores of a native vector, and instructions in all.
 OPERATIONS_A_CYCLE, LOADS_A_CYCLE, STORES_A_CYCLE, GATHERED_A_CYCLE, INSTRUCTIONS_A_CYCLE = 1.5, 1.5, 0.75, 0.8, 5.0
 CYCLES = {"divide": 8.0, "library": 20.0}  # on that unit, a native vector
-
-MACHINE = [
-    "native_operations", "native_multiplications", "native_divisions", "native_casts", "native_shuffles", "native_functions",
-    "library_calls", "scalar_instructions", "index_instructions", "loads_executed", "stores_executed", "points_gathered_executed", "points_scattered_executed",
-    "body_cycles", "chain_cycles", "updates_in_memory", "spilled_vectors", "lines_from_l2", "lines_from_l3", "lines_from_memory",
-    "lines_to_l2", "lines_to_l3", "lines_to_memory", "parallel_cycles", "wall_cycles", "tasks", "parallel_loops",
-]  # fmt: skip
 
 
 @dataclass
@@ -322,7 +316,7 @@ class Run:
 
 
 def count_machine(lowered, values, vector_bits=512):
-    """{(Func, number of the stage): Counter of the kinds in MACHINE} of lowered code; `values` as lowered_code.known_values gives them.
+    """{(Func, number of the stage): Counter of the kinds in EXECUTED} of lowered code; `values` as lowered_code.known_values gives them.
 
     None where they can't be told.
     """
