@@ -29,7 +29,7 @@ from dumps.files import call_counts
 from features import SCHEDULE_FEATURES, featurize
 from halide_tools import (
     execution,
-    lowered_code,
+    lowered_features,
 )
 from halide_tools.autoschedulers import Proposal
 from halide_tools.programs import (
@@ -59,7 +59,7 @@ def profile(spec, proposal, path, connection):
     pipeline = spec.build()
     description = describe_stages(pipeline)
     featurization, _ = proposal.apply(pipeline)
-    connection.send((description, featurization, lowered_code.count_lowered(pipeline)))
+    connection.send((description, featurization, lowered_features.count_lowered(pipeline)))
     execution.run_under_profiler(pipeline, spec.seed, PROFILE_SECONDS)
 
 

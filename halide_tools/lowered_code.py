@@ -3,8 +3,8 @@
 Adams2019 works its features out for one representative tile. Bounds inference then asks for boxes that may be larger, for whole vectors,
 for what is recomputed where tiles overlap; loops are unrolled and split where boundaries allow simpler bodies. All that stands in the
 lowered code, and with it what the features do not tell: which loads are of whole vectors, and which gather point by point.
-`count_lowered` translates its text to a Python program that runs two iterations of each loop, weighs them by how often they would run,
-and counts what every stage loads, computes, stores and allocates.
+`count_text` translates it to a Python program that runs two iterations of each loop, weighs them by how often they would run, and counts
+what every stage loads, computes, stores and allocates. lowered_features tells what a processor makes of that, and puts both together.
 """
 
 import math
@@ -298,20 +298,25 @@ class Execution:
         total[1] += self.weight * (n or 0) * itemsize
 
 
-def count_lowered(pipeline):
-    """Counts of a scheduled pipeline, (T, K) float64: a row a stage, in the order of its featurization, a column for each of features.LOWERED.
-
-    An inlined stage has none: what it does is done by the stage that calls it. None where they can't be told: a loop's extent or an
-    allocation's size depends on what is in a buffer, loops lie too deep inside each other, or the code is not understood. The pipeline
-    needs estimates for all inputs and outputs. Raises hl.HalideError as compiling does.
-    """
+def lower(pipeline, target):
+    """The text of a scheduled pipeline's lowered code. Raises hl.HalideError as compiling does."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "lowered.stmt")
-        pipeline.compile_to_lowered_stmt(str(path), pipeline.infer_arguments(), hl.StmtOutputFormat.Text, hl.get_host_target())
-        lowered = path.read_text()
+        pipeline.compile_to_lowered_stmt(str(path), pipeline.infer_arguments(), hl.StmtOutputFormat.Text, target)
+        return path.read_text()
+
+
+def stages_of(pipeline):
+    """[(name of its Func, number: 0 for the pure one)] of the stages, in the order of a featurization."""
+    return [(func.name(), i) for func in functions(pipeline) for i in range(func.num_update_definitions(), -1, -1)]
+
+
+def count_text(lowered, name, values, sizes, stages):
+    """What the text says, (T, K): a row for each of `stages`, a column for each of features.LOWERED; those of EXECUTED are 0.
+
+    name : of the function; values, sizes : as of known_values. None where they can't be told.
+    """
     try:
-        name, names = re.search(r"^external\S* func (\S+) \((.*)\) \{", lowered, re.M).groups()
-        values, sizes = known_values(pipeline, names.split(", "))
         program, statements = translate(lowered)
         execution = Execution(values, len(statements))
         methods = {
@@ -321,7 +326,7 @@ def count_lowered(pipeline):
         execution.tasks[name][1]()
     except (SyntaxError, RecursionError, TooLong, AttributeError, LookupError, NameError, ValueError):
         return None  # nested deeper than Python allows, or written as no code seen so far: the schedule is worth keeping all the same
-    return by_stage(functions(pipeline), statements, execution, sizes) if execution.all_known else None
+    return by_stage(stages, statements, execution, sizes) if execution.all_known else None
 
 
 def known_values(pipeline, names):
@@ -340,9 +345,8 @@ def known_values(pipeline, names):
     return values, sizes
 
 
-def by_stage(funcs, statements, execution, sizes):
+def by_stage(stages, statements, execution, sizes):
     """What an Execution has counted, (T, K); `sizes` as known_values gives them, of what is not allocated here."""
-    stages = [(func.name(), i) for func in funcs for i in range(func.num_update_definitions(), -1, -1)]
     totals, sizes = {stage: Counter() for stage in stages}, dict(sizes)
     for name, (n, n_bytes, itemsize, on_stack) in execution.allocated.items():
         sizes[name] = itemsize, n_bytes / max(n, 1)
@@ -370,7 +374,7 @@ def by_stage(funcs, statements, execution, sizes):
 
 
 def as_dict(counts):
-    """{kind: [count of each stage]} of what count_lowered returns, in four digits, kinds that don't occur left out: what lies beside a dump."""
+    """{kind: [count of each stage]} of what count_lowered (lowered_features) returns, in four digits, kinds that don't occur left out: what lies beside a dump."""
     whole = np.round(counts).astype(np.int64)
     last_digit = 10 ** np.maximum(np.floor(np.log10(np.maximum(whole, 1))).astype(np.int64) - 3, 0)
     rounded = np.round(whole / last_digit).astype(np.int64) * last_digit

@@ -76,6 +76,11 @@ class Value:
         if self.type.lanes == 1:
             self.dims, self.is_affine = [], True
 
+    @property
+    def is_scattered(self):
+        """Of an index: whether its lanes lie anywhere."""
+        return not self.is_affine or self.dims is None or self.python is None and self.type.lanes > 1
+
 
 class NotUnderstood(Exception):
     """Text that is no expression as IRPrinter writes them."""
@@ -204,8 +209,7 @@ class Parser:
             active = self.expression().active
         element = self.buffers.get(buffer) or INDEX
         lanes = index.type.lanes
-        is_gather = lanes > 1 and (not index.is_affine or index.dims is None or index.python is None)
-        self.found.append(Load(buffer, index.python, index.dims, is_gather, lanes, element.bits, active))
+        self.found.append(Load(buffer, index.python, index.dims, index.is_scattered, lanes, element.bits, active))
         return Value(Type(element.code, element.bits, lanes), None, None, False, False, [[len(self.found) - 1, 0], *self.later(index.loads, 5)])
 
     def index(self):

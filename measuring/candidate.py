@@ -21,7 +21,7 @@ from pathlib import Path
 import halide as hl
 import numpy as np
 
-from halide_tools import execution, lowered_code
+from halide_tools import execution, lowered_code, lowered_features
 from halide_tools.programs import describe_stages, schedule_everything_at_root
 
 HALIDE_ERRORS = (hl.HalideError, ValueError, RuntimeError, MemoryError)
@@ -88,7 +88,7 @@ def _check(program, seed, reference_path, counts):
         wrong = execution.mismatch(program.results(), reference.values())
     if wrong:
         return ("failed", "wrong_result", wrong)
-    found = lowered_code.count_lowered(program.pipeline) if counts else None
+    found = lowered_features.count_lowered(program.pipeline) if counts else None
     return ("checked", None if found is None else lowered_code.as_dict(found))
 
 
@@ -134,11 +134,11 @@ def propose(spec, proposal):
 
 
 def count(spec, proposal):
-    """What lowered_code.count_lowered finds in the code of a proposal, neither compiled nor run; None where Halide can't lower it, too."""
+    """What lowered_features.count_lowered finds in the code of a proposal, neither compiled nor run; None where Halide can't lower it, too."""
     try:
         pipeline = spec.build()
         proposal.apply(pipeline)
-        return lowered_code.count_lowered(pipeline)
+        return lowered_features.count_lowered(pipeline)
     except (hl.HalideError, RuntimeError):
         return None
 

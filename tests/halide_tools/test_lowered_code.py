@@ -4,12 +4,12 @@ import halide as hl
 import numpy as np
 
 from features import LOWERED
-from halide_tools import lowered_code
+from halide_tools import lowered_code, lowered_features
 
 
 def count(func, **stages):
     """{stage: {kind: number}} of a scheduled pipeline; `stages` name the rows, output first."""
-    counts = lowered_code.count_lowered(hl.Pipeline(func))
+    counts = lowered_features.count_lowered(hl.Pipeline(func))
     assert len(counts) == len(stages)
     return {name: {kind: n for kind, n in zip(LOWERED, row) if n} for name, row in zip(stages, counts)}
 
@@ -90,9 +90,9 @@ def test_counting_gives_up_where_it_would_take_too_long(monkeypatch):
     f = hl.Func("long_f")
     f[x, y] = x + y
     f.set_estimates([(0, 64), (0, 64)])
-    assert lowered_code.count_lowered(hl.Pipeline(f))[0, LOWERED.index("stores")] == 64 * 64
+    assert lowered_features.count_lowered(hl.Pipeline(f))[0, LOWERED.index("stores")] == 64 * 64
     monkeypatch.setattr(lowered_code, "MAX_ITERATIONS", 5)  # two rows, and two points in each: six
-    assert lowered_code.count_lowered(hl.Pipeline(f)) is None
+    assert lowered_features.count_lowered(hl.Pipeline(f)) is None
 
 
 def test_code_that_is_not_understood_costs_the_counts_alone(monkeypatch):
@@ -101,7 +101,7 @@ def test_code_that_is_not_understood_costs_the_counts_alone(monkeypatch):
     f[x] = x
     f.set_estimates([(0, 64)])
     monkeypatch.setattr(lowered_code, "translate", lambda lowered: ("unheard_of()", []))
-    assert lowered_code.count_lowered(hl.Pipeline(f)) is None
+    assert lowered_features.count_lowered(hl.Pipeline(f)) is None
 
 
 def test_expressions_of_lowered_code():
