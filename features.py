@@ -49,7 +49,7 @@ LOWERED = [
 ]  # fmt: skip
 # What a processor makes of that (lowered_features.py). "native" are operations on whole vector registers, so that narrow types need fewer;
 # loads and stores "executed" are those that are left once registers keep what they can. Lines come from, or go to, the cache that holds
-# what a loop touches. Cycles are estimates: `body_cycles` on the busiest unit, `chain_cycles` more where an update waits for the one before.
+# what a loop touches. Cycles are estimates: `body_cycles` on the busiest unit, and `chain_cycles` more where an update waits for another.
 EXECUTED = [
     "native_operations", "native_multiplications", "native_divisions", "native_casts", "native_shuffles", "native_functions",
     "library_calls", "scalar_instructions", "index_instructions", "loads_executed", "stores_executed", "points_gathered_executed",
@@ -191,7 +191,8 @@ def _outer_padding(s, padding, owner):
 
 
 def _lowered_columns(schedules, s, owner):
-    """What was counted in the lowered code, whether it was, and how many points it stores for each that Halide's features tell of: (S, K + 2)."""
+    """What was counted in the lowered code, whether it was, how many points it stores for each that Halide's features tell of, and
+    LOWERED_RATIOS: (S, K + 6)."""
     is_counted = np.array([schedule.lowered is not None for schedule in schedules])[owner]
     columns = np.zeros((len(owner), len(LOWERED) + 2 + len(LOWERED_RATIOS)))
     if not is_counted.any():
@@ -276,7 +277,7 @@ def _feature_units():
 FEATURE_UNITS = _feature_units()
 FEATURES = list(FEATURE_UNITS)
 COST_COLUMNS = [i for i, name in enumerate(FEATURES) if name.startswith("log_cost_")]
-PARALLEL_COLUMN = FEATURES.index("is_parallel")
+# Whether a stage runs in parallel: where its lowered code was not counted, and where it was.
+PARALLEL_COLUMNS = FEATURES.index("is_parallel"), FEATURES.index("lowered_parallel_share")
 HAS_LOWERED_COUNTS_COLUMN = FEATURES.index("lowered_is_counted")
-LOWERED_PARALLEL_COLUMN = FEATURES.index("lowered_parallel_share")
 LOWERED_COLUMNS = [i for i, name in enumerate(FEATURES) if "lowered_" in name]  # all are 0 where nobody counted

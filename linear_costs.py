@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from scipy.optimize import nnls
 
-from features import COST_COLUMNS, HAS_LOWERED_COUNTS_COLUMN, LOWERED_COLUMNS, LOWERED_PARALLEL_COLUMN, PARALLEL_COLUMN
+from features import COST_COLUMNS, HAS_LOWERED_COUNTS_COLUMN, LOWERED_COLUMNS, PARALLEL_COLUMNS
 
 FLOOR_MS = 1e-5  # no stage is taken to cost less
 MIN_EXPLAINED = 0.5  # of the variance of log-runtime, for the linear cost model to be of use
@@ -39,7 +39,7 @@ def fit_linear_costs(sequences, shown):
     for shard in sequences.shards:
         events = torch.expm1(shard["features"][:, :, COST_COLUMNS].double())  # (N, T, K); padding has no events
         counted = shard["features"][:, :, [HAS_LOWERED_COUNTS_COLUMN]] > 0
-        said, found = (shard["features"][:, :, [column]] > 0 for column in (PARALLEL_COLUMN, LOWERED_PARALLEL_COLUMN))
+        said, found = (shard["features"][:, :, [column]] > 0 for column in PARALLEL_COLUMNS)
         parallel = torch.where(counted, found, said)
         parts.append(torch.cat([(events * ~parallel).sum(1), (events * parallel).sum(1)], 1).numpy())
     events = np.concatenate(parts) * np.tile(shown[COST_COLUMNS].numpy(), 2)  # (N, 2 K)

@@ -28,7 +28,7 @@ from tqdm import tqdm
 import data_utils
 from config import UserError
 from dumps.parsing import hex_id, stable_hash
-from features import COST_COLUMNS, FEATURES, HAS_LOWERED_COUNTS_COLUMN, LOWERED_COLUMNS, LOWERED_PARALLEL_COLUMN, N_SCHEDULE, PARALLEL_COLUMN
+from features import COST_COLUMNS, FEATURES, HAS_LOWERED_COUNTS_COLUMN, LOWERED_COLUMNS, N_SCHEDULE, PARALLEL_COLUMNS
 from linear_costs import fit_linear_costs
 from modeling import CostModel
 
@@ -337,7 +337,7 @@ def model_tensors(tensors):
 
 def build_model(settings):
     """A CostModel from settings, a dict with MODEL_KEYS."""
-    columns = (COST_COLUMNS, (PARALLEL_COLUMN, LOWERED_PARALLEL_COLUMN), HAS_LOWERED_COUNTS_COLUMN)
+    columns = (COST_COLUMNS, PARALLEL_COLUMNS, HAS_LOWERED_COUNTS_COLUMN)
     return CostModel(len(FEATURES), *columns, **{key: settings[key] for key in MODEL_KEYS})
 
 

@@ -131,14 +131,17 @@ class Proposal:
         values = {"beam_size": self.beam_size, "random_dropout": self.dropout, "random_dropout_seed": self.seed}
         return values | ({"weights_path": weights_path} if self.sigma or self.steps else {})
 
-    def apply(self, pipeline):
-        """Schedule `pipeline` in place; returns (featurization bytes, C++ schedule source). Raises hl.HalideError."""
+    def apply(self, pipeline, target=None):
+        """Schedule `pipeline` in place for `target`, this machine if None; returns (featurization bytes, C++ schedule source).
+
+        Raises hl.HalideError.
+        """
         load_autoscheduler("Adams2019")
         with tempfile.TemporaryDirectory() as folder:
             # Adams2019 only warns where the file is missing and goes on with random weights, so it is written right here.
             path = f"{folder}/proposed.weights"
             write_weights(path, self.weights())
-            result = pipeline.apply_autoscheduler(hl.get_host_target(), autoscheduler_params(**self.parameters(path)))
+            result = pipeline.apply_autoscheduler(target or hl.get_host_target(), autoscheduler_params(**self.parameters(path)))
         return bytes(result.featurization), result.schedule_source
 
 

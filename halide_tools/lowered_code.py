@@ -374,7 +374,10 @@ def by_stage(stages, statements, execution, sizes):
 
 
 def as_dict(counts):
-    """{kind: [count of each stage]} of what count_lowered (lowered_features) returns, in four digits, kinds that don't occur left out: what lies beside a dump."""
+    """{kind: [count of each stage]} of what lowered_features.count_lowered returns, in four digits, kinds that don't occur left out.
+
+    That is what lies beside a dump.
+    """
     whole = np.round(counts).astype(np.int64)
     last_digit = 10 ** np.maximum(np.floor(np.log10(np.maximum(whole, 1))).astype(np.int64) - 3, 0)
     rounded = np.round(whole / last_digit).astype(np.int64) * last_digit

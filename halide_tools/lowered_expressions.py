@@ -27,6 +27,7 @@ FLOAT_LATENCY, INTEGER_LATENCY, MULTIPLY_LATENCY, DIVIDE_LATENCY = 4, 1, 4, 13
 # Functions that Halide computes in vectors: simple operations that they take, and their latency in cycles.
 FUNCTION_OPERATIONS = {"exp": 14, "log": 18, "pow": 40, "fast_exp": 12, "fast_log": 14, "fast_pow": 30}
 FUNCTION_LATENCY = {"exp": 45, "log": 50, "pow": 100, "fast_exp": 40, "fast_log": 40, "fast_pow": 80}
+LOAD_LATENCY = 5
 LIBRARY_LATENCY = 60  # of a call of the C library, which is one for each lane
 SHUFFLES = {"slice_vectors", "interleave_vectors", "concat_vectors", "extract_element", "mux"}
 FREE = {"likely", "likely_if_innermost", "promise_clamped", "unsafe_promise_clamped", "reinterpret", "strict_float"}
@@ -210,7 +211,8 @@ class Parser:
         element = self.buffers.get(buffer) or INDEX
         lanes = index.type.lanes
         self.found.append(Load(buffer, index.python, index.dims, index.is_scattered, lanes, element.bits, active))
-        return Value(Type(element.code, element.bits, lanes), None, None, False, False, [[len(self.found) - 1, 0], *self.later(index.loads, 5)])
+        loads = [[len(self.found) - 1, 0], *self.later(index.loads, LOAD_LATENCY)]
+        return Value(Type(element.code, element.bits, lanes), None, None, False, False, loads)
 
     def index(self):
         """What stands between brackets, with its alignment."""
@@ -254,7 +256,8 @@ class Parser:
             return Value(type, python, dims, is_affine, is_float, self.later(loads, MULTIPLY_LATENCY) if loads else [])
         is_shift = not is_float and right.python is not None and _is_power_of_two(right.python)
         self.count("simple" if is_shift else "divide", type)
-        return Value(type, python, None if lanes > 1 else [], False, False, self.later(loads, INTEGER_LATENCY if is_shift else DIVIDE_LATENCY))
+        cycles = INTEGER_LATENCY if is_shift else DIVIDE_LATENCY
+        return Value(type, python, None, False, False, self.later(loads, cycles))
 
     def sum_dims(self, left, right):
         if not left.dims or not right.dims:
@@ -318,7 +321,8 @@ class Parser:
             return Value(type, None, None, False, False, self.later(loads, LIBRARY_LATENCY))
         # widening, saturating, shifting and the like: an instruction or two, at the width of the wider type
         operand = max((value.type for value in values), key=lambda type: type.lanes * type.bits, default=type)
-        self.count("multiply" if "mul" in name else "cast" if "cast" in name else "simple", max(type, operand, key=lambda t: t.lanes * t.bits))
+        kind = "multiply" if "mul" in name else "cast" if "cast" in name else "simple"
+        self.count(kind, max(type, operand, key=lambda type: type.lanes * type.bits))
         python = None
         if type.lanes == 1 and all(value.python is not None for value in values):
             if name == "saturating_sub":
@@ -335,7 +339,8 @@ class Parser:
         self.count("simple", type)
         python = None
         if all(value.python is not None for value in values):
-            python = f"{'abs' if name == 'absd' else name}({'-'.join(v.python for v in values) if name == 'absd' else ', '.join(v.python for v in values)})"
+            between, function = ("-", "abs") if name == "absd" else (", ", name)
+            python = f"{function}({between.join(value.python for value in values)})"
         dims = next((value.dims for value in values if value.dims), [] if type.lanes == 1 else None)
         return Value(type, python, dims, False, False, self.later(loads, FLOAT_LATENCY // 2 if type.code == "f" else INTEGER_LATENCY))
 

@@ -310,7 +310,7 @@ class Run(Execution):
 
 
 def count_lowered(pipeline, target=None, cores=None):
-    """Counts of a scheduled pipeline, (T, K) float64: a row a stage, in the order of its featurization, a column for each of features.LOWERED.
+    """Counts of a scheduled pipeline, (T, K) float64: a row a stage, in the order of its featurization, a column a kind of LOWERED.
 
     An inlined stage has none: what it does is done by the stage that calls it. None where they can't be told: a loop's extent or an
     allocation's size depends on what is in a buffer, loops lie too deep inside each other, or the code is not understood. The pipeline
@@ -333,9 +333,10 @@ def count_lowered(pipeline, target=None, cores=None):
 
 
 def count_executed(lowered, name, values, stages, vector_bits, cores):
-    """Counts of features.EXECUTED in lowered code, (T, K) float64, for the `stages`, [(name of a Func, number)]; None where they can't be told.
+    """Counts of features.EXECUTED in lowered code, (T, K) float64, for `stages`, [(name of a Func, number)]; None where they can't be told.
 
-    name : of the function; values : of its arguments, as lowered_code.known_values gives them. vector_bits : of a native vector. cores : that run tasks.
+    name : of the function; values : of its arguments, as lowered_code.known_values gives them. vector_bits : of a native vector.
+    cores : that run tasks.
     """
     try:
         translation = Translation(lowered, vector_bits)
@@ -405,7 +406,9 @@ class Costs:
             if allocation.is_constant
             and allocation.n_bytes <= PROMOTED_BYTES
             and all(
-                access.first is not None and not access.is_gather and {n for _, n in self.moving(statement, access)} <= set(allocation.loops)
+                access.first is not None
+                and not access.is_gather
+                and {n for _, n in self.moving(statement, access)} <= set(allocation.loops)
                 for statement, access in accesses[buffer]
             )
         }
@@ -551,9 +554,7 @@ class Costs:
                     continue
                 allocation = self.run.allocations.get(access.buffer)
                 first = len(allocation.loops) if allocation else 0  # it is another allocation in each iteration, but at the same place
-                steps = tuple(
-                    0 if depth < first or n <= 1 else access.steps.get(depth) for depth, (_, n) in enumerate(statement.loops)
-                )
+                steps = tuple(0 if depth < first or n <= 1 else access.steps.get(depth) for depth, (_, n) in enumerate(statement.loops))
                 width, dims = lane_dims(access)
                 path = tuple(number for number, _ in statement.loops)
                 key = path, access.buffer, access.is_store, statement.stage, steps, width, dims, access.first is None

@@ -125,6 +125,11 @@ def _failure(error):
     return ("failed", "halide_error", " ".join(str(error).split())[:300])
 
 
+def hash_of(featurization, source):
+    """What a schedule goes by in program.json."""
+    return hashlib.sha256(featurization or source.encode()).hexdigest()[:16]
+
+
 def propose(spec, proposal):
     """(featurization, source) of a proposal, neither compiled nor run; None where Halide can't schedule it so."""
     try:
@@ -218,7 +223,7 @@ class Candidate:
     def keep_proposal(self, featurization, source, seconds):
         """Its schedule; it waits, without a time limit, to be told to compile it."""
         self.featurization, self.source, self.schedule_seconds = featurization, source, seconds
-        self.hash = hashlib.sha256(featurization or source.encode()).hexdigest()[:16]
+        self.hash = hash_of(featurization, source)
         self.deadline = math.inf
         self.has_proposed = True
 

@@ -10,7 +10,7 @@ import data_utils
 import train_utils
 from config import UserError, load_config
 from evaluation import intervals
-from features import COST_COLUMNS, FEATURES, HAS_LOWERED_COUNTS_COLUMN, LOWERED_COLUMNS, PARALLEL_COLUMN
+from features import COST_COLUMNS, FEATURES, HAS_LOWERED_COUNTS_COLUMN, LOWERED_COLUMNS, PARALLEL_COLUMNS
 from linear_costs import LinearCosts, _fit, fit_linear_costs
 from modeling import CostModel
 from train_utils import Batch, Sequences
@@ -20,7 +20,7 @@ F = len(FEATURES)
 
 def make_model(lstm_layers=1):
     torch.manual_seed(0)
-    columns = (COST_COLUMNS, PARALLEL_COLUMN, HAS_LOWERED_COUNTS_COLUMN)
+    columns = (COST_COLUMNS, PARALLEL_COLUMNS, HAS_LOWERED_COUNTS_COLUMN)
     return CostModel(F, *columns, members=2, embed_size=16, hidden_size=8, lstm_layers=lstm_layers, dropout=0.0)
 
 
