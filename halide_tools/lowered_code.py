@@ -167,9 +167,9 @@ def count_value(text, vectors, is_address):
 
 
 def translate(lowered):
-    """(a Python program that calls the methods of an Execution as the lowered code would run, [(stage, counts)] of its statements).
+    """(a Python program that calls the methods of an Execution as the lowered code would run, [(stages, counts)] of its statements).
 
-    A stage is (name of its Func, number: 0 for the pure one). The program says `run(i)` where statement i is executed.
+    Of the stages that a statement stands in, innermost first, each is (name of its Func, number: 0 for the pure one). The program says `run(i)` where statement i is executed.
     """
     lines, statements, blocks, vectors = [], [], [], {}
 
@@ -179,7 +179,7 @@ def translate(lowered):
     def note(counts):
         if not any(counts.values()):
             return
-        statements.append((next((stage for stage in reversed(blocks) if stage), None), counts))
+        statements.append(([stage for stage in reversed(blocks) if stage], counts))
         emit(f"run({len(statements) - 1})")
 
     def stage_of(loop_name):
@@ -345,6 +345,20 @@ def known_values(pipeline, names):
     return values, sizes
 
 
+def owners_of(around, read, stages):
+    """Which of `stages` each statement is charged to, None for none: the innermost that it stands in.
+
+    What is computed of an input stands in none: it belongs to who reads it first. around : of each statement the stages that it stands
+    in, innermost first; read : the buffers that it loads from.
+    """
+    known, readers = set(stages), {}
+    owners = [next((stage for stage in of_one if stage in known), None) for of_one in around]
+    for owner, buffers in zip(owners, read):
+        for buffer in buffers if owner else ():
+            readers.setdefault(buffer, owner)
+    return [owner or (readers.get(of_one[0][0]) if of_one else None) for owner, of_one in zip(owners, around)]
+
+
 def by_stage(stages, statements, execution, sizes):
     """What an Execution has counted, (T, K); `sizes` as known_values gives them, of what is not allocated here."""
     totals, sizes = {stage: Counter() for stage in stages}, dict(sizes)
@@ -355,8 +369,10 @@ def by_stage(stages, statements, execution, sizes):
             totals[stage] += Counter(
                 dict(zip(("stack_allocations", "stack_bytes") if on_stack else ("allocations", "bytes_allocated"), (n, n_bytes)))
             )
-    for (stage, counts), n in zip(statements, execution.runs):
-        if stage not in totals or not n:
+    read = [{kind[1] for kind in counts if kind[0] == "loaded"} for _, counts in statements]
+    owners = owners_of([around for around, _ in statements], read, stages)
+    for (_, counts), stage, n in zip(statements, owners, execution.runs):
+        if not stage or not n:
             continue
         total = totals[stage]
         total["statements"] += "iterations" not in counts

@@ -16,7 +16,19 @@ import halide as hl
 import numpy as np
 
 from features import EXECUTED, LOWERED
-from halide_tools.lowered_code import ELSEWHERE, FUNCTIONS, STAGE, Execution, TooLong, arguments, count_text, known_values, lower, stages_of
+from halide_tools.lowered_code import (
+    ELSEWHERE,
+    FUNCTIONS,
+    STAGE,
+    Execution,
+    TooLong,
+    arguments,
+    count_text,
+    known_values,
+    lower,
+    owners_of,
+    stages_of,
+)
 from halide_tools.lowered_expressions import INDEX, Load, NotUnderstood, Parser, Type, Value
 
 LINE_BYTES = 64
@@ -360,22 +372,10 @@ class Costs:
         self.run, self.loops, self.buffers, self.native_bytes = run, translation.loops, translation.buffers, translation.vector_bits // 8
         self.totals = defaultdict(Counter)
         self.statements = sorted((s for s in run.statements if s.mask >= 0 and s.runs), key=lambda s: s.order)
-        self.charge_to(set(stages))
-        self.statements = [s for s in self.statements if s.stage]
-
-    def charge_to(self, stages):
-        """Give each statement its stage: the innermost of `stages` that it stands in, else who first reads what is computed there.
-
-        So what is computed of an input belongs to its reader. What is in no stage at all, the code's arguments mostly, has none.
-        """
-        readers = {}
-        for statement in self.statements:
-            statement.stage = next((stage for stage in statement.around if stage in stages), None)
-            for access in statement.accesses if statement.stage else ():
-                readers.setdefault(access.buffer, statement.stage)
-        for statement in self.statements:
-            if not statement.stage and statement.around:
-                statement.stage = readers.get(statement.around[0][0])
+        read = [{access.buffer for access in s.accesses if not access.is_store} for s in self.statements]
+        for statement, owner in zip(self.statements, owners_of([s.around for s in self.statements], read, stages)):
+            statement.stage = owner
+        self.statements = [s for s in self.statements if s.stage]  # what is in none is about the code's arguments
 
     def count(self):
         self.find_registers()

@@ -81,7 +81,9 @@ def test_what_depends_on_a_buffer_is_not_guessed():
         exec(text, scope)
         execution.tasks["f"][1]()
         assert execution.all_known is known
-        stored = {stage: n * counts["points_stored"] for (stage, counts), n in zip(statements, execution.runs) if "points_stored" in counts}
+        stored = {
+            stage: n * counts["points_stored"] for ((stage, *_), counts), n in zip(statements, execution.runs) if "points_stored" in counts
+        }
         assert stored == {("f", 0): 5, ("f", 1): 3 if known else 1}
 
 

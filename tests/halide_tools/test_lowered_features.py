@@ -181,6 +181,7 @@ def test_what_is_computed_of_an_input_belongs_to_its_reader():
     wrapper = source.in_(output)
     wrapper.compute_root().vectorize(wrapper.args()[0], 16)
     staged = count(output, "output")["output"]
+    assert staged["points_loaded"] == 2 * alone["points_loaded"]
     assert staged["stores_executed"] == 2 * alone["stores_executed"] and staged["loads_executed"] == 2 * alone["loads_executed"]
 
 
