@@ -169,7 +169,8 @@ def count_value(text, vectors, is_address):
 def translate(lowered):
     """(a Python program that calls the methods of an Execution as the lowered code would run, [(stages, counts)] of its statements).
 
-    Of the stages that a statement stands in, innermost first, each is (name of its Func, number: 0 for the pure one). The program says `run(i)` where statement i is executed.
+    A stage is (name of its Func, number: 0 for the pure one); each statement has those that it stands in, innermost first. The program says
+    `run(i)` where statement i is executed.
     """
     lines, statements, blocks, vectors = [], [], [], {}
 
