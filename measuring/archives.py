@@ -8,7 +8,7 @@ import tarfile
 import orjson
 
 from config import UserError, make_folder, replace_file
-from dumps.files import ARCHIVE_ERRORS, LOWERED_SUFFIX
+from dumps.files import ARCHIVE_ERRORS, EVERYWHERE, LOWERED_SUFFIX
 from halide_tools.autoschedulers import Proposal
 from measuring import collection
 from measuring.collection import PriorSchedule
@@ -25,7 +25,9 @@ def known_schedules(path):
                 if name == "collection.json":
                     source = orjson.loads(archive.extractfile(member).read())["source"]
                 elif name.endswith(LOWERED_SUFFIX):
-                    counts.setdefault(program, {})[name.removesuffix(LOWERED_SUFFIX)] = orjson.loads(archive.extractfile(member).read())
+                    found = orjson.loads(archive.extractfile(member).read())
+                    if EVERYWHERE in found:  # else an earlier version's, which lack some kinds
+                        counts.setdefault(program, {})[name.removesuffix(LOWERED_SUFFIX)] = found
                 elif name == "program.json":
                     record = orjson.loads(archive.extractfile(member).read())
                     seeds[program] = record["seed"]
