@@ -65,7 +65,6 @@ def prepare_workers(client, where):
 
     def problem():
         try:
-            import data_utils  # noqa: F401
             import measuring.fan_out  # noqa: F401
         except ImportError as error:
             return str(error)

@@ -13,13 +13,25 @@ FLOORS = [
     {"features", "config", "modeling", "pipelines"},
     {"dumps", "halide_tools", "linear_costs"},
     {"measuring", "data_utils"},
+    {"batches"},
     {"train_utils"},
     {"tuning", "evaluation"},
     COMMANDS,
     {"benchmarks", "tests"},
 ]
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-LEARNS = ("train_utils", "modeling", "linear_costs", "data_utils", "dumps", "features", "config", "train_model", "generate_dataset")
+LEARNS = (
+    "train_utils",
+    "batches",
+    "modeling",
+    "linear_costs",
+    "data_utils",
+    "dumps",
+    "features",
+    "config",
+    "train_model",
+    "generate_dataset",
+)
 
 
 def project_files():

@@ -23,9 +23,10 @@ def test_the_first_rounds_of_trees_predict_what_staged_prediction_does():
 
 def test_cores_are_those_of_the_machine_that_measured(monkeypatch):
     monkeypatch.setattr(baselines, "usable_cores", lambda: 5)
-    sources = {"a": {"machine": {"cores": 12}}, "b": {"machine": {"cores": 12}}}
+    sources = {"a": {"dumps": 8, "machine": {"cores": 12}}, "b": {"dumps": 2, "machine": {"cores": 4}}, "c": {"dumps": 99, "machine": None}}
     assert baselines.machine_cores(SimpleNamespace(meta={"sources": sources})) == 12
-    for unknown in ({"a": {}}, {"a": {"machine": {"cores": 12}}, "b": {"machine": {"cores": 4}}}):
+    held_out = {"dumps": 9, "machine": {"cores": 12}, "is_held_out": True}
+    for unknown in ({"a": {"dumps": 8, "machine": None}}, {"a": held_out}):
         assert data_utils.measuring_cores({"sources": unknown}) is None
         assert baselines.machine_cores(SimpleNamespace(meta={"sources": unknown})) == 5
 
