@@ -50,7 +50,7 @@ def read_schedules(paths, max_runtime_ms, need_runtime):
                 left_out.append(f"left out {dump.file}: {unusable}")
     if not found:
         why = f" ({left_out[0]})" if left_out else ""
-        raise UserError(f"{', '.join(paths)}: no usable dump in it{why}; README.md lists the formats that are read")
+        raise UserError(f"{', '.join(paths)}: no usable dump in it{why}; docs/data_formats.md lists the formats that are read")
     return found, left_out
 
 

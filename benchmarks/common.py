@@ -79,7 +79,8 @@ def write(name, header, rows, facts=()):
     It goes to benchmarks/results/NAME.md, and with `facts` {name: value} to NAME.json.
     """
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|", *(f"| {' | '.join(map(str, row))} |" for row in rows)]
-    text = "\n".join([*lines, "", f"({machine()}; median, and 10th to 90th percentile)"])
+    spreads = "; median, and 10th to 90th percentile" if any(" to " in str(cell) for row in rows for cell in row) else ""
+    text = "\n".join([*lines, "", f"({machine()}{spreads})"])
     print(text)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.md").write_text(text + "\n")

@@ -35,6 +35,8 @@ class TuningConfig(Config):
     applications: str = Field("", description="files of pipelines/ without their suffix, separated by commas; empty: all")
     budget: int = Field(32, ge=1, description="measurements for each way to choose")
     proposals: int = Field(400, ge=1, description="as of tune_schedule.py")
+    minutes: float = Field(0, ge=0, description="as of tune_schedule.py, for each application; 0: no limit")
+    compare: bool = Field(True, description="measure the rivals, too: for each as many schedules again")
     results: str = Field("benchmarks/results", min_length=1, description="folder for tuning.json, tuning.md and tuning.png")
 
 
@@ -42,68 +44,63 @@ def tune(config, file, folder):
     """The report of one application, or None where it could not be tuned (it has said why)."""
     report = folder / "report.json"
     if not report.exists():
-        flags = [f"--{key}={getattr(config, key)}" for key in ("budget", "proposals", "num_threads")]
-        flags += [f"--output={folder}", "--compare=true"]
+        flags = [f"--{key}={getattr(config, key)}" for key in ("budget", "proposals", "num_threads", "minutes", "compare")]
+        flags.append(f"--output={folder}")
         if subprocess.run([sys.executable, ROOT / "tune_schedule.py", file, *flags]).returncode:
             return None
     return orjson.loads(report.read_bytes())
 
 
-def adams2019_ms(report):
-    """Its choice's time: the first measurement or those at the end, whichever is faster, so that nobody gains by a slow first one."""
-    return min(report["search"][0], report["adams2019_ms"])
+def found_by_search(report):
+    """{way to choose: times as fast as Adams2019} of the fastest that each way measured, told by the measurements that it searched with.
 
-
-def speedups_found(report):
-    """{way to choose: times as fast as Adams2019} of what each found in one application; a way that found nothing is left out.
-
-    "tuned" and the rivals are what the search measured, over the faster of Adams2019's measurements; "confirmed" is the tuned
-    schedule over Adams2019's, both measured again in fresh processes, interleaved.
+    Those are what it chose by, so a little optimistic, for every way alike. Adams2019's time is the faster of its measurements.
     """
-    best = {name: rival["best_ms"] for name, rival in report["rivals"].items()} | {"tuned": report["search"][-1]}
-    return {name: adams2019_ms(report) / ms for name, ms in best.items() if ms} | {"confirmed": report["speedup"]}
+    adams2019_ms = min(report["search"][0], report["adams2019_ms"])
+    best = {"lstm": report["search"][-1]} | {name: rival["best_ms"] for name, rival in report["rivals"].items()}
+    return {name: adams2019_ms / ms for name, ms in best.items() if ms}
 
 
 def summary(report):
-    """What tuning.json keeps of one application; `rivals` are {name: times as fast as Adams2019}."""
-    found = speedups_found(report)
-    return {
-        "name": report["program"], "stages": report["stages"], "adams2019_ms": report["adams2019_ms"],
-        "hand_written_ms": report.get("hand_written_ms"), "best_ms": report["best_ms"], "speedup": report["speedup"],
-        "rivals": {name: found[name] for name in RIVALS if name in found},
-    }  # fmt: skip
+    """What tuning.json keeps of one application. Times are of fresh runs that took no part in choosing; rivals as found_by_search."""
+    baselines = [ms for ms in (report["adams2019_ms"], report.get("hand_written_ms")) if ms]
+    kept = {key: report.get(key) for key in ("stages", "adams2019_ms", "hand_written_ms", "best_ms", "speedup", "origin", "measured")}
+    found = found_by_search(report)
+    rivals = {name: found[name] for name in ("lstm", *RIVALS) if name in found}
+    return {"name": report["program"], **kept, "against_better": min(baselines) / report["best_ms"], "rivals": rivals}
+
+
+def geometric_mean(values):
+    return f"{np.exp(np.mean(np.log(values))):.2f}" if values else "-"
 
 
 def table(reports):
-    """Markdown: a line an application, and the geometric means; the columns are those of speedups_found."""
-    columns = ["confirmed", "tuned", *RIVALS]
-    header = "| application | stages | Adams2019, ms | tuned, ms | " + " | ".join(columns) + " | needed: tuned, random, retrained |"
-    lines = [header, "|---" * (5 + len(columns)) + "|"]
-    speedups = {name: [] for name in columns}
-    for report in reports:
-        found = speedups_found(report)
-        for name, speedup in found.items():
-            speedups[name].append(speedup)
-        cells = [f"{found[name]:.2f}" if name in found else "-" for name in columns]
-        needed = ", ".join(str(report["within_5_percent"][name] or "-") for name in ("lstm", "random", "adams2019_retrained"))
-        ms = f"{report['adams2019_ms']:.3f} | {report['best_ms']:.3f}"
-        lines.append(f"| {report['program']} | {report['stages']} | {ms} | " + " | ".join(cells) + f" | {needed} |")
-    means = [f"{np.exp(np.mean(np.log(speedups[name]))):.2f}" if speedups[name] else "-" for name in columns]
-    lines.append("| geometric mean | | | | " + " | ".join(means) + " | |")
+    """Markdown: a line an application, and the geometric means; columns are those of summary."""
+    rows = [summary(report) for report in reports]
+    rivals = [name for name in ("lstm", *RIVALS) if any(name in row["rivals"] for row in rows)]
+    ratios = ["against Adams2019", "against the better of both"]
+    header = ["application", "stages", "measured", "Adams2019, ms", "hand-written, ms", "tuned, ms", *ratios, "origin", *rivals]
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    for row in rows:
+        ms = [f"{row[key]:.3f}" if row[key] else "-" for key in ("adams2019_ms", "hand_written_ms", "best_ms")]
+        found = [f"{row['rivals'][name]:.2f}" if name in row["rivals"] else "-" for name in rivals]
+        cells = [row["name"], str(row["stages"]), str(row["measured"]), *ms, f"{row['speedup']:.2f}", f"{row['against_better']:.2f}"]
+        lines.append(f"| {' | '.join([*cells, row['origin'], *found])} |")
+    means = [geometric_mean([row[key] for row in rows]) for key in ("speedup", "against_better")]
+    means += ["", *(geometric_mean([row["rivals"][name] for row in rows if name in row["rivals"]]) for name in rivals)]
+    lines.append(f"| geometric mean | | | | | | {' | '.join(means)} |")
     return "\n".join(lines)
 
 
 def comparison(reports):
-    """How the tuned schedules compare with what each other way to choose found: a line each."""
+    """How soon each way to choose came near the fastest known: a line each."""
     lines = []
     for name in ("lstm", "random", "adams2019_retrained"):
-        needed = [report["within_5_percent"][name] or math.inf for report in reports]
-        median = f"{np.median(needed):g} measurements" if np.isfinite(np.median(needed)) else "more than were made"
-        line = f"{name}: within 5 % of the fastest known on {np.isfinite(needed).sum()} of {len(reports)}, after {median} in the median"
-        if name != "lstm":
-            ratios = [report["rivals"][name]["best_ms"] / report["search"][-1] for report in reports if report["rivals"][name]["best_ms"]]
-            line += f"; tuned is {np.exp(np.mean(np.log(ratios))):.2f} x as fast"
-        lines.append(f"- {line}")
+        needed = [report["within_5_percent"][name] or math.inf for report in reports if name in report["within_5_percent"]]
+        if needed:
+            median = f"{np.median(needed):g} measurements" if np.isfinite(np.median(needed)) else "more than were made"
+            near = np.isfinite(needed).sum()
+            lines.append(f"- {name}: within 5 % of the fastest known on {near} of {len(needed)}, after {median} in the median")
     return "\n".join(lines)
 
 
@@ -111,11 +108,12 @@ def plot(path, reports):
     """Speed-up over Adams2019 against measurements, the geometric mean over applications."""
     figure, axis = plt.subplots(figsize=(5, 3.5), layout="constrained")
     for name, label in (("lstm", "tuned"), ("random", "random choice"), ("adams2019_retrained", "Adams2019 retrained")):
-        curves = [r["search"] if name == "lstm" else r["rivals"][name]["search"] for r in reports]
-        length = max(map(len, curves))
-        padded = [curve + [curve[-1]] * (length - len(curve)) for curve in curves]
-        ratio = np.array([[adams2019_ms(report) / ms for ms in curve] for report, curve in zip(reports, padded)])
-        axis.plot(range(1, length + 1), np.exp(np.log(ratio).mean(0)), ".-", label=label)
+        curves = [(r, r["search"] if name == "lstm" else r["rivals"].get(name, {}).get("search")) for r in reports]
+        curves = [(r, curve) for r, curve in curves if curve]
+        length = max((len(curve) for _, curve in curves), default=0)
+        ratio = [[min(r["search"][0], r["adams2019_ms"]) / ms for ms in curve + curve[-1:] * (length - len(curve))] for r, curve in curves]
+        if ratio:
+            axis.plot(range(1, length + 1), np.exp(np.log(ratio).mean(0)), ".-", label=label)
     axis.set(xlabel="schedules measured", ylabel="times as fast as Adams2019")
     axis.legend()
     figure.savefig(path, dpi=110)

@@ -94,13 +94,15 @@ def test_tuning_results_are_what_the_chart_reads(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     tuning = load_script(ROOT / "benchmarks" / "tuning.py")
     report = {
-        "program": "blur", "stages": 2, "adams2019_ms": 0.6, "best_ms": 0.3, "speedup": 2.0, "search": [0.5, 0.25],
-        "rivals": {"random": {"best_ms": 0.4}, "li2018": {"best_ms": None}},
+        "program": "blur", "stages": 2, "adams2019_ms": 0.6, "hand_written_ms": None, "best_ms": 0.3, "speedup": 2.0, "origin": "adams2019",
+        "measured": 8, "search": [0.5, 0.25], "rivals": {"random": {"best_ms": 0.4}, "li2018": {"best_ms": None}},
     }  # fmt: skip
     # Rivals are compared with the faster of Adams2019's two measurements, 0.5; one that measured nothing is left out.
-    expected = {"name": "blur", "stages": 2, "adams2019_ms": 0.6, "hand_written_ms": None, "best_ms": 0.3, "speedup": 2.0}
-    assert tuning.summary(report) == expected | {"rivals": {"random": pytest.approx(1.25)}}
-    assert tuning.summary(report | {"hand_written_ms": 0.45})["hand_written_ms"] == 0.45
+    summary = tuning.summary(report)
+    assert summary["rivals"] == {"lstm": pytest.approx(2.0), "random": pytest.approx(1.25)}
+    assert summary["against_better"] == pytest.approx(2.0) and summary["hand_written_ms"] is None
+    assert tuning.summary(report | {"hand_written_ms": 0.45})["against_better"] == pytest.approx(1.5)
+    assert "| blur | 2 | 8 | 0.600 | - | 0.300 | 2.00 | 2.00 | adams2019 | 2.00 | 1.25 |" in tuning.table([report])
 
 
 def load_script(path):
