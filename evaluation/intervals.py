@@ -135,12 +135,15 @@ def plausible_components(residuals, components):
     """The variance components for a program with these residuals (k,) of measured schedules.
 
     Where their mean or their spread lies beyond IMPLAUSIBLE standard deviations, the program is unlike the validation programs (another
-    machine, say). Then its own residuals say how large the variance is: the maximum likelihood estimate from them.
+    machine, say). Then its own residuals say how large the variances are, as in maximum likelihood. A single residual does not tell the
+    program's offset from the schedule's own error: both variances are then larger by the same factor.
     """
     k, mean = len(residuals), float(np.mean(residuals))
     between, within = components["between"], components["within"]
-    spread = float(np.var(residuals, ddof=1)) if k > 1 else within
-    if spread > IMPLAUSIBLE**2 * within:
+    if k == 1:
+        factor = mean**2 / max(between + within, 1e-12)
+        return {"between": factor * between, "within": factor * within} if factor > IMPLAUSIBLE**2 else components
+    if (spread := float(np.var(residuals, ddof=1))) > IMPLAUSIBLE**2 * within:
         within = spread
     if mean**2 > IMPLAUSIBLE**2 * (between + within / k):
         between = mean**2 - within / k

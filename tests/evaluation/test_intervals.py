@@ -118,7 +118,7 @@ def test_a_correction_is_no_narrower_than_its_measurements():
     far = intervals.correct(np.array([5.0, 5.1, 4.9]), calibration, 0.9)
     assert far.widened and far.offset == pytest.approx(5, abs=0.1) and far.half_width >= 0.1
     one = intervals.correct(np.array([5.0]), calibration, 0.9)
-    assert one.widened and one.offset > 4.5 and one.half_width >= 5 - one.offset
+    assert one.widened and one.offset == pytest.approx(0.5) and one.half_width >= 4.5  # the schedule alone may be the odd one
     scattered = np.array([4.0, -4.0, 3.0, -3.0, 0.0, 1.0, -1.0, 2.0, -2.0, 0.5])
     wide = intervals.correct(scattered, calibration, 0.9)
     assert wide.widened and np.mean(np.abs(scattered - wide.offset) <= wide.half_width) >= 0.9
