@@ -39,7 +39,7 @@ TYPE_COLUMNS = [*TYPES, "unknown"]
 STAGE_COUNTS = N_HISTOGRAMS * len(TYPE_COLUMNS)  # algorithm features of a stage
 # Operations that Halide's histograms do not tell apart, though their costs range from one instruction a vector (abs) to thirty (atan2):
 # calls of the C library, a lane at a time; functions computed in vectors; integer division that is no shift. The last is div or mod in
-# the histograms, the others are extern_call. benchmarks/call_costs.py measures them.
+# the histograms, the others are extern_call.
 CALLS = ["sin_cos", "library", "exp", "log", "pow", "sqrt", "int_division"]
 # Counts of what a stage does in a run of the program, from the lowered code (halide_tools/lowered_code.py). `vector_loads` are of
 # contiguous points, `strided_loads` of points a stride apart; gathered points are loaded one by one. Bytes "beyond" a cache are

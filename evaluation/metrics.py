@@ -123,7 +123,7 @@ def summarise(programs):
 
 
 def all_metrics(groups, log_runtime, log_predicted):
-    """Every metric of the contract for one model: {name: float}."""
+    """Every metric of docs/metrics.md for one model: {name: float}."""
     programs = [p for _, _, p in by_program(groups, np.exp(log_runtime), np.exp(log_predicted))]
     return {k: float(v) for k, v in (error_metrics(log_runtime, log_predicted) | summarise(programs)).items()}
 
