@@ -15,7 +15,7 @@ all: .venv/installed
 	$(BIN)/python evaluate_model.py
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
