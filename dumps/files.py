@@ -35,7 +35,6 @@ from dumps.companions import (
     stands_for_a_file,
     stem_of,
 )
-from dumps.companions import call_counts as call_counts  # others have it from here
 from dumps.folders import SKIPPED_FOLDERS, iter_folders
 
 HELD_BYTES = 2**25  # of an archive's members that wait in memory for what belongs to them; more wait on disk
