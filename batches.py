@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 import data_utils
 from dumps.parsing import hex_id, stable_hash
-from features import FEATURES, HAS_LOWERED_COUNTS_COLUMN, LOWERED_COLUMNS, N_SCHEDULE
+from features import FEATURES, FLAG_COLUMNS, LOWERED_COLUMNS, N_SCHEDULE, SCHEDULE_COLUMNS, inputs_of
 
 # Padded stages at a time, so that one program of thousands of stages costs no gigabytes: of a batch, and of what is computed once a shard.
 BATCH_STAGES, PART_STAGES = 2**14, 2**16
@@ -32,12 +32,17 @@ class Batch:
     def to(self, device):
         return Batch(*(tensor.to(device) for tensor in vars(self).values()))
 
-    def without_lowered_counts(self, rows):
-        """The same batch with the lowered-code counts of some `rows`, bool (B,) array, masked: they look like plain dumps."""
-        if not rows.any():
+    def masked(self, without_counts, counts_alone):
+        """The same batch with lowered-code counts masked where `without_counts`, Halide's schedule features where `counts_alone`.
+
+        Bool (B,) arrays each: rows then look like plain dumps, or like schedules that Halide has no features of.
+        """
+        if not (without_counts.any() or counts_alone.any()):
             return self
-        features, rows = self.features.clone(), torch.from_numpy(rows)
-        features[rows] = features[rows].index_fill(2, torch.tensor(LOWERED_COLUMNS), 0.0)
+        features = self.features.clone()
+        for rows, columns in ((without_counts, LOWERED_COLUMNS), (counts_alone, SCHEDULE_COLUMNS)):
+            rows = torch.from_numpy(rows)
+            features[rows] = features[rows].index_fill(2, torch.tensor(columns), 0.0)
         return Batch(features, self.lengths, self.log_runtime, self.instance)
 
 
@@ -58,19 +63,21 @@ class Sequences:
         return len(self.lengths)
 
     @functools.cached_property
-    def has_lowered_counts(self):
-        """Which rows have lowered-code counts, bool (N,)."""
-        parts = [(shard["features"][:, 0, HAS_LOWERED_COUNTS_COLUMN] > 0).numpy() for shard in self.shards]
-        return np.concatenate(parts) if parts else np.zeros(0, bool)
+    def inputs(self):
+        """Which of features.INPUTS each row has, (N,)."""
+        flags = [(shard["features"][:, 0, list(FLAG_COLUMNS)] > 0).numpy() for shard in self.shards]
+        return inputs_of(*np.concatenate([np.zeros((0, 2), bool), *flags]).T)
 
-    def sample_instances(self, share, rng):
-        """Which rows, bool (N,), belong to a random share of the instances."""
+    def sample_masks(self, lowered_dropout, schedule_dropout, rng):
+        """Masks (see Batch.masked) of all rows, bool (N,) each: random shares of the instances, none of them twice."""
         instances, place = np.unique(self.instance, return_inverse=True)
-        return (rng.random(len(instances)) < share)[place]
+        drawn = rng.random(len(instances))[place]
+        has_all = self.inputs == "all"
+        return (drawn < lowered_dropout) & has_all, (drawn > 1 - schedule_dropout) & has_all
 
     def subset(self, rows):
         """The columns (not the features) of some rows."""
-        return SimpleNamespace(**{column: getattr(self, column)[rows] for column in (*COLUMNS, "has_lowered_counts")})
+        return SimpleNamespace(**{column: getattr(self, column)[rows] for column in (*COLUMNS, "inputs")})
 
     def parts(self):
         """The shards as dicts of arrays; a large one in parts of at most PART_STAGES padded stages, each trimmed to its longest row."""
@@ -138,7 +145,7 @@ class Sequences:
         mean = total / n
         std = (squares / n - mean**2).clamp(min=0).sqrt()
         std = torch.where(std > 1e-4, std, torch.inf)
-        std[HAS_LOWERED_COUNTS_COLUMN] = 1.0  # it varies in training, where lowered_dropout masks the counts
+        std[list(FLAG_COLUMNS)] = 1.0  # they vary in training, where inputs are masked
         return mean.float(), std.float()
 
 

@@ -62,6 +62,7 @@ class Config(BaseSettings):
     centred_loss_weight: float = Field(ge=0)
     ranking_loss_weight: float = Field(ge=0)
     lowered_dropout: float = Field(ge=0, lt=1)
+    schedule_dropout: float = Field(ge=0, lt=1)
     drop_features: str
     init_from: str
 

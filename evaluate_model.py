@@ -35,6 +35,7 @@ from evaluation.report import (
     write_markdown,
     write_predictions,
 )
+from features import INPUTS
 
 
 class EvaluateConfig(Config):
@@ -44,8 +45,9 @@ class EvaluateConfig(Config):
 def predict_all(config, model, device, train, val, others):
     """({model name: [predicted log-runtime of each of `others`]}, the LSTM first; {rival left out: why})."""
     predicted = {"lstm": [train_utils.predict(model, rows, device) for rows in others]}
-    if any(rows.has_lowered_counts.any() for rows in others):
-        predicted["lstm_without_lowered_counts"] = [train_utils.predict(model, rows, device, lowered_counts=False) for rows in others]
+    if any("all" in rows.inputs for rows in others):
+        for inputs, name in (("without_counts", "lstm_without_lowered_counts"), ("counts_alone", "lstm_lowered_counts_alone")):
+            predicted[name] = [train_utils.predict(model, rows, device, inputs) for rows in others]
     predicted["constant"] = baselines.constant(train, val, others)
     if config.split_by == "schedule":
         predicted["program_mean"] = baselines.program_mean(train, val, others)
@@ -110,8 +112,8 @@ def calibrate_anew(config, path, trained, here, model, val, device):
     if not here:
         train_utils.agree_with_checkpoint(config, trained, path, "interval")
         return trained
-    with_counts, without_counts = (train_utils.predict(model, val, device, lowered_counts=lowered) for lowered in (True, False))
-    return trained | {"interval": config.interval} | intervals.calibrations(with_counts, without_counts, val, config.interval)
+    log_predicted = {inputs: train_utils.predict(model, val, device, inputs) for inputs in INPUTS}
+    return trained | {"interval": config.interval} | intervals.calibrations(log_predicted, val, config.interval)
 
 
 def build_report(config, meta, trained, checkpoint, splits, predicted, left_out):
@@ -119,7 +121,7 @@ def build_report(config, meta, trained, checkpoint, splits, predicted, left_out)
     rows = data_utils.read_rows(config.data_path)
     tables = {split: rows[rows.split == split].reset_index(drop=True) for split in ("test", "holdout")}
     test, holdout = splits["test"], splits["holdout"]
-    half_widths = {split: intervals.half_widths(trained, splits[split].has_lowered_counts) for split in tables}
+    half_widths = {split: intervals.half_widths(trained, splits[split].inputs) for split in tables}
     log_runtime = test.log_runtime.astype(np.float64)
     report = {
         "checkpoint": checkpoint, "split_by": meta["split"]["split_by"], "counts": meta["counts"],
@@ -155,7 +157,7 @@ def coverage_of(report):
 def report_notes(report, trained, test, data_path):
     """The lines of caution at the head of report.md."""
     lines = checkpoint_notes(report["checkpoint"], trained, data_path)
-    if warning := intervals.calibration_warning(trained, test.has_lowered_counts):
+    if warning := intervals.calibration_warning(trained, test.inputs):
         lines.append(f"Note: {warning}.")
     lines += [f"Note: {line}." for line in intervals.coverage_warnings(coverage_of(report))]
     if report["assumed_cores"]:

@@ -37,8 +37,8 @@ import train_utils
 from batches import Sequences
 from config import Config, UserError, load_config, make_folder, run_script
 from dumps.companions import call_counts
-from evaluation import adams2019, baselines, intervals
-from features import FEATURES, HAS_LOWERED_COUNTS_COLUMN, featurize
+from evaluation import adams2019, baselines
+from features import FEATURES, FLAG_COLUMNS, INPUTS, featurize
 from halide_tools.autoschedulers import Proposal, baseline_weights, write_weights
 from halide_tools.programs import ProgramSpec, describe_stages
 from measuring.candidate import prepare_processes
@@ -65,7 +65,7 @@ class Milliseconds(nn.Module):
 
     def __init__(self, model, meta):
         super().__init__()
-        self.model, self.log_half_widths = model, [intervals.errors_of(meta, has)["log_half_width"] for has in (False, True)]
+        self.model, self.log_half_widths = model, [meta["errors"][inputs]["log_half_width"] for inputs in INPUTS]
 
     def forward(self, features, lengths):
         # ONNX Runtime's LSTM refuses an empty batch, so that one gets a row of a zero stage, which is cut off in the end.
@@ -76,8 +76,9 @@ class Milliseconds(nn.Module):
         features = torch.cat([features, row])  # (B + extra, T, F)
         lengths = torch.cat([lengths, lengths.new_ones(1)[:extra]])
         log_runtime = self.model(features, lengths).mean(0)  # (B + extra,)
-        has_counts = features[:, 0, HAS_LOWERED_COUNTS_COLUMN] > 0
-        half_width = torch.where(has_counts, self.log_half_widths[1], self.log_half_widths[0])
+        has_counts, has_schedule = (features[:, 0, column] > 0 for column in FLAG_COLUMNS)
+        both, without_counts, counts_alone = self.log_half_widths
+        half_width = torch.where(has_counts, torch.where(has_schedule, both, counts_alone), without_counts)
         logs = torch.stack([log_runtime, log_runtime - half_width, log_runtime + half_width])[:, :n]
         return torch.exp(logs).unbind(0)
 

@@ -41,16 +41,26 @@ STAGE_COUNTS = N_HISTOGRAMS * len(TYPE_COLUMNS)  # algorithm features of a stage
 # calls of the C library, a lane at a time; functions computed in vectors; integer division that is no shift. The last is div or mod in
 # the histograms, the others are extern_call.
 CALLS = ["sin_cos", "library", "exp", "log", "pow", "sqrt", "int_division"]
-# Counts of what a stage does in a run of the program, from the lowered code (halide_tools/lowered_code.py). `vector_loads` are of
-# contiguous points, `strided_loads` of points a stride apart; gathered points are loaded one by one. Bytes "beyond" a cache are
-# transferred between buffers larger than it. `statements` are those in the code, however often they run.
+# Counts of what a stage does in a run of the program, from the lowered code (halide_tools/lowered_features.py). First as the text says:
+# `statements` are those in the code, however often they run. Then what a processor makes of it: "native" are operations on whole vector
+# registers, so that narrow types need fewer; loads and stores "executed" are those that are left once registers keep what they can. Lines
+# come from, or go to, the cache that holds what a loop touches. Cycles are estimates: `body_cycles` on the busiest unit, and
+# `chain_cycles` more where an update waits for another.
 LOWERED = [
-    "iterations", "statements", "stores", "points_stored", "points_scattered", "vector_loads", "points_loaded", "strided_loads",
-    "points_strided", "points_gathered", "scalar_loads", "vector_operations", "points_operated_on", "scalar_operations",
-    "address_operations", "points_divided", "points_cast", "points_shuffled", "points_sin_cos", "points_library", "points_exp",
-    "points_log", "points_pow", "points_sqrt", "bytes_loaded", "bytes_loaded_beyond_l1", "bytes_loaded_beyond_l2", "bytes_stored",
-    "bytes_stored_beyond_l1", "bytes_stored_beyond_l2", "allocations", "bytes_allocated", "stack_allocations", "stack_bytes",
+    "iterations", "statements", "points_stored", "points_scattered", "bytes_loaded", "bytes_stored",
+    "allocations", "bytes_allocated", "stack_allocations", "stack_bytes",
+    "native_operations", "native_multiplications", "native_divisions", "native_casts", "native_shuffles", "native_functions",
+    "library_calls", "scalar_instructions", "index_instructions", "loads_executed", "stores_executed", "points_gathered_executed",
+    "points_scattered_executed", "body_cycles", "chain_cycles", "updates_in_memory", "spilled_vectors", "lines_from_l2", "lines_from_l3",
+    "lines_from_memory", "lines_to_l2", "lines_to_l3", "lines_to_memory", "parallel_cycles", "wall_cycles", "tasks", "parallel_loops",
 ]  # fmt: skip
+# What the model is told of a schedule besides the algorithm: Halide's schedule features and lowered-code counts, or one of them.
+INPUTS = ("all", "without_counts", "counts_alone")
+
+
+def inputs_of(has_lowered_counts, has_schedule_features):
+    """Which of INPUTS schedules come with, (N,), from bool (N,) each."""
+    return np.where(has_lowered_counts, np.where(has_schedule_features, "all", "counts_alone"), "without_counts")
 
 
 def featurize(schedules):
@@ -58,7 +68,8 @@ def featurize(schedules):
 
     Logarithms of Halide's schedule features; ratios and flags; the cost terms of Adams2019's cost model (cost_model_generator.cpp in
     Halide); calls; counts from the lowered code, 0 where there are none; and operation and access histograms, summed over types and by
-    type. The stages of all schedules are computed at once, end to end: a column is (S,), S stages in all.
+    type. What depends on Halide's schedule features is 0 where a schedule has none but the sizes of its stages. The stages of all schedules
+    are computed at once, end to end: a column is (S,), S stages in all.
     """
     if not schedules:
         return []
@@ -67,6 +78,7 @@ def featurize(schedules):
     s = dict(zip(SCHEDULE_FEATURES, schedule_features.T.astype(np.float64)))
     calls = dict(zip(CALLS, np.concatenate([schedule.calls for schedule in schedules]).T.astype(np.float64)))  # {kind: (S,)}
     owner, size = np.repeat([range(len(schedules)), lengths], lengths, axis=1)  # (S,) each
+    has_schedule_features = np.array([schedule.has_schedule_features for schedule in schedules])[owner]
     position = np.arange(len(owner)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     # The columns of the algorithm are computed once a program; `at` (S,) is the place of a stage's algorithm in them.
     programs = {schedule.program: schedule.algorithm_features for schedule in schedules}
@@ -80,10 +92,13 @@ def featurize(schedules):
         np.stack(list(_ratios(s, loops, owner).values()), 1),
         np.log1p(np.stack(list(_cost_terms(s, loops, by_op[at, OPS.index("extern_call")], calls).values()), 1)),
         _lowered_columns(schedules, s, owner),
-        np.log1p(np.stack([work, *calls.values(), position, size - 1 - position], 1)),
+        np.stack([has_schedule_features, np.log1p(work)], 1),
+        np.log1p(np.stack([*calls.values(), position, size - 1 - position], 1)),
         algorithm_columns[at],
     ]
-    return np.split(np.concatenate(columns, 1, dtype=np.float32, casting="same_kind"), np.cumsum(lengths)[:-1])
+    columns = np.concatenate(columns, 1, dtype=np.float32, casting="same_kind")  # (S, F)
+    columns[np.ix_(~has_schedule_features, SCHEDULE_COLUMNS)] = 0
+    return np.split(columns, np.cumsum(lengths)[:-1])
 
 
 def _algorithm_columns(histograms):
@@ -184,19 +199,34 @@ def _outer_padding(s, padding, owner):
 
 
 def _lowered_columns(schedules, s, owner):
-    """The counts from the lowered code, whether there are any, and the ratio of points stored to those by Halide's features: (S, K + 2)."""
+    """The counts from the lowered code, whether there are any, the ratio of points stored to those by Halide's features, LOWERED_RATIOS.
+
+    (S, K + 6).
+    """
     has_counts = np.array([schedule.lowered is not None for schedule in schedules])[owner]
-    columns = np.zeros((len(owner), len(LOWERED) + 2))
+    columns = np.zeros((len(owner), len(LOWERED) + 2 + len(LOWERED_RATIOS)))
     if not has_counts.any():
         return columns
     lowered = np.concatenate([schedule.lowered for schedule in schedules if schedule.lowered is not None]).astype(np.float64)
     columns[has_counts, : len(LOWERED)] = np.log1p(lowered)
-    columns[:, -2] = has_counts
+    columns[:, len(LOWERED)] = has_counts
     by_halide = np.maximum(s["points_computed_total"], s["num_productions"] * s["points_computed_per_production"])[has_counts]
     stored = lowered[:, LOWERED.index("points_stored")] + lowered[:, LOWERED.index("points_scattered")]
     known = (stored > 0) & (by_halide > 0) & (s["inlined_calls"][has_counts] <= 0)
-    columns[has_counts, -1] = np.log(np.where(known, stored, 1) / np.where(known, by_halide, 1))
+    columns[has_counts, len(LOWERED) + 1] = np.log(np.where(known, stored, 1) / np.where(known, by_halide, 1))
+    columns[has_counts, -len(LOWERED_RATIOS) :] = _lowered_ratios(lowered)
     return columns
+
+
+LOWERED_RATIOS = ["parallel_share", "wall_share", "chain_share", "cycles_a_task"]
+
+
+def _lowered_ratios(lowered):
+    """LOWERED_RATIOS of counts (S, K): (S, 4)."""
+    count = dict(zip(LOWERED, lowered.T))
+    cycles = np.maximum(count["body_cycles"] + count["chain_cycles"], 1)
+    tasks = np.log1p(cycles / np.maximum(count["tasks"], 1))
+    return np.stack([count["parallel_cycles"] / cycles, count["wall_cycles"] / cycles, count["chain_cycles"] / cycles, tasks], 1)
 
 
 def _cost_terms(s, loops, math_calls, calls):
@@ -244,7 +274,9 @@ def _feature_units():
     units |= {f"log_cost_{name}": "log1p of events a run" for name in _cost_terms(nothing, loops, 0, dict.fromkeys(CALLS, 0))}
     units |= {f"log_cost_lowered_{kind}": "log1p of events a run" for kind in LOWERED}
     units |= {"lowered_is_counted": "flag", "lowered_stored_over_said": "log ratio"}
-    units |= {"log_work": "log1p of operations a run"} | {f"log_{kind}_calls": "log1p of calls a point" for kind in CALLS}
+    units |= {f"lowered_{name}": "ratio or log ratio" for name in LOWERED_RATIOS}
+    units |= {"has_schedule_features": "flag", "log_work": "log1p of operations a run"}
+    units |= {f"log_{kind}_calls": "log1p of calls a point" for kind in CALLS}
     units |= {"log_stages_before": "log1p of stages", "log_stages_after": "log1p of stages"}
     units |= {f"uses_{type}": "flag" for type in TYPE_COLUMNS}
     units |= {f"log_ops_{type}": "log1p of operations a point" for type in TYPE_COLUMNS}
@@ -256,6 +288,12 @@ def _feature_units():
 FEATURE_UNITS = _feature_units()
 FEATURES = list(FEATURE_UNITS)
 COST_COLUMNS = [i for i, name in enumerate(FEATURES) if name.startswith("log_cost_")]
-PARALLEL_COLUMN = FEATURES.index("is_parallel")
-HAS_LOWERED_COUNTS_COLUMN = FEATURES.index("lowered_is_counted")
+# Whether a stage runs in parallel: of schedules without lowered-code counts, and with.
+PARALLEL_COLUMNS = FEATURES.index("is_parallel"), FEATURES.index("lowered_parallel_share")
+FLAG_COLUMNS = FEATURES.index("lowered_is_counted"), FEATURES.index("has_schedule_features")  # what inputs_of tells INPUTS by
+# All are 0 for schedules without Halide's schedule features: what is computed from these, but for the sizes of the stages.
+SCHEDULE_COLUMNS = [
+    *(i for i, name in enumerate(FEATURES[: FEATURES.index("log_cost_lowered_iterations")]) if name != "log_points_computed_minimum"),
+    *map(FEATURES.index, ("lowered_stored_over_said", "has_schedule_features", "log_work")),
+]
 LOWERED_COLUMNS = [i for i, name in enumerate(FEATURES) if "lowered_" in name]  # all are 0 for schedules without lowered-code counts

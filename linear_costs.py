@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from scipy.optimize import nnls
 
-from features import COST_COLUMNS, LOWERED_COLUMNS, PARALLEL_COLUMN
+from features import COST_COLUMNS, LOWERED_COLUMNS, PARALLEL_COLUMNS
 
 FLOOR_MS = 1e-5  # least cost of a stage
 MIN_EXPLAINED = 0.5  # of the variance of log-runtime, for the linear cost model to be of use
@@ -19,8 +19,9 @@ SERIAL_PENALTY = 0.01  # ridge penalty on the extra cost of an event in serial s
 class LinearCosts:
     """A stage's milliseconds as a weighted sum of its events, and no less than `floor_ms`.
 
-    event_ms : (2, 2, K) float32: for schedules without and with lowered-code counts, in serial and in parallel stages
-    floor_ms : (2,) float32, for schedules without and with lowered-code counts
+    event_ms : (3, 2, K) float32: for schedules without lowered-code counts, with all inputs, and without Halide's schedule features; in
+    serial and in parallel stages
+    floor_ms : (3,) float32, of the same
     stage_ms : the mean of a stage, whatever it is
     """
 
@@ -38,9 +39,10 @@ def fit_linear_costs(sequences, shown):
     parts = []
     for shard in sequences.parts():
         events = torch.expm1(shard["features"][:, :, COST_COLUMNS].double())  # (N, T, K); padding has no events
-        parallel = shard["features"][:, :, [PARALLEL_COLUMN]] > 0
-        parts.append(torch.cat([(events * ~parallel).sum(1), (events * parallel).sum(1)], 1).numpy())
-    events = np.concatenate(parts) * np.tile(shown[COST_COLUMNS].numpy(), 2)  # (N, 2 K)
+        parallel = [shard["features"][:, :, [column]] > 0 for column in PARALLEL_COLUMNS]
+        parts.append([torch.cat([(events * ~p).sum(1), (events * p).sum(1)], 1).numpy() for p in parallel])
+    # (N, 2 K) each, by which stages are parallel in Halide's schedule features, and in the lowered code.
+    by_halide, by_code = (np.concatenate(part) * np.tile(shown[COST_COLUMNS].numpy(), 2) for part in zip(*parts))
     log_runtime = sequences.log_runtime.astype(np.float64)
     stage_ms = math.exp(np.mean(log_runtime - np.log(sequences.lengths)))
     half = sequences.program % 2 == 0
@@ -56,11 +58,15 @@ def fit_linear_costs(sequences, shown):
             return np.zeros(events.shape[1]), stage_ms
         return _fit(events, log_runtime), FLOOR_MS
 
-    without_counts = events * ~np.tile(np.isin(COST_COLUMNS, LOWERED_COLUMNS), 2)
-    has_counts = sequences.has_lowered_counts
-    fits = [fit(without_counts, log_runtime, half), fit(events[has_counts], log_runtime[has_counts], half[has_counts])]
+    of_counts = np.tile(np.isin(COST_COLUMNS, LOWERED_COLUMNS), 2)
+    kinds = [
+        (by_halide * ~of_counts, sequences.inputs != "counts_alone"),
+        (by_code, sequences.inputs == "all"),
+        (by_code * of_counts, sequences.inputs != "without_counts"),
+    ]
+    fits = [fit(events[rows], log_runtime[rows], half[rows]) for events, rows in kinds]
     event_ms, floor_ms = (torch.tensor(np.stack(values), dtype=torch.float32) for values in zip(*fits))
-    return LinearCosts(event_ms.reshape(2, 2, -1), floor_ms, stage_ms)
+    return LinearCosts(event_ms.reshape(3, 2, -1), floor_ms, stage_ms)
 
 
 def _fit(events, log_runtime):

@@ -3,7 +3,8 @@
 Axes: M members, B batch, T stages (padded), F features, E embedding, H hidden, K kinds of event. The runtime of a program is the sum
 of its stages' times. So every stage gets a log cost, and the prediction is their logsumexp; it also says which stage costs what.
 A stage's cost starts from a linear model, milliseconds an event for K kinds of event. The LSTM predicts a correction to it from the
-stage and its neighbours. Schedules without lowered-code counts have linear weights of their own. A few members with different
+stage and its neighbours. Schedules without lowered-code counts, and those without Halide's schedule features, have linear weights of
+their own. A few members with different
 initial weights are trained side by side and averaged, as a deep ensemble (Lakshminarayanan et al. 2017).
 """
 
@@ -63,23 +64,22 @@ class CostModel(nn.Module):
     ----------
     n_features : F
     cost_columns : the columns of the K features that are log1p of events that take time
-    parallel_column, has_lowered_counts_column : the columns of two flags: the stage runs in parallel; it has lowered-code counts
+    parallel_columns : the columns that tell whether a stage runs in parallel, of schedules without and with lowered-code counts
+    flag_columns : the columns of two flags: the schedule has lowered-code counts; it has Halide's schedule features
     members, embed_size, hidden_size, lstm_layers, dropout : as in config.yaml
 
     `precision`, float32 unless set, is the number format of the members; inputs and outputs are float32 in any case.
     """
 
-    def __init__(
-        self, n_features, cost_columns, parallel_column, has_lowered_counts_column, members, embed_size, hidden_size, lstm_layers, dropout
-    ):
+    def __init__(self, n_features, cost_columns, parallel_columns, flag_columns, members, embed_size, hidden_size, lstm_layers, dropout):
         super().__init__()
         # Statistics of the training split; they travel with the weights.
         self.register_buffer("feature_mean", torch.zeros(n_features))
         self.register_buffer("feature_std", torch.ones(n_features))
-        self.register_buffer("event_ms", torch.ones(2, 2, len(cost_columns)))
-        self.register_buffer("floor_ms", torch.ones(2))
+        self.register_buffer("event_ms", torch.ones(3, 2, len(cost_columns)))
+        self.register_buffer("floor_ms", torch.ones(3))
         self.register_buffer("stage_ms", torch.ones(()))
-        self.cost_columns, self.parallel_column, self.has_lowered_counts_column = cost_columns, parallel_column, has_lowered_counts_column
+        self.cost_columns, self.parallel_columns, self.flag_columns = cost_columns, parallel_columns, flag_columns
         self.precision = "float32"
         self.members = nn.ModuleList(StageCosts(n_features + 2, embed_size, hidden_size, lstm_layers, dropout) for _ in range(members))
 
@@ -117,9 +117,12 @@ class CostModel(nn.Module):
     def linear_log_costs(self, features):
         """Log milliseconds of each stage by the linear model, (B, T)."""
         events = torch.exp(features[:, :, self.cost_columns].clamp(0, 80)) - 1  # (B, T, K); ONNX knows no expm1, and these are counts
-        has_counts, parallel = (features[:, :, column] > 0 for column in (self.has_lowered_counts_column, self.parallel_column))
-        without_ms, with_ms = (torch.where(parallel, events @ weights[1], events @ weights[0]) for weights in self.event_ms)
-        return torch.log(torch.where(has_counts, with_ms + self.floor_ms[1], without_ms + self.floor_ms[0]))
+        has_counts, has_schedule, *parallel = (features[:, :, column] > 0 for column in (*self.flag_columns, *self.parallel_columns))
+        parallel = torch.where(has_counts, parallel[1], parallel[0])
+        without_counts, both, counts_alone = (
+            torch.where(parallel, events @ weights[1], events @ weights[0]) + floor for weights, floor in zip(self.event_ms, self.floor_ms)
+        )
+        return torch.log(torch.where(has_counts, torch.where(has_schedule, both, counts_alone), without_counts))
 
     def stage_costs(self, features, lengths):
         """Log milliseconds of each stage by each member, (M, B, T); -inf where a sequence is padded.

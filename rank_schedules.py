@@ -26,7 +26,7 @@ from config import Config, UserError, load_config, run_script
 from dumps.files import Unusable, iter_dumps
 from dumps.parsing import hex_id, parse_dump
 from evaluation import intervals
-from features import featurize
+from features import INPUTS, featurize, inputs_of
 
 UNFAMILIAR_SHARE = 0.01  # of a schedule's inputs outside the range seen in training; more is warned of
 
@@ -54,24 +54,29 @@ def read_schedules(paths, max_runtime_ms, need_runtime):
     return found, left_out
 
 
+def inputs_of_schedules(schedules):
+    """Which of features.INPUTS each has, (N,)."""
+    return inputs_of(*(np.array(flags) for flags in zip(*((s.lowered is not None, s.has_schedule_features) for s in schedules))))
+
+
 def corrections(measured, model, meta, device):
-    """{(instance, has lowered-code counts): Correction} of the predictions, from the Schedules that were measured."""
+    """{(instance, which of features.INPUTS): Correction} of the predictions, from the Schedules that were measured."""
     residuals = {}
     for schedule, (predicted, _, _) in zip(measured, train_utils.predict_sequences(model, featurize(measured), device)):
         residuals.setdefault(schedule.instance, []).append(np.log(schedule.runtime_ms) - predicted)
     return {
-        (instance, has_counts): intervals.correct(np.array(r), intervals.errors_of(meta, has_counts), meta["interval"])
+        (instance, inputs): intervals.correct(np.array(r), meta["errors"][inputs], meta["interval"])
         for instance, r in residuals.items()
-        for has_counts in (False, True)
+        for inputs in INPUTS
     }
 
 
 def rank(files, schedules, predictions, corrected, meta):
     """The table of all schedules, programs together, each program's fastest first; with columns `outside`, `stages` and `widened`."""
-    has_counts = np.array([schedule.lowered is not None for schedule in schedules])
+    inputs = inputs_of_schedules(schedules)
     own = [
-        corrected.get((s.instance, counts)) or intervals.Correction(0.0, half_width)
-        for s, counts, half_width in zip(schedules, has_counts.tolist(), intervals.half_widths(meta, has_counts))
+        corrected.get((s.instance, one)) or intervals.Correction(0.0, half_width)
+        for s, one, half_width in zip(schedules, inputs.tolist(), intervals.half_widths(meta, inputs))
     ]
     log_predicted = np.array([p for p, _, _ in predictions]) + [c.offset for c in own]
     half_width = np.array([c.half_width for c in own])
@@ -110,7 +115,7 @@ def warnings_of(table, schedules, meta, checkpoint):
             "(another machine or kind of program?): these programs' intervals are widened to hold what was measured"
         )
     lines += intervals.coverage_warnings(meta.get("coverage", {}))
-    if warning := intervals.calibration_warning(meta, [schedule.lowered is not None for schedule in schedules]):
+    if warning := intervals.calibration_warning(meta, inputs_of_schedules(schedules)):
         lines.append(warning)
     return lines
 

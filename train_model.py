@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.tensorboard import SummaryWriter
 
 from config import UserError, load_config, make_folder, replace_file, run_script, set_aside
-from features import FEATURES
+from features import FEATURES, INPUTS
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -45,7 +45,7 @@ RUN_FILES = ["best.safetensors", "last.safetensors", "config.yaml", "metrics.csv
 # Settings that a resumed run may change; each change is printed.
 TRAINING_KEYS = (
     "batch_size", "schedules_per_group", "learning_rate", "warmup_fraction", "weight_decay", "gradient_clip", "centred_loss_weight",
-    "ranking_loss_weight", "lowered_dropout", "seed", "precision", "interval",
+    "ranking_loss_weight", "lowered_dropout", "schedule_dropout", "seed", "precision", "interval",
 )  # fmt: skip
 
 
@@ -96,8 +96,8 @@ class Recorder:
         early = epoch <= meta["cycles"][0] * CHOOSE_FROM
         best = meta["best_val_mse_log"] is None or early or scores["mse_log"] < meta["best_val_mse_log"]
         if best:
-            without_counts = train_utils.predict(model, self.val, self.device, lowered_counts=False)
-            meta |= intervals.calibrations(log_predicted, without_counts, self.val, self.config.interval)
+            masked = {inputs: train_utils.predict(model, self.val, self.device, inputs) for inputs in INPUTS[1:]}
+            meta |= intervals.calibrations({"all": log_predicted} | masked, self.val, self.config.interval)
             meta |= {"best_val_mse_log": scores["mse_log"], "interval": self.config.interval}
             meta.pop("coverage", None)  # of an earlier checkpoint
             train_utils.write_checkpoint(self.run / "best.safetensors", tensors, meta)
@@ -112,8 +112,8 @@ class Recorder:
         self.board.close()
         plot_learning_curve(self.log, self.run / "learning_curve.png")
         print(f"best validation mse_log {self.meta['best_val_mse_log']:.4f}; checkpoint {self.run / 'best.safetensors'}")
-        for has_counts in np.unique(self.val.has_lowered_counts):
-            if warning := intervals.calibration_warning(self.meta, [has_counts]):
+        for inputs in np.unique(self.val.inputs):
+            if warning := intervals.calibration_warning(self.meta, [inputs]):
                 print(warning)
 
     def discard(self):

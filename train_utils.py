@@ -23,12 +23,12 @@ from tqdm import tqdm
 
 from batches import BATCH_STAGES, fingerprint, prefetch, program_ids, ranges_in_order
 from config import UserError, replace_file, usable_cores
-from features import COST_COLUMNS, FEATURES, HAS_LOWERED_COUNTS_COLUMN, PARALLEL_COLUMN
+from features import COST_COLUMNS, FEATURES, FLAG_COLUMNS, PARALLEL_COLUMNS
 from linear_costs import fit_linear_costs
 from modeling import CostModel
 
 SHIPPED_MODEL = Path(__file__).resolve().parent / "models" / "default.safetensors"
-CHECKPOINT_FORMAT = "cost_model_LSTM 5"
+CHECKPOINT_FORMAT = "cost_model_LSTM 6"
 MODEL_KEYS = ("members", "embed_size", "hidden_size", "lstm_layers", "dropout")
 # What a flag may not contradict where a checkpoint is read.
 FIXED_KEYS = (*MODEL_KEYS, "drop_features", "init_from")
@@ -135,14 +135,17 @@ def one_cycle(step, n_steps, config):
 
 
 @torch.no_grad()
-def predict(model, sequences, device, lowered_counts=True):
-    """Predicted log-runtime of every row of `sequences`, (N,) float64; with `lowered_counts` False, those of all rows are masked."""
+def predict(model, sequences, device, inputs="all"):
+    """Predicted log-runtime of every row of `sequences`, (N,) float64.
+
+    inputs : what is shown of rows that have all (features.INPUTS).
+    """
     model.eval()
     parts = []
     for rows in ranges_in_order(sequences.lengths.tolist(), SCORING_BATCH, BATCH_STAGES):
-        batch = sequences.batch(np.arange(rows.start, rows.stop))
-        if not lowered_counts:
-            batch = batch.without_lowered_counts(np.ones(len(batch.lengths), bool))
+        has_all = sequences.inputs[rows] == "all"
+        masks = (has_all & (inputs == masked) for masked in ("without_counts", "counts_alone"))
+        batch = sequences.batch(np.arange(rows.start, rows.stop)).masked(*masks)
         parts.append(model(batch.features.to(device), batch.lengths.to(device)).mean(0).cpu())
     return torch.cat(parts).double().numpy() if parts else np.zeros(0)
 
@@ -168,8 +171,8 @@ def predict_sequences(model, sequences, device):
 #
 # The plain data, `meta`, holds: format, config (the settings it was trained with), features (their names), epoch, cycles (the last epoch
 # of each cycle of the learning rate), data (fingerprint of the training and validation rows), programs {train, val, init_from: [ids]},
-# best_val_mse_log, interval (its level), errors and errors_uncounted (of predictions with and without lowered-code counts:
-# log_half_width, offset_variance, programs), and coverage {part: {level, coverage, coverage_by_program}} once evaluated.
+# best_val_mse_log, interval (its level), errors {one of features.INPUTS: log_half_width, offset_variance, programs} of predictions from
+# these inputs, and coverage {part: {level, coverage, coverage_by_program}} once evaluated.
 
 
 def write_checkpoint(path, tensors, meta):
@@ -235,7 +238,7 @@ def agree_with_checkpoint(config, meta, path, *more):
 
 def build_model(settings):
     """A CostModel from settings, a dict with MODEL_KEYS."""
-    columns = (COST_COLUMNS, PARALLEL_COLUMN, HAS_LOWERED_COUNTS_COLUMN)
+    columns = (COST_COLUMNS, PARALLEL_COLUMNS, FLAG_COLUMNS)
     return CostModel(len(FEATURES), *columns, **{key: settings[key] for key in MODEL_KEYS})
 
 
@@ -307,7 +310,7 @@ def train_epoch(network, optimizer, train, epoch, config, device, processes, cyc
     network.train()
     # Batches and dropout depend on the seed and the epoch alone, so that a resumed run sees the same ones.
     rng = np.random.default_rng([config.seed, epoch])
-    masked = train.sample_instances(config.lowered_dropout, np.random.default_rng([config.seed, epoch, 1]))
+    masks = train.sample_masks(config.lowered_dropout, config.schedule_dropout, np.random.default_rng([config.seed, epoch, 1]))
     batches = train.grouped_batches(config.batch_size, min(config.schedules_per_group, config.batch_size), rng)
     torch.manual_seed(int(rng.integers(2**62)) + processes.rank)
     weights = torch.tensor([1.0, config.centred_loss_weight, config.ranking_loss_weight], device=device)
@@ -317,7 +320,7 @@ def train_epoch(network, optimizer, train, epoch, config, device, processes, cyc
         part = processes.local_rows(rows, train.instance)
         weight = float(len(part) > 0)  # a process without rows of its own computes one that weighs nothing
         part = part if len(part) else rows[:1]
-        return weight, train.batch(part).without_lowered_counts(masked[part])
+        return weight, train.batch(part).masked(*(rows[part] for rows in masks))
 
     progress = tqdm(prefetch(load, batches), f"epoch {epoch}", len(batches), leave=False, disable=True if processes.rank else None)
     begin, end = cycle_of(epoch, cycles or [config.epochs])

@@ -25,7 +25,7 @@ import train_utils
 from config import Config, UserError, load_config, run_script
 from dumps.companions import call_counts
 from features import featurize
-from halide_tools import lowered_code
+from halide_tools import lowered_features
 from halide_tools.autoschedulers import Proposal
 from halide_tools.programs import (
     describe_stages,
@@ -54,7 +54,7 @@ def one_at_a_time(spec, proposals, model, device):
         try:
             pipeline = spec.build()
             featurization, _ = proposal.apply(pipeline, spec)
-            lowered = lowered_code.count_lowered(pipeline, spec)
+            lowered = lowered_features.count_lowered(pipeline, spec)
         except hl.HalideError:
             continue
         schedule = proposed_schedule(featurization, calls, lowered)

@@ -29,7 +29,7 @@ from dumps.companions import call_counts
 from features import SCHEDULE_FEATURES, featurize
 from halide_tools import (
     execution,
-    lowered_code,
+    lowered_features,
 )
 from halide_tools.autoschedulers import Proposal
 from halide_tools.programs import (
@@ -61,7 +61,7 @@ def profile(spec, proposal, path, connection):
     pipeline = spec.build()
     description = describe_stages(pipeline)
     featurization, _ = proposal.apply(pipeline, spec)
-    connection.send((description, featurization, lowered_code.count_lowered(pipeline, spec)))
+    connection.send((description, featurization, lowered_features.count_lowered(pipeline, spec)))
     execution.run_under_profiler(pipeline, spec, PROFILE_SECONDS)
 
 

@@ -17,6 +17,7 @@ from features import CALLS, LOWERED
 
 CALLS_FILE = "calls.json"  # of programs whose program.json does not tell: {name: {kind of call: [calls a point of each stage]}}
 LOWERED_SUFFIX = ".lowered.json"  # of what was counted in a schedule's lowered code: {kind of count: [of each stage]}
+EVERYWHERE = "body_cycles"  # a kind in features.LOWERED that every schedule has
 COLLECTION_FILE, PROGRAM_FILE, BENCH_FILE = "collection.json", "program.json", "bench.txt"
 # What lies beside dumps: of this project's scripts; of Halide's autotune loops, and what Generators emit; of systems.
 COMPANION_NAMES = {
@@ -155,11 +156,16 @@ def call_counts(counts_by_kind):
 
 
 def lowered_in(text):
-    """stage_counts of what a schedule's file beside it tells; None where there is none or it makes no sense."""
+    """stage_counts of what a schedule's file beside it tells; None where there is none, it makes no sense, or an earlier version wrote it.
+
+    Kinds that don't occur are left out, but no code runs in no cycles: a file without EVERYWHERE was counted before such things were, and
+    what it lacks would pass for zeros. benchmarks/count_again.py counts such again.
+    """
     if text is None:
         return None
     try:
-        return stage_counts(orjson.loads(text), LOWERED)
+        counts_by_kind = orjson.loads(text)
+        return stage_counts(counts_by_kind, LOWERED) if EVERYWHERE in counts_by_kind else None
     except MALFORMED:
         return None
 

@@ -33,7 +33,7 @@ IN_ORDER = operator.itemgetter(*SCHEDULE_FEATURES)
 class Schedule:
     """One measured schedule of one program.
 
-    schedule_features : (T, 39) float32, as Halide computes them
+    schedule_features : (T, 39) float32, as Halide computes them; without has_schedule_features zeros, but for points_computed_minimum
     algorithm_features : (T, 41, 8) float32: types in use, operation and access histograms, by type; other schedules may share the array
     program : a hash of the algorithm features, never an id from the file
     runtime_ms : float; NaN where the dump need not tell
@@ -47,6 +47,7 @@ class Schedule:
     runtime_ms: float
     calls: np.ndarray | None = None
     lowered: np.ndarray | None = None
+    has_schedule_features: bool = True
 
     def __post_init__(self):
         if self.calls is None:

@@ -14,6 +14,12 @@ import numpy as np
 IMPLAUSIBLE = 3.0  # standard deviations; a program's mean residual beyond them contradicts the variances of the validation programs
 COVERAGE_TOLERANCE = 0.05  # below its level, an interval that covers less does not hold
 SHOTS = (1, 3, 8)
+# features.INPUTS for a person.
+SCHEDULES_WITH = {
+    "all": "with lowered-code counts",
+    "without_counts": "without lowered-code counts",
+    "counts_alone": "without Halide's schedule features",
+}
 DRAWS = 20  # random choices of the measured schedules that the report averages over
 
 
@@ -48,38 +54,33 @@ def calibrate(residuals, rows, level):
     }
 
 
-def calibrations(with_counts, without_counts, rows, level):
-    """What a checkpoint stores of its errors: {"errors": calibration of predictions with lowered-code counts, "errors_uncounted": without}.
+def calibrations(predicted, rows, level):
+    """What a checkpoint stores of its errors: {"errors": {one of features.INPUTS: calibration of predictions from these inputs}}.
 
-    with_counts, without_counts : predicted log-runtimes (N,) of the validation `rows` (Sequences), as they are and with counts masked
+    predicted : {one of INPUTS: log-runtimes (N,) of the validation `rows` (Sequences)}, with the others masked where a row has all
 
-    Errors with counts are of the rows that have counts; errors without are of all rows, with counts masked. Where no row has counts,
-    the former repeat the latter, with 0 programs.
+    Each is of the rows that have these inputs, or all. Where there is none, it repeats another's, with 0 programs.
     """
-    masked = calibrate(rows.log_runtime - without_counts, rows, level)
-    at = np.flatnonzero(rows.has_lowered_counts)
-    counted = calibrate((rows.log_runtime - with_counts)[at], rows.subset(at), level) if len(at) else masked | {"programs": 0}
-    return {"errors": counted, "errors_uncounted": masked}
+    errors = {}
+    for inputs, log_predicted in predicted.items():
+        at = np.flatnonzero((rows.inputs == inputs) | (rows.inputs == "all"))
+        errors[inputs] = calibrate((rows.log_runtime - log_predicted)[at], rows.subset(at), level) if len(at) else None
+    known = next(found for found in errors.values() if found)
+    return {"errors": {inputs: found or known | {"programs": 0} for inputs, found in errors.items()}}
 
 
-def errors_of(meta, has_lowered_counts):
-    """The calibration in a checkpoint's `meta`, of predictions with or without lowered-code counts (see calibrations)."""
-    return meta["errors" if has_lowered_counts else "errors_uncounted"]
+def half_widths(meta, inputs):
+    """Half the width of each row's interval, (N,), from which of features.INPUTS it has, (N,)."""
+    return np.array([meta["errors"][one]["log_half_width"] for one in inputs])
 
 
-def half_widths(meta, has_lowered_counts):
-    """Half the width of each row's interval, (N,), from whether it has lowered-code counts, bool (N,)."""
-    return np.where(has_lowered_counts, *(errors_of(meta, has)["log_half_width"] for has in (True, False)))
-
-
-def calibration_warning(meta, has_lowered_counts):
-    """A line where the intervals of some rows, bool (N,), come from too few calibration programs for their level, else ""."""
-    for has in np.unique(has_lowered_counts):
-        programs, needed = errors_of(meta, has).get("programs"), programs_needed(meta["interval"])
-        if programs is not None and programs < needed:  # checkpoints of earlier versions do not say
-            kind = "with" if has else "without"
+def calibration_warning(meta, inputs):
+    """A line where the intervals of some rows, by their inputs (N,), come from too few calibration programs for their level, else ""."""
+    for one in np.unique(inputs):
+        programs, needed = meta["errors"][one]["programs"], programs_needed(meta["interval"])
+        if programs < needed:
             return (
-                f"intervals of schedules {kind} lowered-code counts were calibrated on {programs} programs; {meta['interval']:.0%} needs "
+                f"intervals of schedules {SCHEDULES_WITH[one]} were calibrated on {programs} programs; {meta['interval']:.0%} needs "
                 f"at least {needed}: they may be too narrow"
             )
     return ""

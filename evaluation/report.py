@@ -38,7 +38,7 @@ def part_report(rows, table, predicted, meta, config, half_widths):
         return {name: metrics.all_metrics(rows.instance[at], log_runtime[at], p[at]) for name, p in predicted.items()}
 
     origins = table.get("origin", pd.Series(DEFAULT_ORIGIN, table.index))
-    components = intervals.errors_of(meta, rows.has_lowered_counts.all())["offset_variance"]
+    components = meta["errors"]["all" if "without_counts" not in rows.inputs else "without_counts"]["offset_variance"]
     return {
         "models": scores(slice(None)),
         "origins": {

@@ -1,46 +1,27 @@
-"""What a schedule really does, counted in the code Halide lowers it to, without compiling or running it.
+"""Halide's lowered code, run without compiling it: how often each statement runs, and which addresses it touches.
 
 Adams2019 works its features out for one representative tile. Bounds inference then asks for boxes that may be larger, for whole vectors,
 for what is recomputed where tiles overlap; loops are unrolled and split where boundaries allow simpler bodies. All that stands in the
-lowered code, and with it what the features do not tell: which loads are of whole vectors, and which gather point by point.
-`count_lowered` translates its text to a Python program that runs two iterations of each loop, weighs them by how often they would run,
-and counts what every stage loads, computes, stores and allocates.
+lowered code. A Translation is a Python program that does what the code does to its loops and addresses. A Run of it runs two iterations of
+each loop and weighs them by how often they would run. Each load's and store's address is evaluated in these iterations, which gives its
+stride along each loop around it. lowered_features.py tells what follows from that.
 """
 
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
 
-import numpy as np
+from halide_tools.buffers import Region, estimated_arguments, meet
+from halide_tools.lowered_expressions import INDEX, Load, NotUnderstood, Parser, Type, Value
+from halide_tools.programs import functions
 
-from features import LOWERED
-from halide_tools.buffers import Region, estimated_arguments, lowered_text, meet
-from halide_tools.programs import CALL_PATTERNS, HOST, functions
-
-NAME = re.compile(r"(?<![\w.$\"])[^\W\d][\w.$]*")
-NUMBER = re.compile(r"(?<![\w.$])(\d+\.\d+)f?\b")
-WHOLE, NON_INTEGER = re.compile(r"\bu?int\d+\("), re.compile(r"\bb?float\d+\(")  # casts of scalars, as functions
-CAST = re.compile(r"\((?:u?int|float|bfloat)\d+(?:x\d+)?\)")
 ELSEWHERE = re.compile("load_typed_struct_member|_halide_buffer_get|make_struct")  # a task's copies, and what is known of buffers
 # What a bounds query writes into a buffer: minimum, extent, stride and flags of each dimension.
 DEMAND = re.compile(r"_halide_buffer_init\(\(struct halide_buffer_t \*\)(\S+)\.buffer, .*?make_struct\(")
 STAGE = re.compile(r"(.+?)\.s(\d+)\.")  # how the names of a stage's loops begin
-LOAD = re.compile(r"(?<![\w.$])([^\W\d][\w.$]*)\[")
-OPERATION = re.compile(
-    r"[*/%]| [+-] |[<>]=?|[=!]=|&&|\|\||\b(?:u?int|float)\d+(?:x\d+)?\("
-    r"|\b(?:min|max|select|absd?|(?:saturating|rounding|widening|widen|halving)_\w+)\("
-)
-DIVISION = re.compile(r"[/%]")
-CAST_TO = re.compile(r"\b(?:u?int|float)\d+(?:x\d+)?\(|saturating_cast\(")
-SLICE = re.compile(r"\bslice_vectors\([^()]*, (\d+)\)")
-SHUFFLE = re.compile(r"\b(?:slice_vectors|interleave_vectors|concat_vectors|extract_element|mux)\(")
-LOADED = re.compile(r"\bloaded(\d+)\b")  # what a load has been replaced by, with its lanes
-PATTERNS = {"points_divided": DIVISION, "points_cast": CAST_TO, "points_shuffled": SHUFFLE}
-PATTERNS |= {f"points_{kind}": re.compile(CALL_PATTERNS[kind]) for kind in ("sin_cos", "library", "exp", "log", "pow", "sqrt")}
-MAX_ITERATIONS = (
-    300_000  # run, of all loops together: two of each, so 2^n in n loops inside each other; the largest application takes 34,000
-)
-L1_BYTES, L2_BYTES = 2**15, 2**20  # a buffer that is larger is taken to lie beyond that cache
+# Run, of all loops together: two of each, so 2^n in n loops inside each other; the largest application takes 34,000.
+MAX_ITERATIONS = 300_000
 
 
 class NonInteger(float):
@@ -58,7 +39,6 @@ FUNCTIONS = {
     "min": min, "max": max, "abs": abs, "select": lambda condition, a, b: a if condition else b, "whole": int, "real": NonInteger,
     "ceil_f32": math.ceil, "ceil_f64": math.ceil, "floor_f32": math.floor, "floor_f64": math.floor,
 }  # fmt: skip
-KEPT = {*FUNCTIONS, "let", "and", "or", "not", "lambda"}
 
 
 def _keeps_real(name):
@@ -88,184 +68,232 @@ def arguments(text, start):
     return [*found, text[begin:].strip()], len(text)
 
 
-def lanes(text, vectors=None):
-    """Lanes of the vector that an expression is, 1 for a scalar; `vectors` : {name: lanes} of those named in it."""
-    most = max(map(int, LOADED.findall(text)), default=1)
-    if vectors:
-        most = max(most, *(vectors.get(name, 1) for name in NAME.findall(text)), 1)
-    for found in re.finditer(r"\b(?:ramp|x(\d+))\(", text):
-        inner = arguments(text, found.end())[0]
-        most = max(most, int(found[1] or inner[2]) * lanes(inner[0]))
-    return most
-
-
-def without_lets(text):
-    """`let a = x in y`, wherever it stands, as a call: let("a", x, lambda: y)."""
-    while lets := list(re.finditer(r"(?<![\w.$])let ([\w.$]+) = ", text)):
-        last = lets[-1]  # holds no other
-        value, rest = text[last.end() :].split(" in ", 1)
-        body = arguments(rest, 0)[0][0]
-        text = f'{text[: last.start()]}let("{last[1]}", {value}, lambda: {body}){rest[len(body) :]}'
-    return text
-
-
-def to_python(expression):
-    """A scalar expression of the lowered code in Python: "None" where it can't be one."""
-    text = WHOLE.sub("whole(", NON_INTEGER.sub("real(", CAST.sub("", without_lets(expression))))
-    text = NUMBER.sub(r"real(\1)", text)
-    text = re.sub(r"!(?!=)", " not ", text.replace("&&", " and ").replace("||", " or ").replace("/", "//"))
-    text = NAME.sub(lambda name: name[0] if name[0] in KEPT else f"variables[{name[0]!r}]", text)
-    try:
-        compile(text.strip(), "lowered", "eval")
-    except SyntaxError:
-        return "None"
-    return text.strip()
-
-
-def count_value(text, vectors, is_address):
-    """({kind in LOWERED, or ("loaded", buffer): number} of what it takes to compute an expression once, its lanes).
-
-    vectors : {name: lanes} of those named in it. is_address : whether it is one of the scalars that the code names, addresses mostly.
-    """
-    counts = Counter()
-    while loads := list(LOAD.finditer(text)):
-        last = loads[-1]  # holds no other
-        index, end = arguments(text, last.end())
-        n = lanes(", ".join(index), vectors)
-        loaded = f"loaded{n}"
-        ramp = re.fullmatch(r"ramp\((.*)\)(?: aligned\(.*\))?", index[0])
-        steps = arguments(ramp[1], 0)[0] if ramp else []
-        counts["loaded", last[1]] += n
-        if n == 1:
-            counts["scalar_loads"] += 1
-        elif len(steps) == 3 and lanes(steps[0], vectors) == 1:
-            is_dense = steps[1] in ("1", "-1")
-            counts["vector_loads" if is_dense else "strided_loads"] += 1
-            counts["points_loaded" if is_dense else "points_strided"] += n
-        else:
-            counts["points_gathered"] += n
-            loaded += f"({', '.join(index)})"  # which is computed in vectors, too
-        text = f"{text[: last.start()]}{loaded}{text[end + 1 :]}"
-    while found := SLICE.search(text):  # of what is loaded, often a few lanes only
-        counts["points_shuffled"] += int(found[1])
-        text = f"{text[: found.start()]}loaded{found[1]}{text[found.end() :]}"
-    widest = lanes(text, vectors)
-    n_operations = len(OPERATION.findall(text))
-    if widest > 1:
-        counts["vector_operations"] += n_operations
-        counts["points_operated_on"] += n_operations * widest
-    elif is_address and not counts:
-        counts["address_operations"] += n_operations
-    else:
-        counts["scalar_operations"] += n_operations
-    if not is_address or widest > 1:
-        for kind, pattern in PATTERNS.items():
-            counts[kind] += len(pattern.findall(text)) * widest
-    return counts, widest
-
-
 # Code
 
 
-def translate(lowered):
-    """(a Python program that calls the methods of an Execution as the lowered code would run, [(stage, counts)] of its statements).
+@dataclass
+class Access:
+    """A load or store in the code, and what became known of it when it ran.
 
-    A stage is (name of its Func, number: 0 for the pure one). The program says `run(i)` where statement i is executed.
+    dims, active : as of Load; they and `address` are numbers of expressions in the table. cycles : from a load to what is stored.
+    first : the element where it ran first, None where that depends on what is in a buffer. shape : dims, evaluated.
+    steps : {depth of a loop around it: elements from one iteration to the next}. points : that a predicate lets through in all.
     """
-    lines, statements, blocks, vectors = [], [], [], {}
 
-    def emit(text):
-        lines.append("    " * len(blocks) + text)
+    buffer: str
+    is_store: bool
+    lanes: int
+    bits: int
+    is_gather: bool
+    address: int | None
+    dims: list | None
+    active: int | None
+    cycles: float | None = None
+    first: float | None = None
+    shape: list | None = None
+    steps: dict = field(default_factory=dict)
+    points: float = 0.0
 
-    def note(counts):
-        if not any(counts.values()):
-            return
-        statements.append((next((stage for stage in reversed(blocks) if stage), None), counts))
-        emit(f"run({len(statements) - 1})")
 
-    def stage_of(loop_name):
-        found = STAGE.match(loop_name)
-        return (found[1], int(found[2])) if found else None
+@dataclass
+class Statement:
+    """A store, or a scalar or vector that the code names: operations {as Parser counts them: number}, Accesses, its store last.
 
-    for line in map(str.strip, lowered.splitlines()):
-        opened, is_loop = None, False
-        if line.startswith("}"):
-            blocks.pop()
+    around : the stages that it stands in, innermost first. runs, parallel_runs, wall_runs : how often it runs, how often in parallel, and
+    how often by the clock, since tasks run side by side. Of its first run: `loops` around it, outermost first, each (number in the code,
+    extent); `mask`, which of them were in their last iteration; and the `indices` of their iterations.
+    """
+
+    around: list
+    operations: Counter
+    accesses: list
+    runs: float = 0.0
+    parallel_runs: float = 0.0
+    wall_runs: float = 0.0
+    loops: tuple = ()
+    mask: int = -1
+    indices: tuple = ()
+    stepped: int = 0  # loops whose steps are known, as bits
+    order: int = 0
+    stage: tuple | None = None
+
+    def __post_init__(self):
+        self.is_predicated = any(access.active is not None for access in self.accesses)
+        self.store = self.accesses[-1] if self.accesses and self.accesses[-1].is_store else None
+
+
+@dataclass
+class Allocation:
+    """is_constant : whether the compiler knows its size. loops, n_bytes : numbers of those around it, and its size, when it ran last."""
+
+    is_constant: bool
+    on_stack: bool
+    loops: tuple = ()
+    n_bytes: float = 0.0
+    runs: float = 0.0
+    total_bytes: float = 0.0
+
+
+class Translation:
+    """Lowered code as a Python `program` that calls the methods of a Run.
+
+    name, arguments : of its function. statements : Statements in order; loops : [(name, is parallel)]; buffers : {name: Type}.
+    """
+
+    def __init__(self, lowered, vector_bits):
+        self.name, names = re.search(r"^external\S* func (\S+) \((.*)\) \{", lowered, re.M).groups()
+        self.arguments = names.split(", ")
+        self.vector_bits, self.lines, self.statements, self.blocks, self.loops = vector_bits, [], [], [], []
+        self.names, self.buffers, self.addresses = {}, dict(buffer_types(lowered)), {}
+        self.predicate = None  # of the next store
+        for line in map(str.strip, lowered.splitlines()):
+            if line.startswith("}"):
+                self.blocks.pop()
+            opened = self.open(line) if line.endswith("{") else self.translate(line)
+            if line.endswith("{"):
+                self.blocks.append(opened)
+                self.emit("pass")
+        table = "".join(f" lambda: {python},\n" for python in self.addresses)
+        self.program = "\n".join([*self.lines, f"table[:] = [\n{table}]"])
+
+    def emit(self, text):
+        self.lines.append("    " * len(self.blocks) + text)
+
+    def open(self, line):
+        """Translate the head of a block; returns the stage that stands in it, if that is known."""
         if found := re.match(r"\w+ func (\S+) \((.*)\) \{", line):
             loop_name = found[2].split(", ")[1] if found[2].startswith("__user_context") else ""
-            opened, is_loop = stage_of(loop_name), bool(loop_name)
-            emit(f"@task({found[1]!r}, {loop_name!r})")
-            emit("def _():")
-        elif found := re.match(r"for \((\S+), (.*)\) \{", line):
+            self.emit(f"@task({found[1]!r}, ({self.loop(loop_name, bool(loop_name))}, {loop_name!r}))")
+            self.emit("def _():")
+            return stage_of(loop_name)
+        if found := re.match(r"for \((\S+), (.*)\) \{", line):
             (start, extent), _ = arguments(found[2], 0)
-            opened, is_loop = stage_of(found[1]), True
-            emit(f"for _ in loop({found[1]!r}, lambda: {to_python(start)}, lambda: {to_python(extent)}):")
-        elif found := re.match(r"(?:\} else )?if \((.*)\) \{", line):
-            emit(f"{'elif' if line.startswith('}') else 'if'} may_hold(lambda: {to_python(found[1])}):")
-        elif line == "} else {":
-            emit("else:")
-        elif found := re.match(r"produce (\S+) \{", line):
-            opened = found[1], 0
-            emit("if True:")
-        elif line.endswith("{"):
-            emit("if True:")
+            number = self.loop(found[1], False)
+            self.emit(f"for _ in loop(({number}, {found[1]!r}), lambda: {self.scalar(start)}, lambda: {self.scalar(extent)}):")
+            return stage_of(found[1])
+        if found := re.match(r"(?:\} else )?if \((.*)\) \{", line):
+            self.emit(f"{'elif' if line.startswith('}') else 'if'} may_hold(lambda: {self.scalar(found[1])}):")
+            return None
+        self.emit("else:" if line == "} else {" else "if True:")
+        found = re.match(r"produce (\S+) \{", line)
+        return (found[1], 0) if found else None
+
+    def translate(self, line):
+        if line.startswith("predicate ("):
+            self.predicate = self.parser(line.removeprefix("predicate ")).expression().active
         elif found := re.match(r"let \S+ = halide_do_par_for\(.*?::([\w$.]+), ", line):
             start, extent, *_ = arguments(line, found.end())[0]
-            emit(f"run_task({found[1]!r}, lambda: {to_python(start)}, lambda: {to_python(extent)})")
+            self.emit(f"run_task({found[1]!r}, lambda: {self.scalar(start)}, lambda: {self.scalar(extent)})")
         elif found := DEMAND.search(line):
             fields = arguments(line, found.end())[0]
-            emit(f"demand({found[1]!r}, [{', '.join(f'lambda: {to_python(field)}' for field in fields)}])")
+            self.emit(f"demand({found[1]!r}, [{', '.join(f'lambda: {self.scalar(field)}' for field in fields)}])")
         elif found := re.match(r"let (\S+) = (.*)", line):
-            if not ELSEWHERE.search(found[2]):
-                counts, n = count_value(found[2], vectors, True)
-                if n > 1:
-                    vectors[found[1]] = n
-                emit(f"assign({found[1]!r}, lambda: {to_python(found[2])})")
-                note(counts)
+            if not ELSEWHERE.search(found[2]) and "halide_" not in found[2]:
+                self.let(found[1], found[2])
         elif found := re.match(r"allocate ([\w.$]+)\[[a-z]+(\d+)(?:x(\d+))? \* (.*?)\]", line):
             itemsize = max(int(found[2]) // 8, 1) * int(found[3] or 1)
-            emit(f"allocate({found[1]!r}, {itemsize}, lambda: {to_python(found[4])}, {'in Stack' in line})")
+            is_constant = re.fullmatch(r"[\d* ]+", found[4]) is not None
+            self.emit(f"allocate({found[1]!r}, {itemsize}, lambda: {self.scalar(found[4])}, {is_constant}, {'in Stack' in line})")
         elif found := re.match(r"([^\W\d][\w.$]*)\[", line):
-            index, end = arguments(line, found.end())
-            if " = " in line[end:]:
-                counts, _ = count_value(line[end:].split(" = ", 1)[1], vectors, False)
-                n = lanes(", ".join(index), vectors)
-                is_dense = n == 1 or re.fullmatch(r"ramp\(.*, 1, \d+\)(?: aligned\(.*\))?", index[0])
-                note(counts | {"stores": 1, "points_stored" if is_dense else "points_scattered": n, ("stored", found[1]): n})
-        if line.endswith("{"):
-            blocks.append(opened)
-            emit("pass")
-            if is_loop:
-                note({"iterations": 1})
-    return "\n".join(lines), statements
+            self.store(found[1], line[found.end() :])
+
+    def let(self, name, text):
+        parser = self.parser(text)
+        value = parser.expression()
+        if value.type != INDEX or value.loads:
+            python = None if value.loads or value.python is None else f"variables[{name!r}]"
+            self.names[name] = Value(value.type, python, value.dims, value.is_affine, value.is_product)
+        self.emit(f"assign({name!r}, lambda: {value.python})")
+        if parser.counts or parser.found:
+            self.note(parser, value)
+
+    def store(self, buffer, text):
+        """`text` is what follows `buffer[`."""
+        parser = self.parser(text)
+        index = parser.index()
+        if parser.tokens[parser.at][0] != "=":
+            return
+        parser.at += 1
+        value = parser.expression()
+        bits = self.buffers.get(buffer, INDEX).bits
+        self.note(parser, value, Load(buffer, index.python, index.dims, index.is_scattered, index.type.lanes, bits, self.predicate))
+        self.predicate = None
+
+    def note(self, parser, value, store=None):
+        cycles = defaultdict(float)
+        for load, latency in value.loads:
+            cycles[load] = max(cycles[load], latency)
+        accesses = [self.access(load, False, cycles.get(i)) for i, load in enumerate(parser.found)]
+        if store:
+            accesses.append(self.access(store, True, None))
+        self.statements.append(Statement([stage for stage in reversed(self.blocks) if stage], parser.counts, accesses))
+        self.emit(f"run({len(self.statements) - 1})")
+
+    def access(self, load, is_store, cycles):
+        dims = None if load.dims is None else [(self.address(stride), n) for stride, n in load.dims]
+        numbers = self.address(load.address), dims, self.address(load.active)
+        return Access(load.buffer, is_store, load.lanes, load.bits, load.is_gather, *numbers, cycles)
+
+    def address(self, python):
+        """The number of an expression in the table of those to evaluate, which holds each once."""
+        return None if python is None else self.addresses.setdefault(python, len(self.addresses))
+
+    def parser(self, text):
+        return Parser(text, self.names, self.buffers, self.vector_bits)
+
+    def scalar(self, text):
+        """Python for a scalar expression, "None" where it can't be told."""
+        try:
+            return self.parser(text).expression().python or "None"
+        except NotUnderstood:
+            return "None"
+
+    def loop(self, name, is_parallel):
+        self.loops.append((name, is_parallel))
+        return len(self.loops) - 1
 
 
-METHODS = (
-    "assign",
-    "demand",
-    "let",
-    "may_hold",
-    "loop",
-    "task",
-    "run_task",
-    "run",
-    "allocate",
-)  # of an Execution, that a translation calls
+def stage_of(loop_name):
+    found = STAGE.match(loop_name)
+    return (found[1], int(found[2])) if found else None
+
+
+def buffer_types(lowered):
+    """(name, Type of its elements) of each allocation, and of each buffer argument, whose halide_type_t an assertion tells."""
+    for name, code, bits in re.findall(r"allocate ([\w.$]+)\[([a-z]+)(\d+)", lowered):
+        yield name, Type("f" if "float" in code else code[0], int(bits), 1)
+    for name, number in re.findall(r"assert\(([\w.$]+)\.type == \(uint32\)(\d+)", lowered):
+        code, bits = int(number) & 255, int(number) >> 8 & 255
+        yield name, Type("iuf"[code] if code < 3 else "f", bits, 1)
+
+
+# Of a Run, that a translation calls.
+METHODS = "assign", "demand", "may_hold", "loop", "task", "run_task", "run", "allocate"
 
 
 class TooLong(Exception):
     """More iterations to run than anybody would wait for."""
 
 
-class Execution:
-    """Runs a translation. A loop runs its middle iteration, which stands for all but the last, and the last."""
+class Run:
+    """Runs a Translation, and keeps how often its statements ran and what their addresses were.
 
-    def __init__(self, values, n_statements, regions=()):
-        self.variables, self.weight, self.tasks, self.iterations = dict(values), 1, {}, 0
+    A loop runs its middle iteration, which stands for all but the last, and the last. entered, iterated : {number of a loop: how often}.
+    """
+
+    def __init__(self, scalars, regions, translation, cores):
+        self.variables, self.weight, self.tasks, self.n_iterations = dict(scalars), 1, {}, 0
         self.regions = dict(regions)  # {argument: Region}
         for name in self.regions:
             self.describe(name)
-        self.runs, self.allocated, self.all_known = np.zeros(n_statements), {}, True
+        self.statements, self.cores, self.table = translation.statements, cores, []
+        self.loops, self.indices, self.mask, self.n_ran = [], [], 0, 0
+        self.is_parallel, self.speedup, self.all_known = False, 1.0, True
+        self.entered, self.iterated, self.tasks_run, self.allocations = Counter(), Counter(), Counter(), {}
+        scope = {"variables": self.variables, "table": self.table, **FUNCTIONS, **{name: getattr(self, name) for name in METHODS}}
+        exec(compile(translation.program, "lowered", "exec"), scope)
+        _, body = self.tasks[translation.name]
+        body()
 
     def value(self, function):
         """None where it depends on what is in a buffer."""
@@ -290,66 +318,101 @@ class Execution:
             self.regions[name] = meet(self.regions[name], list(zip(values[::4], values[1::4], values[2::4])))
             self.describe(name)
 
-    def let(self, name, value, function):
-        self.variables[name] = value
-        return function()
-
     def may_hold(self, function):
         known = self.value(function)
         return known is None or bool(known)
 
-    def loop(self, name, start, extent):
-        first, n, outer = self.value(start) or 0, self.value(extent), self.weight
+    def loop(self, loop, start, extent):
+        """Iterate over a loop, (number in the code, name of its variable)."""
+        (number, variable), first, n, outer = loop, self.value(start) or 0, self.value(extent), self.weight
         if n is None:
             self.all_known, n = False, 1
-        for index, weight in [((n - 1) // 2, n - 1), (n - 1, 1)] if n > 1 else [(0, 1)] if n == 1 else []:
-            self.iterations += 1
-            if self.iterations > MAX_ITERATIONS:
+        depth, bit = len(self.loops), 1 << len(self.loops)
+        self.loops.append((number, n))
+        self.indices.append(0)
+        self.entered[number] += outer
+        self.iterated[number] += outer * max(n, 0)
+        for i, (index, weight) in enumerate([((n - 1) // 2, n - 1), (n - 1, 1)] if n > 1 else [(0, 1)] if n == 1 else []):
+            self.n_iterations += 1
+            if self.n_iterations > MAX_ITERATIONS:
                 raise TooLong
-            self.variables[name], self.weight = first + index, outer * weight
+            self.variables[variable] = self.indices[depth] = first + index
+            self.weight = outer * weight
+            self.mask = (self.mask & (bit - 1)) | (bit if i else 0)
             yield
         self.weight = outer
+        self.loops.pop()
+        self.indices.pop()
+        self.mask &= bit - 1
 
-    def task(self, name, loop_name):
-        """Decorates the body of a parallel loop over `loop_name`."""
-        return lambda body: self.tasks.__setitem__(name, (loop_name, body))
+    def task(self, name, loop):
+        """Decorates the body of a parallel loop, (number, name of its variable)."""
+        return lambda body: self.tasks.__setitem__(name, (loop, body))
 
     def run_task(self, name, start, extent):
-        loop_name, body = self.tasks[name]
-        for _ in self.loop(loop_name, start, extent):
+        loop, body = self.tasks[name]
+        outer, n = (self.is_parallel, self.speedup), self.value(extent) or 1
+        self.tasks_run[loop[0]] += self.weight * n
+        self.is_parallel |= n > 1
+        self.speedup = min(self.cores, self.speedup * n / math.ceil(n / self.cores))
+        for _ in self.loop(loop, start, extent):
             body()
+        self.is_parallel, self.speedup = outer
 
-    def run(self, statement):
-        self.runs[statement] += self.weight
-
-    def allocate(self, name, itemsize, size, on_stack):
+    def allocate(self, name, itemsize, size, is_constant, on_stack):
         n = self.value(size)
         self.all_known &= n is not None
-        total = self.allocated.setdefault(name, [0, 0, itemsize, on_stack])
-        total[0] += self.weight
-        total[1] += self.weight * (n or 0) * itemsize
+        loops, n_bytes = tuple(number for number, _ in self.loops), (n or 0) * itemsize
+        allocation = self.allocations.setdefault(name, Allocation(is_constant, on_stack))
+        allocation.loops, allocation.n_bytes = loops, n_bytes
+        allocation.runs += self.weight
+        allocation.total_bytes += self.weight * n_bytes
+
+    def evaluate(self, address):
+        return None if address is None else self.value(self.table[address])
+
+    def run(self, i):
+        statement = self.statements[i]
+        statement.runs += self.weight
+        statement.wall_runs += self.weight / self.speedup
+        if self.is_parallel:
+            statement.parallel_runs += self.weight
+        if statement.is_predicated:
+            for access in statement.accesses:
+                n = self.evaluate(access.active)
+                access.points += self.weight * (access.lanes if n is None else n)
+        if statement.mask < 0:
+            self.begin(statement)
+            return
+        differs = self.mask ^ statement.mask
+        if differs and not differs & (differs - 1) and not differs & statement.stepped:  # one loop alone, for the first time
+            self.step(statement, differs)
+
+    def begin(self, statement):
+        statement.mask, statement.loops, statement.indices = self.mask, tuple(self.loops), tuple(self.indices)
+        statement.order, self.n_ran = self.n_ran, self.n_ran + 1
+        for access in statement.accesses:
+            access.first = self.evaluate(access.address)
+            if access.dims is not None:
+                shape = [(self.evaluate(stride), n) for stride, n in access.dims]
+                access.shape = None if any(stride is None for stride, _ in shape) else shape
+
+    def step(self, statement, bit):
+        statement.stepped |= bit
+        depth = bit.bit_length() - 1
+        n = self.indices[depth] - statement.indices[depth] if depth < len(statement.indices) else 0
+        for access in statement.accesses if n else []:
+            now = None if access.first is None else self.evaluate(access.address)
+            if now is not None:
+                access.steps[depth] = (now - access.first) / n
 
 
-def count_lowered(pipeline, spec=HOST):
-    """Counts of a scheduled pipeline, (T, K) float64: a row a stage, in the order of its featurization, a column for each of LOWERED.
+# Arguments and stages
 
-    spec : the ProgramSpec whose target and inputs hold. An inlined stage has no counts: what it does is done by the stage that calls it.
-    None where they can't be told: a loop's extent or an allocation's size depends on what is in a buffer, loops lie too deep inside each
-    other, or the code is not understood. The pipeline needs estimates for outputs and scalars. Raises hl.HalideError as compiling does.
-    """
-    lowered = lowered_text(pipeline, spec.halide_target())
-    try:
-        name, names = re.search(r"^external\S* func (\S+) \((.*)\) \{", lowered, re.M).groups()
-        program, statements = translate(lowered)
-        scalars, regions = known_values(pipeline, spec, names.split(", "))
-        execution = Execution(scalars, len(statements), regions)
-        methods = {name: getattr(execution, name) for name in METHODS}
-        exec(compile(program, name, "exec"), {"variables": execution.variables, **FUNCTIONS, **methods})
-        execution.tasks[name][1]()
-    except (SyntaxError, RecursionError, TooLong, AttributeError, LookupError, NameError, ValueError):
-        return None  # nested deeper than Python allows, or written as no code seen so far: the schedule is worth keeping all the same
-    sizes = {name: (region.dtype.itemsize, region.n_bytes) for name, region in execution.regions.items()}
-    return by_stage(functions(pipeline), statements, execution, sizes) if execution.all_known else None
+
+def stages_of(pipeline):
+    """[(name of its Func, number: 0 for the pure one)] of the stages, in the order of a featurization."""
+    return [(func.name(), i) for func in functions(pipeline) for i in range(func.num_update_definitions(), -1, -1)]
 
 
 def known_values(pipeline, spec, names):
@@ -361,38 +424,15 @@ def known_values(pipeline, spec, names):
     return scalars, regions
 
 
-def by_stage(funcs, statements, execution, sizes):
-    """What an Execution has counted, (T, K); `sizes` : {argument: (bytes a point, bytes in all)}."""
-    stages = [(func.name(), i) for func in funcs for i in range(func.num_update_definitions(), -1, -1)]
-    totals, sizes = {stage: Counter() for stage in stages}, dict(sizes)
-    for name, (n, n_bytes, itemsize, on_stack) in execution.allocated.items():
-        sizes[name] = itemsize, n_bytes / max(n, 1)
-        stage = (name, 0) if (name, 0) in totals else (name.rpartition(".")[0], 0)  # `f.1` is a part of a Tuple's Func
-        if stage in totals:
-            totals[stage] += Counter(
-                dict(zip(("stack_allocations", "stack_bytes") if on_stack else ("allocations", "bytes_allocated"), (n, n_bytes)))
-            )
-    for (stage, counts), n in zip(statements, execution.runs):
-        if stage not in totals or not n:
-            continue
-        total = totals[stage]
-        total["statements"] += "iterations" not in counts
-        for kind, number in counts.items():
-            if isinstance(kind, str):
-                total[kind] += n * number
-            else:
-                way, name = kind
-                itemsize, n_bytes = sizes.get(name, (4, 0))
-                moved = n * number * itemsize
-                total[f"bytes_{way}"] += moved
-                total[f"bytes_{way}_beyond_l1"] += moved * (n_bytes > L1_BYTES)
-                total[f"bytes_{way}_beyond_l2"] += moved * (n_bytes > L2_BYTES)
-    return np.array([[total[kind] for kind in LOWERED] for total in totals.values()], np.float64)
+def owners_of(around, read, stages):
+    """Which of `stages` each statement is charged to, None for none: the innermost that it stands in.
 
-
-def as_dict(counts):
-    """{kind: [count of each stage]} of what count_lowered returns, in four digits; kinds that don't occur are left out."""
-    whole = np.round(counts).astype(np.int64)
-    last_digit = 10 ** np.maximum(np.floor(np.log10(np.maximum(whole, 1))).astype(np.int64) - 3, 0)
-    rounded = np.round(whole / last_digit).astype(np.int64) * last_digit
-    return {kind: column.tolist() for kind, column in zip(LOWERED, rounded.T) if column.any()}
+    What is computed of an input stands in none: it belongs to who reads it first. around : of each statement the stages that it stands
+    in, innermost first; read : the buffers that it loads from.
+    """
+    known, readers = set(stages), {}
+    owners = [next((stage for stage in of_one if stage in known), None) for of_one in around]
+    for owner, buffers in zip(owners, read):
+        for buffer in buffers if owner else ():
+            readers.setdefault(buffer, owner)
+    return [owner or (readers.get(of_one[0][0]) if of_one else None) for owner, of_one in zip(owners, around)]

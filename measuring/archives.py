@@ -10,7 +10,7 @@ import orjson
 
 from config import UserError, make_folder, replace_file
 from dumps.archives import ARCHIVE_ERRORS
-from dumps.companions import LOWERED_SUFFIX
+from dumps.companions import EVERYWHERE, LOWERED_SUFFIX
 from halide_tools.autoschedulers import Proposal
 from measuring import collection
 from measuring.collection import PriorSchedule
@@ -33,7 +33,9 @@ def known_schedules(path):
                 if name == NOTE:
                     source = orjson.loads(archive.extractfile(member).read())["source"]
                 elif name.endswith(LOWERED_SUFFIX):
-                    counts.setdefault(program, {})[name.removesuffix(LOWERED_SUFFIX)] = orjson.loads(archive.extractfile(member).read())
+                    found = orjson.loads(archive.extractfile(member).read())
+                    if EVERYWHERE in found:  # else of an earlier version, which counted less
+                        counts.setdefault(program, {})[name.removesuffix(LOWERED_SUFFIX)] = found
                 elif name == RECORD:
                     record = orjson.loads(archive.extractfile(member).read())
                     seeds[program] = record["seed"]

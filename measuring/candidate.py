@@ -27,7 +27,7 @@ import halide as hl
 import numpy as np
 import psutil
 
-from halide_tools import execution, lowered_code, schedules
+from halide_tools import execution, lowered_features, schedules
 from halide_tools.programs import ProgramSpec, describe_stages, reference_schedules
 from measuring.messages import (
     BuildLibrary,
@@ -96,6 +96,11 @@ class Task:
 def origin(proposal):
     """Where a proposal's schedule comes from: `adams2019`, `mullapudi2016`, `li2018` or `hand_written`."""
     return getattr(proposal, "autoscheduler", "Adams2019").lower()
+
+
+def hash_of(featurization, source):
+    """What a schedule goes by in program.json."""
+    return hashlib.sha256(featurization or source.encode()).hexdigest()[:16]
 
 
 # In its own process
@@ -201,8 +206,8 @@ def _check(program, task):
         wrong = program.mismatch(task.spec.seed, reference.values())
     if wrong:
         return Failed("wrong_result", wrong)
-    found = lowered_code.count_lowered(program.pipeline, task.spec) if task.counts else None
-    return Checked(None if found is None else lowered_code.as_dict(found))
+    found = lowered_features.count_lowered(program.pipeline, task.spec) if task.counts else None
+    return Checked(None if found is None else lowered_features.as_dict(found))
 
 
 def _obey(order, program):
@@ -311,7 +316,7 @@ class Candidate:
         stem = hashlib.sha256(run.spec.name.encode()).hexdigest()[:16]  # whatever characters a name has
         self.log = Path(folder, f"{stem}.{key}.log")
         self.connection, theirs = self.context.Pipe()
-        self.lowered = run.lowered(key)  # as of lowered_code.as_dict
+        self.lowered = run.lowered(key)  # as of lowered_features.as_dict
         counts = key.isdecimal() and self.lowered is None
         task = Task(run.spec, self.proposal, counts, run.keeps_schedules, str(Path(folder, f"{stem}.npz")), str(self.log))
         self.process = self.context.Process(target=run_candidate, args=(theirs, task), daemon=True)
@@ -354,7 +359,7 @@ class Candidate:
         """Its schedule; it waits, without a time limit, to be told to compile it."""
         self.featurization, self.source, self.schedule = proposed.featurization, proposed.source, proposed.schedule
         self.schedule_seconds = proposed.seconds
-        self.hash = hashlib.sha256(proposed.featurization or proposed.source.encode()).hexdigest()[:16]
+        self.hash = hash_of(proposed.featurization, proposed.source)
         self.has_proposed = True
         self.unlimit()
 

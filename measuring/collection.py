@@ -38,7 +38,7 @@ REFUSED = ("halide_error", "no_legal_state")
 
 @dataclass(frozen=True)
 class PriorSchedule:
-    """A schedule that was measured before: how to propose it, the hash of what comes out, and lowered_code.as_dict or None."""
+    """A schedule that was measured before: how to propose it, the hash of what comes out, and lowered_features.as_dict or None."""
 
     proposal: Proposal
     hash: str
@@ -109,7 +109,7 @@ class ProgramRun:
         return f"{self.spec.name}/{key}"
 
     def lowered(self, key):
-        """lowered_code.as_dict of the candidate's counts where they are known, so that it needn't be lowered once more for them."""
+        """lowered_features.as_dict of the candidate's counts where they are known, so that it needn't be lowered once more for them."""
         return self.known[key].lowered if key in self.known else None
 
     def seconds_for(self, key):

@@ -57,7 +57,7 @@ class ReferenceRun:
 
 @dataclass(frozen=True)
 class Checked:
-    """The output is the reference's. lowered : lowered_code.as_dict of what was counted in the lowered code; None if nothing was."""
+    """The output is the reference's. lowered : lowered_features.as_dict of what was counted in the lowered code; None if nothing was."""
 
     lowered: dict | None
 

@@ -9,7 +9,7 @@ from functools import partial
 from pebble import ProcessExpired, ProcessPool
 
 from config import usable_cores
-from halide_tools import lowered_code
+from halide_tools import lowered_features
 from measuring.candidate import HALIDE_ERRORS, Candidate, failure, failure_of_process, limit_memory
 from measuring.messages import Failed
 
@@ -63,11 +63,11 @@ def propose(spec, proposal):
 
 
 def count(spec, proposal):
-    """What lowered_code.count_lowered finds in the code of a proposal, neither compiled nor run; Failed where Halide can't lower it."""
+    """What lowered_features.count_lowered finds in the code of a proposal, neither compiled nor run; Failed where Halide can't lower it."""
     try:
         pipeline = spec.build()
         proposal.apply(pipeline, spec)
-        found = lowered_code.count_lowered(pipeline, spec)
+        found = lowered_features.count_lowered(pipeline, spec)
     except HALIDE_ERRORS as error:
         return failure(error)
     return Failed("not_counted", "what its lowered code does can't be told") if found is None else found

@@ -125,8 +125,8 @@ def test_coverage_is_that_of_the_predictions(trained):
         assert np.allclose(np.log(rows.upper_ms / rows.lower_ms), 2 * found["log_half_width"])
     _, meta = train_utils.read_checkpoint(folder / "run" / "best.safetensors")
     assert meta["coverage"]["applications"] == report["holdout"]["applications"]["interval"]
-    assert meta["errors"]["log_half_width"] == pytest.approx(report["interval"]["log_half_width"])
-    assert meta["errors"]["programs"] == len(meta_of(folder)["split"]["programs"]["val"])
+    assert meta["errors"]["all"]["log_half_width"] == pytest.approx(report["interval"]["log_half_width"])
+    assert meta["errors"]["all"]["programs"] == len(meta_of(folder)["split"]["programs"]["val"])
 
 
 def test_each_part_says_the_same_things(trained):

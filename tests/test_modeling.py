@@ -12,7 +12,7 @@ import train_utils
 from batches import Batch, Sequences
 from config import UserError, load_config
 from evaluation import baselines
-from features import COST_COLUMNS, FEATURES, HAS_LOWERED_COUNTS_COLUMN, LOWERED_COLUMNS, PARALLEL_COLUMN
+from features import COST_COLUMNS, FEATURES, FLAG_COLUMNS, LOWERED_COLUMNS, PARALLEL_COLUMNS, SCHEDULE_COLUMNS
 from linear_costs import LinearCosts, _fit, fit_linear_costs
 from modeling import CostModel
 
@@ -21,7 +21,7 @@ F = len(FEATURES)
 
 def make_model(lstm_layers=1):
     torch.manual_seed(0)
-    columns = (COST_COLUMNS, PARALLEL_COLUMN, HAS_LOWERED_COUNTS_COLUMN)
+    columns = (COST_COLUMNS, PARALLEL_COLUMNS, FLAG_COLUMNS)
     return CostModel(F, *columns, members=2, embed_size=16, hidden_size=8, lstm_layers=lstm_layers, dropout=0.0)
 
 
@@ -128,7 +128,7 @@ def test_statistics_are_of_stages_not_of_padding(sequences):
     arrays, data = sequences
     mean, std = data.feature_statistics()
     stages = np.concatenate(arrays)
-    varies = np.arange(F) != HAS_LOWERED_COUNTS_COLUMN
+    varies = ~np.isin(np.arange(F), FLAG_COLUMNS)
     assert np.allclose(mean, stages.mean(0), atol=1e-5) and np.allclose(std[varies], stages.std(0)[varies], atol=1e-4)
 
 
@@ -136,7 +136,7 @@ def test_a_feature_that_never_varied_changes_nothing(model):
     batch = random_batch()
     std = torch.ones(F)
     std[7] = torch.inf
-    model.set_statistics(torch.zeros(F), std, LinearCosts(torch.ones(2, 2, len(COST_COLUMNS)), torch.full((2,), 1e-5), 1.0))
+    model.set_statistics(torch.zeros(F), std, LinearCosts(torch.ones(3, 2, len(COST_COLUMNS)), torch.full((3,), 1e-5), 1.0))
     before = model(batch.features, batch.lengths)
     batch.features[:, :, 7] = 1e6
     assert torch.equal(model(batch.features, batch.lengths), before)
@@ -163,25 +163,29 @@ def test_the_linear_model_is_used_only_where_it_explains_the_runtimes(tmp_path):
 
 
 def test_each_kind_of_dump_has_a_linear_model_of_its_own(tmp_path, model):
-    """Schedules with lowered-code counts have other linear weights than those without."""
+    """Schedules with lowered-code counts have other linear weights than those without, and than those that have nothing else."""
     rng = np.random.default_rng(0)
     said, counted = COST_COLUMNS[0], LOWERED_COLUMNS[0]
     arrays = [np.zeros((1, F), np.float32) for _ in range(80)]
     for array in arrays:
         events = 10 ** rng.uniform(1, 5)
         array[:, [said, counted]] = np.log1p([events * rng.uniform(0.5, 1.5), events])
-        array[:, HAS_LOWERED_COUNTS_COLUMN] = 1
+        array[:, FLAG_COLUMNS] = 1
     runtime_ms = np.array([np.expm1(array[0, counted]) * 1e-3 for array in arrays])
     rows = pd.DataFrame({"runtime_ms": runtime_ms, "program": range(80), "instance": range(80), "schedule": range(80)})
     data_utils.write_shard(tmp_path / "a", arrays, rows)
     data = Sequences(tmp_path, {"shards": {"train": ["a"]}}, "train")
-    assert data.has_lowered_counts.all()
+    assert (data.inputs == "all").all()
     model.set_statistics(*data.feature_statistics(), fit_linear_costs(data, torch.ones(F, dtype=torch.bool)))
     batch = data.batch(np.arange(80))
-    masked = batch.without_lowered_counts(np.arange(80) < 40)
-    assert torch.equal(masked.features[40:], batch.features[40:]) and not masked.features[:40, :, LOWERED_COLUMNS].any()
-    exact, estimated = (model.linear_log_costs(b.features)[:40, 0] - b.log_runtime[:40] for b in (batch, masked))
-    assert exact.abs().max() < 0.01 and 0.1 < estimated.abs().mean() < 0.5
+    first, nothing = np.arange(80) < 40, np.zeros(80, bool)
+    without_counts, counts_alone = batch.masked(first, nothing), batch.masked(nothing, first)
+    for masked, columns in ((without_counts, LOWERED_COLUMNS), (counts_alone, SCHEDULE_COLUMNS)):
+        assert torch.equal(masked.features[40:], batch.features[40:]) and not masked.features[:40, :, columns].any()
+    exact, estimated, alone = (
+        model.linear_log_costs(b.features)[:40, 0] - b.log_runtime[:40] for b in (batch, without_counts, counts_alone)
+    )
+    assert exact.abs().max() < 0.01 and alone.abs().max() < 0.01 and 0.1 < estimated.abs().mean() < 0.5
 
 
 def test_events_that_are_rare_in_serial_stages_get_no_absurd_cost():
@@ -209,17 +213,22 @@ def test_grouped_batches_cover_an_epoch_once(sequences):
         assert (data.instance[batch[0::2]] == data.instance[batch[1::2]]).all()
 
 
-def test_counts_are_masked_for_whole_programs(sequences):
+def test_inputs_are_masked_for_whole_programs(sequences):
     _, data = sequences
-    drawn = [data.sample_instances(0.5, np.random.default_rng(seed)) for seed in range(20)]
-    assert all(len(set(masked[data.instance == i])) == 1 for masked in drawn for i in data.instance)
-    assert 0.3 < np.mean(drawn) < 0.7 and not data.sample_instances(0.0, np.random.default_rng(0)).any()
+    data.inputs = np.full(len(data), "all")
+    drawn = [data.sample_masks(0.3, 0.4, np.random.default_rng(seed)) for seed in range(40)]
+    assert all(len(set(masked[data.instance == i])) == 1 for pair in drawn for masked in pair for i in data.instance)
+    without_counts, counts_alone = np.array(drawn).mean((0, 2))
+    assert 0.15 < without_counts < 0.45 and 0.25 < counts_alone < 0.55 and not any((a & b).any() for a, b in drawn)
+    assert not np.any(data.sample_masks(0.0, 0.0, np.random.default_rng(0)))
+    data.inputs = np.full(len(data), "counts_alone")  # where there is one kind alone, it is never masked
+    assert not np.any(data.sample_masks(0.5, 0.5, np.random.default_rng(0)))
 
 
 def test_a_checkpoint_gives_the_same_predictions_back(tmp_path, model):
     settings = {"members": 2, "embed_size": 16, "hidden_size": 8, "lstm_layers": 1, "dropout": 0.0}
     meta = {"format": train_utils.CHECKPOINT_FORMAT, "features": FEATURES, "config": settings}
-    model.set_statistics(torch.randn(F), torch.rand(F) + 0.5, LinearCosts(torch.rand(2, 2, len(COST_COLUMNS)), torch.full((2,), 1e-5), 2.0))
+    model.set_statistics(torch.randn(F), torch.rand(F) + 0.5, LinearCosts(torch.rand(3, 2, len(COST_COLUMNS)), torch.full((3,), 1e-5), 2.0))
     path = tmp_path / "model.safetensors"
     train_utils.write_checkpoint(path, {f"model.{k}": v for k, v in model.state_dict().items()}, meta)
     again, _ = train_utils.load_model(path, "cpu")

@@ -114,7 +114,7 @@ def test_what_is_known_against_the_intervals_is_said(trained, dumps, tmp_path):
     tensors, meta = train_utils.read_checkpoint(folder / "run" / "best.safetensors")
     holds = {"level": 0.9, "log_half_width": 0.5, "coverage": 0.91, "coverage_by_program": 0.9}
     meta |= {"coverage": {"test": holds, "cameras": holds | {"coverage": 0.61, "coverage_by_program": 0.57}}}
-    meta["errors_uncounted"] |= {"programs": 40}
+    meta["errors"]["without_counts"] |= {"programs": 40}
     path = tmp_path / "model.safetensors"
     train_utils.write_checkpoint(path, tensors, meta)
     lines = run("rank_schedules.py", raw, f"--checkpoint={path}").stderr.splitlines()
@@ -122,7 +122,7 @@ def test_what_is_known_against_the_intervals_is_said(trained, dumps, tmp_path):
         "warning: the 90% intervals are too narrow for programs like those of `cameras`: they cover 57% of a program's schedules there "
         "(61% of the rows)"
     ]
-    meta["errors_uncounted"] |= {"programs": 2}
+    meta["errors"]["without_counts"] |= {"programs": 2}
     train_utils.write_checkpoint(path, tensors, meta | {"coverage": {}})
     assert "calibrated on 2 programs" in run("rank_schedules.py", raw, f"--checkpoint={path}").stderr
 

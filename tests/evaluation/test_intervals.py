@@ -66,41 +66,45 @@ class Rows(SimpleNamespace):
         return Rows(**{name: column[at] for name, column in vars(self).items()})
 
 
-def make_rows(programs, has_lowered_counts, log_runtime):
-    return Rows(program=programs, instance=programs, has_lowered_counts=has_lowered_counts, log_runtime=log_runtime)
+def make_rows(programs, inputs, log_runtime):
+    return Rows(program=programs, instance=programs, inputs=inputs, log_runtime=log_runtime)
 
 
 def test_each_interval_is_calibrated_on_schedules_of_its_kind():
     programs = np.repeat(np.arange(40), 5)
-    has_counts = programs < 20
-    rows = make_rows(programs, has_counts, np.zeros(200))
-    # With counts errors are 0.1, without 1; masking the counts makes them 0.5.
-    with_counts, without_counts = np.where(has_counts, 0.1, 1.0), np.where(has_counts, 0.5, 1.0)
-    found = intervals.calibrations(with_counts, without_counts, rows, 0.9)
-    assert found["errors"]["log_half_width"] == pytest.approx(0.1) and found["errors"]["programs"] == 20
-    assert found["errors_uncounted"]["log_half_width"] == pytest.approx(1.0) and found["errors_uncounted"]["programs"] == 40
-    widths = intervals.half_widths(found, has_counts)
-    assert np.allclose(widths, np.where(has_counts, 0.1, 1.0))
+    has_all = programs < 20
+    rows = make_rows(programs, np.where(has_all, "all", "without_counts"), np.zeros(200))
+    # With all inputs errors are 0.1, without counts 1; masking the counts makes them 0.5, masking the others 0.3.
+    predicted = {
+        "all": np.where(has_all, 0.1, 1.0),
+        "without_counts": np.where(has_all, 0.5, 1.0),
+        "counts_alone": np.where(has_all, 0.3, 1),
+    }
+    found = intervals.calibrations(predicted, rows, 0.9)
+    widths = {"all": 0.1, "without_counts": 1.0, "counts_alone": 0.3}
+    assert {inputs: c["log_half_width"] for inputs, c in found["errors"].items()} == pytest.approx(widths)
+    assert [found["errors"][inputs]["programs"] for inputs in widths] == [20, 40, 20]
+    assert np.allclose(intervals.half_widths(found, rows.inputs), np.where(has_all, 0.1, 1.0))
     # Without any counts nothing is known of predictions with them.
-    rows = make_rows(programs, np.zeros(200, bool), np.zeros(200))
-    none = intervals.calibrations(without_counts, without_counts, rows, 0.9)
-    assert none["errors"]["programs"] == 0 and none["errors"]["log_half_width"] == none["errors_uncounted"]["log_half_width"]
+    rows = make_rows(programs, np.full(200, "without_counts"), np.zeros(200))
+    none = intervals.calibrations(predicted, rows, 0.9)["errors"]
+    assert [none[inputs]["programs"] for inputs in widths] == [0, 40, 0]
+    assert len({none[inputs]["log_half_width"] for inputs in widths}) == 1
 
 
 def test_too_few_calibration_programs_are_said():
     assert [intervals.programs_needed(level) for level in (0.5, 0.8, 0.9, 0.95)] == [1, 4, 9, 19]
 
     def warning(programs):
-        return intervals.calibration_warning(
-            {"interval": 0.9, "errors": {"programs": programs}, "errors_uncounted": {"programs": 50}}, [True]
-        )
+        errors = {"all": {"programs": programs}, "without_counts": {"programs": 50}}
+        return intervals.calibration_warning({"interval": 0.9, "errors": errors}, ["without_counts", "all"])
 
     assert "calibrated on 2 programs; 90% needs at least 9" in warning(2)
-    assert warning(9) == "" and warning(None) == ""
+    assert warning(9) == ""
 
 
 def test_coverage_counts_rows_and_programs():
-    rows = make_rows(np.array([0] * 8 + [1] * 2), np.ones(10, bool), np.zeros(10))
+    rows = make_rows(np.array([0] * 8 + [1] * 2), np.full(10, "all"), np.zeros(10))
     predicted = np.array([0.1] * 8 + [3.0, 0.1])
     found = intervals.coverage(rows, predicted, np.full(10, 0.5), 0.9)
     assert (found["coverage"], found["coverage_by_program"], found["log_half_width"]) == (0.9, 0.75, 0.5)

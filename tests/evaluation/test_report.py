@@ -13,7 +13,7 @@ def rows(programs, schedules, log_runtime=None):
     programs = np.array(programs)
     return SimpleNamespace(
         program=programs, instance=programs, schedule=np.array(schedules), lengths=np.full(len(programs), 3),
-        has_lowered_counts=np.ones(len(programs), bool), log_runtime=np.zeros(len(programs)) if log_runtime is None else log_runtime,
+        inputs=np.full(len(programs), "all"), log_runtime=np.zeros(len(programs)) if log_runtime is None else log_runtime,
     )  # fmt: skip
 
 
@@ -31,7 +31,7 @@ def test_each_origin_has_its_own_metrics():
         {"file": [f"p{p}/x.sample" for p in part.program], "origin": ["mutated", "mutated", "mutated", "li2018", "li2018", "li2018"]}
     )
     predicted = {"lstm": log_runtime * np.array([1, 1, 1, -1, -1, -1]), "constant": np.zeros(6)}
-    meta = {"interval": 0.9, "errors": {"offset_variance": {"between": 1.0, "within": 1.0}}}
+    meta = {"interval": 0.9, "errors": {"all": {"offset_variance": {"between": 1.0, "within": 1.0}}}}
     found = report.part_report(part, table, predicted, meta, SimpleNamespace(seed=0), np.full(6, 0.5))
     assert set(found["origins"]) == {"mutated", "li2018"}
     assert found["origins"]["mutated"]["models"]["lstm"]["spearman"] == pytest.approx(1)

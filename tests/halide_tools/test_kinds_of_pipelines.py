@@ -9,7 +9,7 @@ from halide_tools.autoschedulers import Proposal
 from halide_tools.buffers import index_inputs
 from halide_tools.comparison import mismatch
 from halide_tools.execution import Program, describe_inputs, index_hint
-from halide_tools.lowered_code import count_lowered
+from halide_tools.lowered_features import count_lowered
 from halide_tools.programs import describe_stages, find_programs, schedule_everything_at_root
 
 FILE = ROOT / "tests" / "kinds_of_pipelines.py"

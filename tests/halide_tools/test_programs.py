@@ -18,7 +18,7 @@ from halide_tools.autoschedulers import Proposal
 from halide_tools.buffers import estimated_arguments, lowered_text
 from halide_tools.comparison import mismatch
 from halide_tools.execution import Program
-from halide_tools.lowered_code import count_lowered
+from halide_tools.lowered_features import count_lowered
 from halide_tools.programs import HOST, ProgramSpec, describe_stages, find_programs, functions, load_module, reference_schedules
 from pipelines import random_programs
 
