@@ -162,7 +162,7 @@ def trained(tmp_path_factory):
         for schedule in range(4):
             stages = make_stages(program, schedule, n_stages=2 + program % 4)
             (collection / f"{schedule}.sample").write_bytes(sample_bytes(stages, 0.1 * (1 + program) * (1 + schedule)))
-            counts = {"stores": [1000 * (1 + program) * (1 + schedule)] * len(stages)}
+            counts = {"body_cycles": [1000 * (1 + program) * (1 + schedule)] * len(stages)}
             (collection / f"{schedule}.lowered.json").write_text(json.dumps(counts))
     outputs = [run(script, *flags(folder)).stdout for script in ("generate_dataset.py", "train_model.py", "evaluate_model.py")]
     return folder, outputs

@@ -77,7 +77,7 @@ def test_known_schedules_are_measured_again(tmp_path, blur):
         "--pack=true",
     )
     source, _, known = archives.known_schedules(str(first))
-    assert source == {"pipeline": "blur.py"} and all(k.lowered["stores"] for k in known["blur"].values())
+    assert source == {"pipeline": "blur.py"} and all(k.lowered["body_cycles"] for k in known["blur"].values())
 
     expect_user_error(
         run("collect_schedules.py", f"--again={first}", f"--output={again}", check=False), "first.tar.xz", "blur.py", "--pipeline"

@@ -289,7 +289,7 @@ def test_of_copies_the_one_with_counts_is_kept(tmp_path):
     raw = tmp_path / "raw" / "mine"
     write_sample(raw / "a" / "000.sample", 1)
     write_sample(raw / "b" / "000.sample", 1)
-    (raw / "b" / "000.lowered.json").write_text(json.dumps({"stores": [1, 2, 3]}))
+    (raw / "b" / "000.lowered.json").write_text(json.dumps({"body_cycles": [1, 2, 3]}))
     _, rows, _ = generate(tmp_path)
     assert rows.file.tolist() == ["mine/b/000.sample"]
 

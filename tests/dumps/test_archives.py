@@ -154,7 +154,7 @@ def test_the_order_of_an_archives_members_does_not_matter(tmp_path):
         files[f"mine/{program}/program.json"] = b'{"calls": {"exp": [1, 2, 3]}, "candidates": {"1": {"origin": "mutated"}}}'
         for i in range(3):
             files[f"mine/{program}/{i:03d}.sample"] = sample_bytes(make_stages(ord(program), i), 1 + i)
-            files[f"mine/{program}/{i:03d}.lowered.json"] = b'{"stores": [4, 5, 6]}'
+            files[f"mine/{program}/{i:03d}.lowered.json"] = b'{"body_cycles": [4, 5, 6]}'
             files[f"mine/{program}/{i:03d}.schedule.h"] = b"// directives"
     files["mine/q/x.featurization"] = make_stages(9, 9).tobytes()
     files["mine/q/bench.txt"] = b"Benchmark for x produces best case of 0.002 sec/iter (over"
@@ -191,6 +191,6 @@ def test_a_program_that_comes_back_later_in_an_archive_is_the_same_program(tmp_p
             if i < 2:
                 add(tar, f"{program}/program.json", b'{"calls": {"exp": [1, 2, 3]}}')
             add(tar, f"{program}/{i:03d}.sample", SAMPLE)
-            add(tar, f"{program}/{i:03d}.lowered.json", b'{"stores": [4, 5, 6]}')
+            add(tar, f"{program}/{i:03d}.lowered.json", b'{"body_cycles": [4, 5, 6]}')
     dumps = list(iter_dumps(str(tmp_path / "x.tar")))
     assert len(dumps) == 3 and all(dump.calls is not None and dump.lowered is not None for dump in dumps)

@@ -116,14 +116,15 @@ def test_counts_in_the_lowered_code_are_read_from_beside_the_dumps(tmp_path):
     def told(raw_path):
         dumps = iter_dumps(str(raw_path))
         found = {d.file.rsplit("/", 1)[-1]: parse_dump(d, 1e5).lowered for d in dumps}
-        return {name: None if counts is None else counts[:, LOWERED.index("stores")].tolist() for name, counts in found.items()}
+        return {name: None if counts is None else counts[:, LOWERED.index("bytes_stored")].tolist() for name, counts in found.items()}
 
     folder = tmp_path / "raw" / "p"
     folder.mkdir(parents=True)
-    for name in ("000", "00r", "0rr", "001", "002", "003"):
+    for name in ("000", "00r", "0rr", "001", "002", "003", "004"):
         (folder / f"{name}.sample").write_bytes(sample_bytes(make_stages(), 1))
     for name, stores in (("000", [1, 2, 3]), ("001", [4, 5]), ("002", [-1, 0, 0])):  # 001: of other stages; 002: nonsense
-        (folder / f"{name}.lowered.json").write_text(json.dumps({"stores": stores}))
+        (folder / f"{name}.lowered.json").write_text(json.dumps({"bytes_stored": stores, "body_cycles": [7] * len(stores)}))
+    (folder / "004.lowered.json").write_text('{"bytes_stored": [1, 2, 3]}')  # counted before cycles were
     expected = {
         "000.sample": [1, 2, 3],
         "00r.sample": [1, 2, 3],
@@ -131,6 +132,7 @@ def test_counts_in_the_lowered_code_are_read_from_beside_the_dumps(tmp_path):
         "001.sample": None,
         "002.sample": None,
         "003.sample": None,
+        "004.sample": None,
     }
     assert told(tmp_path / "raw") == expected
     assert told(folder / "00r.sample") == {"00r.sample": [1, 2, 3]}
