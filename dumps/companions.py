@@ -16,7 +16,9 @@ from dumps.archives import COMPRESSED_SUFFIXES
 from features import CALLS, LOWERED
 
 CALLS_FILE = "calls.json"  # of programs whose program.json does not tell: {name: {kind of call: [calls a point of each stage]}}
-LOWERED_SUFFIX = ".lowered.json"  # of what was counted in a schedule's lowered code: {kind of count: [of each stage]}
+# Of what was counted in a schedule's lowered code: {kind of count: [of each stage]}, and HASH: which other codes it equals.
+LOWERED_SUFFIX, HASH = ".lowered.json", "hash"
+SCHEDULE_SUFFIX = ".schedule.json"  # of dumps in the project's own format (own.py), which need nothing beside them
 COLLECTION_FILE, PROGRAM_FILE, BENCH_FILE = "collection.json", "program.json", "bench.txt"
 # What lies beside dumps: of this project's scripts; of Halide's autotune loops, and what Generators emit; of systems.
 COMPANION_NAMES = {
@@ -132,8 +134,17 @@ def program_record(program_json, listed_calls):
 def _origin(candidate):
     """Where a candidate in program.json comes from: `mullapudi2016`; Adams2019 with or without noise in its weights if it does not say."""
     candidate = candidate if isinstance(candidate, dict) else {}
-    origin = candidate.get("origin") or candidate.get("autoscheduler")
-    return printable(origin.strip().lower()) if isinstance(origin, str) and origin.strip() else ADAMS2019
+    try:
+        return text_of_origin(candidate.get("origin") or candidate.get("autoscheduler"))
+    except MALFORMED:
+        return ADAMS2019
+
+
+def text_of_origin(origin):
+    """An origin as schedules.csv has it. Raises ValueError where it is no text."""
+    if not isinstance(origin, str) or not origin.strip():
+        raise ValueError(f"the origin is {origin!r}")
+    return printable(origin.strip().lower())
 
 
 def stage_counts(counts_by_kind, kinds):
@@ -155,13 +166,14 @@ def call_counts(counts_by_kind):
 
 
 def lowered_in(text):
-    """stage_counts of what a schedule's file beside it tells; None where there is none or it makes no sense."""
-    if text is None:
-        return None
+    """(stage_counts, hash of the lowered code) of what a schedule's file beside it tells, None each where it does not or makes no sense."""
     try:
-        return stage_counts(orjson.loads(text), LOWERED)
+        found = orjson.loads(text or b"{}")
+        number = found.pop(HASH, None)
+        hash_ = int(number, 16) if isinstance(number, str) and re.fullmatch("[0-7][0-9a-f]{15}", number) else None
+        return stage_counts(found, LOWERED), hash_
     except MALFORMED:
-        return None
+        return None, None
 
 
 def listed_calls(folder):
