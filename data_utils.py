@@ -54,7 +54,15 @@ COLUMNS = {
     "label_size": "i",
 }
 UNKNOWN = -1
-ROW_COLUMNS = ["is_uncounted", "program", "instance", "schedule", "lowered_hash", "features", "runtime_ms"]  # of those, what parse_chunk gives
+ROW_COLUMNS = [
+    "is_uncounted",
+    "program",
+    "instance",
+    "schedule",
+    "lowered_hash",
+    "features",
+    "runtime_ms",
+]  # of those, what parse_chunk gives
 
 
 class Spool:
@@ -210,8 +218,9 @@ FAR_APART = 1.25  # ratio of two measurements of one schedule beyond what noise 
 def merge_duplicates(rows):
     """Keep the fastest of several measurements of one schedule of one instance in one collection.
 
-    A schedule is one where its features are, or what it lowers to. Returns the kept rows, taken out of `rows`, with how many `measurements` each stands for, in how many `files`, and how far apart those
-    are: the variance and the range of their log-runtimes (NaN and 0 for a single one). The same runtime in two files is one measurement.
+    Two are of one schedule where their features are equal, or what they lower to. Returns the kept rows, taken out of `rows`, with how many
+    `measurements` each stands for, in how many `files`, and how far apart those are: the variance and the range of their log-runtimes (NaN
+    and 0 for a single one). The same runtime in two files is one measurement.
     """
     same = same_schedules(rows)
     order = np.lexsort([*(rows[name] for name in ("label", "is_uncounted", "runtime_ms")), same, rows.instance, rows.collection])

@@ -248,9 +248,7 @@ class ArchiveReader:
     def has_all(self, folder):
         """Whether all that a packed collection has beside its dumps has come for those of a folder."""
         known = self.companions.get(folder, {})
-        counted = all(
-            base.endswith(SCHEDULE_SUFFIX) or schedule_of(base) + LOWERED_SUFFIX in known for base, *_ in self.waiting[folder]
-        )
+        counted = all(base.endswith(SCHEDULE_SUFFIX) or schedule_of(base) + LOWERED_SUFFIX in known for base, *_ in self.waiting[folder])
         return PROGRAM_FILE in known and counted and any(path in self.notes for path in folders_above(folder))
 
     def hand_on_all(self):

@@ -1,7 +1,8 @@
 """From a dump's bytes to a Schedule: Halide's binary formats, JSON and our own (own.py), recognised by content and checked.
 
 The stage order everywhere is that of Halide's featurizations: the output Func first, and within a Func the last update first and the
-pure stage last. What is unusable has a reason. To add a format: a function that returns a Schedule or raises Unusable, called from `parse_dump`.
+pure stage last. What is unusable has a reason. To add a format: a function that returns a Schedule or raises Unusable, called from
+`parse_json_or_binary`.
 
 Axes: T stages.
 """
