@@ -4,12 +4,14 @@
     python collect_schedules.py --pipeline pipelines/ --schedules 16 --output data/raw/applications
     python collect_schedules.py --output data/raw/mine --programs 200 --schedules 8 --pack true
     python collect_schedules.py --output /shared/mine --backend dask --scheduler_address tcp://host:8786
+    python collect_schedules.py --programs 500 --schedules 12 --origins mutated,mullapudi2016,li2018 --output data/raw/others
     python collect_schedules.py --again data/raw/random_012.tar.xz --output data/raw/random_012_here --pack true
 
-Writes a folder a program: a `.sample` and a `.schedule.h` for each schedule (what generate_dataset.py reads and C++ users
-include), and `program.json` with stage names, edges, and how every schedule was proposed and measured. `collection.json` notes
-machine, versions, protocol and the times of the calibration programs. Stopped at any moment and started again it goes on where it
-was. On another processor, or on one whose calibration has drifted, it goes on in a collection of its own: OUTPUT-2, OUTPUT-3, ...
+Writes a folder a program: for each schedule a `.sample` (a `.schedule.json` where Adams2019 did not propose it), which
+generate_dataset.py reads, and a `.schedule.h`, which C++ users include. `program.json` has stage names, edges, and how every schedule was
+proposed and measured. `collection.json` notes machine, versions, protocol and the times of the calibration programs. Stopped at any
+moment and started again it goes on where it was. On another processor, or on one whose calibration has drifted, it goes on in a
+collection of its own: OUTPUT-2, OUTPUT-3, ...
 `--again` measures the schedules of a packed collection on this machine, today: faster than new ones, as nothing is compiled in vain.
 
 Schedules of a few programs are compiled at a time on all cores, each in a process of its own that then waits; after that they are
@@ -24,7 +26,7 @@ from typing import Literal
 
 import orjson
 from joblib import Parallel, delayed
-from pydantic import Field
+from pydantic import Field, field_validator
 from tqdm import tqdm
 
 from config import Config, UserError, load_config, make_folder, run_script, usable_cores
@@ -33,6 +35,7 @@ from measuring import archives, collection
 from measuring.collection import Plan
 from measuring.fan_out import fan_out
 from measuring.machine import PROTOCOLS, describe_machine
+from measuring.origins import ORIGINS, parse_origins
 from pipelines import random_programs
 
 # Compiled, then measured in passes: the more, the further apart are the passes of one schedule. A candidate that waits takes some 30 MiB.
@@ -53,6 +56,11 @@ class CollectConfig(Config):
         "", description='contents of inputs of the one Generator, as "NAME=FILE.npy NAME=VALUE"; others are drawn at random'
     )
     target: str = Field("host", description="Halide target that schedules and code are made for")
+    origins: str = Field(
+        ",".join(ORIGINS),
+        description="where schedules come from: adams2019, mutated (one to eight directives changed), mullapudi2016, li2018, hand_written; "
+        "a collection that is there goes on with its own",
+    )
     protocol: Literal[*PROTOCOLS] = Field(
         "careful", description="how each schedule is measured: careful, or quick, for trying things out; the two are never mixed"
     )
@@ -65,6 +73,12 @@ class CollectConfig(Config):
     compile_seconds: float = Field(5, gt=0, description="longest time to schedule one candidate, and longest time to compile it")
     pack: bool = Field(False, description="when complete, pack the folder into OUTPUT.tar.xz and remove what is in the archive from it")
 
+    @field_validator("origins")
+    @classmethod
+    def _check_origins(cls, text):
+        parse_origins(text)
+        return text
+
 
 def what_to_measure(config):
     """(what collection.json notes of it, [ProgramSpec], Plan.known)."""
@@ -74,6 +88,20 @@ def what_to_measure(config):
         return {"pipeline": Path(config.pipeline).name}, pipeline_specs(config), {}
     numbers = range(config.first_program, config.first_program + config.programs)
     return {"random_programs": {"max_stages": config.max_stages}}, [random_spec(config, n, config.max_stages) for n in numbers], {}
+
+
+def what_origins(config, output):
+    """Where schedules come from: as the collection at `output` has begun, or as the flag says. Raises UserError where the two differ."""
+    if config.again and config.was_given("origins"):
+        raise UserError("--origins: --again measures the schedules that a collection holds, whatever their origins; leave it out")
+    wanted, noted = parse_origins(config.origins), archives.noted_origins(output)
+    if noted and config.was_given("origins") and wanted != noted:
+        raise UserError(
+            f"{output}: begun with --origins {','.join(noted)}, here {','.join(wanted)}; leave it out, or give another --output"
+        )
+    if not noted and not config.again and not config.pipeline and wanted == ("hand_written",):
+        raise UserError("--origins hand_written: nobody has scheduled random programs by hand; give --pipeline, or other origins")
+    return noted or wanted
 
 
 def known_programs(config):
@@ -140,7 +168,7 @@ def collect(config, source, specs, plan):
     progress = tqdm(total=len(specs), unit="program", initial=len(specs) - len(missing()), disable=None)
     measured = failed = n_drifted = 0
     while remaining := missing():
-        folder, why = archives.open_part(output, source, machine, n_drifted)
+        folder, why = archives.open_part(output, source, machine, n_drifted, plan.origins)
         if why:
             tqdm.write(why)
         plan = dataclasses.replace(plan, folder=str(folder))
@@ -164,12 +192,14 @@ def report(output, specs):
     n_measured, lines, reasons = 0, [], []
     for folder in archives.parts(output):
         records = [orjson.loads(path.read_bytes()) for path in sorted(folder.glob(f"*/{archives.RECORD}"))]
-        counts = [sum(c["outcome"] == "measured" and k.isdecimal() for k, c in r["candidates"].items()) for r in records]
+        measured = [[c for k, c in r["candidates"].items() if c["outcome"] == "measured" and k.isdecimal()] for r in records]
+        counts, by_origin = list(map(len, measured)), Counter(c.get("origin", ORIGINS[0]) for own in measured for c in own)
         for record, n in zip(records, counts):
             if reason := why_none(record) if not n else record.get("failure", ""):
                 reasons.append(f"{record['name']}: {n} measured: {reason}")
         n_measured += sum(counts)
-        lines.append(f"{sum(counts)} schedules of {sum(n > 0 for n in counts)} programs in {folder}")
+        kinds = ", ".join(f"{n} {name}" for name, n in by_origin.most_common()) if len(by_origin) > 1 else ""
+        lines.append(f"{sum(counts)} schedules{f' ({kinds})' if kinds else ''} of {sum(n > 0 for n in counts)} programs in {folder}")
     if not n_measured and not archives.packed_programs(output):
         told = "; ".join(reasons[:3])[:LONGEST_MESSAGE]
         raise UserError(f"no schedule of {'any program' if len(specs) > 1 else specs[0].name} could be measured: {told}")
@@ -194,11 +224,12 @@ def main():
         return
     archives.check_output(output)
     archives.check_source(output, source)
+    origins = what_origins(config, output)
     make_folder(output, "output")
     collection.prepare_processes()
     archives.check_identities(output, specs)
     cores = min(usable_cores(), config.num_threads or usable_cores())
-    plan = Plan(str(output), config.schedules, config.compile_seconds, cores, PROTOCOLS[config.protocol], known)
+    plan = Plan(str(output), config.schedules, config.compile_seconds, cores, PROTOCOLS[config.protocol], known, origins)
     collect(config, source, specs, plan)
     report(output, specs)
     for folder in reversed(archives.parts(output)) if config.pack else []:

@@ -20,6 +20,8 @@ import xxhash
 from joblib import Parallel, delayed
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from config import UserError
 from dumps.files import Unusable, iter_dumps, read_bytes
@@ -35,7 +37,7 @@ WINDOW = 32  # tasks under way: joblib keeps whatever the readers finish before 
 
 STAGE_SIZE = 4 * len(FEATURES)  # bytes of a stage's features
 # What is held of each dump, and as what. `label` is where its file's name begins in a spool, `offset` where its features do; `features` is
-# a hash of all of them, `is_uncounted` whether nobody counted in its lowered code.
+# a hash of all of them, `is_uncounted` whether nobody counted in its lowered code, `lowered_hash` what that is, UNKNOWN where nobody says.
 COLUMNS = {
     "collection": "i",
     "origin": "i",
@@ -43,6 +45,7 @@ COLUMNS = {
     "program": "q",
     "instance": "q",
     "schedule": "q",
+    "lowered_hash": "q",
     "features": "q",
     "runtime_ms": "d",
     "n_stages": "i",
@@ -50,7 +53,16 @@ COLUMNS = {
     "label": "q",
     "label_size": "i",
 }
-ROW_COLUMNS = ["is_uncounted", "program", "instance", "schedule", "features", "runtime_ms"]  # of those, what parse_chunk gives
+UNKNOWN = -1
+ROW_COLUMNS = [
+    "is_uncounted",
+    "program",
+    "instance",
+    "schedule",
+    "lowered_hash",
+    "features",
+    "runtime_ms",
+]  # of those, what parse_chunk gives
 
 
 class Spool:
@@ -91,9 +103,9 @@ def _size(dump):
 
 
 def parse_chunk(dumps, max_runtime_ms):
-    """Of a list of Dumps: for each, (hash of its contents, row, (stages, algorithm features (T, 41, 8) or None)), or (hash, None, (reason,
-    detail)) where it can't be used; and the features (T, F) float32 of all that can, as bytes, end to end. The algorithm features come
-    with the first schedule of a program alone."""
+    """Of a list of Dumps: for each, (hash of its contents, row, (stages, algorithm features (T, 41, 8) or None, origin or "")), or (hash,
+    None, (reason, detail)) where it can't be used; and the features (T, F) float32 of all that can, as bytes, end to end. The algorithm
+    features come with the first schedule of a program alone."""
     results, schedules, programs = [], [], set()
     for dump in dumps:
         failure = ()
@@ -110,8 +122,10 @@ def parse_chunk(dumps, max_runtime_ms):
         program = schedule.program
         instance = stable_hash(schedule.instance, 0, dump.collection)
         both = stable_hash(program, schedule.schedule)
-        row = (schedule.lowered is None, program, instance, schedule.schedule, both, schedule.runtime_ms)
-        results.append((digest, row, (len(schedule.schedule_features), None if program in programs else schedule.algorithm_features)))
+        lowered_hash = UNKNOWN if schedule.lowered_hash is None else schedule.lowered_hash
+        row = (schedule.lowered is None, program, instance, schedule.schedule, lowered_hash, both, schedule.runtime_ms)
+        algorithm = None if program in programs else schedule.algorithm_features
+        results.append((digest, row, (len(schedule.schedule_features), algorithm, schedule.origin)))
         programs.add(program)
         schedules.append(schedule)
     return results, b"".join(features.tobytes() for features in featurize(schedules))
@@ -151,15 +165,15 @@ class Sources:
         self.by_name = {}
         self.origins = {}  # {where schedules come from: number}
 
-    def add(self, dump, digest):
-        """(number of its collection, number of its origin) of a Dump, which is counted."""
+    def add(self, dump, digest, origin=""):
+        """(number of its collection, number of its origin) of a Dump, which is counted; `origin` is what it says itself."""
         empty = {"number": len(self.by_name), "dumps": 0, "xxh3_128": 0, "machine": None, "is_held_out": False}
         source = self.by_name.setdefault(dump.collection, empty)
         source["dumps"] += 1
         source["xxh3_128"] = (source["xxh3_128"] + digest) % 2**128  # the same whatever the order
         source["machine"] = source["machine"] or dump.machine
         source["is_held_out"] |= dump.is_held_out
-        return source["number"], self.origins.setdefault(dump.origin, len(self.origins))
+        return source["number"], self.origins.setdefault(origin or dump.origin, len(self.origins))
 
     def for_meta(self):
         """{collection: {dumps, xxh3_128, machine, is_held_out}}."""
@@ -178,11 +192,11 @@ def read_dumps(config, features_spool, programs_spool, labels_spool):
     for dumps, (results, features) in parse_all(chunks(iter_dumps(config.raw_path, config.holdout_names)), config):
         offset, usable = features_spool.put(features), []
         for dump, (digest, row, value) in zip(dumps, results):
-            source = sources.add(dump, digest)
+            source = sources.add(dump, digest, "" if row is None else value[2])
             if row is None:
                 dropped.append((dump.file, *value))
                 continue
-            n_stages, algorithm = value
+            n_stages, algorithm, _ = value
             program = row[ROW_COLUMNS.index("program")]
             if algorithm is not None and program not in programs:
                 programs[program] = (programs_spool.put(algorithm.tobytes()), len(algorithm))
@@ -204,13 +218,14 @@ FAR_APART = 1.25  # ratio of two measurements of one schedule beyond what noise 
 def merge_duplicates(rows):
     """Keep the fastest of several measurements of one schedule of one instance in one collection.
 
-    Returns the kept rows, taken out of `rows`, with how many `measurements` each stands for, in how many `files`, and how far apart those
-    are: the variance and the range of their log-runtimes (NaN and 0 for a single one). The same runtime in two files is one measurement.
+    Two are of one schedule where their features are equal, or what they lower to. Returns the kept rows, taken out of `rows`, with how many
+    `measurements` each stands for, in how many `files`, and how far apart those are: the variance and the range of their log-runtimes (NaN
+    and 0 for a single one). The same runtime in two files is one measurement.
     """
-    key = ["collection", "instance", "schedule"]
-    order = sorted_by(rows, [*key, "runtime_ms", "is_uncounted", "label"])
+    same = same_schedules(rows)
+    order = np.lexsort([*(rows[name] for name in ("label", "is_uncounted", "runtime_ms")), same, rows.instance, rows.collection])
     is_first = np.arange(len(rows)) == 0
-    for values in (rows[name].to_numpy()[order] for name in key):
+    for values in (column[order] for column in (rows.collection.to_numpy(), rows.instance.to_numpy(), same)):
         is_first[1:] |= values[1:] != values[:-1]
     first = np.flatnonzero(is_first)
     log_runtime = np.log(rows.runtime_ms.to_numpy()[order])
@@ -224,6 +239,31 @@ def merge_duplicates(rows):
     kept["measurements"], kept["files"], kept["log_variance"] = n, files, variance
     kept["log_range"] = np.where(n > 1, log_range, 0.0)
     return kept
+
+
+def same_schedules(rows):
+    """A number for each row, (N,) int64, that the rows of one schedule share, within an instance and collection: mostly `schedule`.
+
+    Schedules that lower to the same code are one, and so are others through them: of a `.sample` whose lowered code nobody knows, one
+    with the same features whose code is known, and a dump of our own with that code. They get the least `schedule` among them.
+    """
+    same = rows.schedule.to_numpy(np.int64, copy=True)
+    at = np.flatnonzero(rows.lowered_hash.to_numpy() != UNKNOWN)
+    if not len(at):
+        return same
+    collection, instance = rows.collection.to_numpy(np.int64), rows.instance.to_numpy()
+    _, by_features = np.unique(np.stack([collection[at], instance[at], same[at]]), axis=1, return_inverse=True)
+    _, by_code = np.unique(np.stack([collection[at], instance[at], rows.lowered_hash.to_numpy()[at]]), axis=1, return_inverse=True)
+    n = int(by_features.max()) + 1
+    edges = coo_array((np.ones(len(at), bool), (by_features, n + by_code)), shape=(n + int(by_code.max()) + 1,) * 2)
+    component = connected_components(edges, directed=False)[1][by_features]
+    least = np.full(component.max() + 1, np.iinfo(np.int64).max)
+    np.minimum.at(least, component, same[at])
+    changed = at[least[component] != same[at]]
+    new = dict(zip(zip(collection[changed], instance[changed], same[changed]), least[component][least[component] != same[at]]))
+    for i in np.flatnonzero(np.isin(same, same[changed])):
+        same[i] = new.get((collection[i], instance[i], same[i]), same[i])
+    return same
 
 
 def take(rows, order):

@@ -1,4 +1,4 @@
-"""How many changes of schedules lower, by kind of change (tuning/mutations.py); nothing is compiled or measured.
+"""How many changes of schedules lower, by kind of change (halide_tools/mutations.py); nothing is compiled or measured.
 
     python benchmarks/mutations.py
     python benchmarks/mutations.py --applications harris,unsharp --mutations 400 --changes 4
@@ -22,10 +22,9 @@ sys.path.insert(0, str(ROOT))
 import common
 
 from config import Config, load_config, run_script
-from halide_tools import schedules
+from halide_tools import mutations, schedules
 from halide_tools.autoschedulers import OtherAutoscheduler, Proposal
 from halide_tools.programs import find_programs
-from tuning import mutations
 
 APPLICATIONS = "blur,mat_mul,conv_layer,harris,unsharp,hist_equalize,max_filter,stencil_chain"
 OUTCOMES = {

@@ -13,7 +13,6 @@ import collections
 import itertools
 import re
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -28,11 +27,12 @@ import common
 from config import Config, load_config, run_script
 from halide_tools import schedule_source, schedules
 from halide_tools.autoschedulers import OtherAutoscheduler, Proposal
+from halide_tools.buffers import lowered_text
+from halide_tools.lowered_identity import IDENTIFIER, renamed
 from halide_tools.programs import ProgramSpec, find_programs
 
 ROUNDS = 4  # of telling identifiers apart by what they stand beside
 MAX_STAGES = 14  # of a random program, as most that are shipped
-IDENTIFIER = re.compile(r"[A-Za-z_$.][\w$.]*(?!\w*\()")  # but what is called: intrinsics
 KINDS = {
     "same text": "equal texts",
     "same but for order": "equal operations in equal loops; operands or statements come in another order, as Halide sorts some by name",
@@ -58,16 +58,7 @@ class ReappliedConfig(Config):
 
 
 def lowered(pipeline):
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "lowered.stmt")
-        pipeline.compile_to_lowered_stmt(str(path), pipeline.infer_arguments(), hl.StmtOutputFormat.Text, hl.get_host_target())
-        return path.read_text()
-
-
-def renamed(text):
-    """`text` with its identifiers numbered in order of appearance."""
-    numbers = {}
-    return IDENTIFIER.sub(lambda match: numbers.setdefault(match[0], f"n{len(numbers)}"), text)
+    return lowered_text(pipeline, hl.get_host_target())
 
 
 def unordered(text):

@@ -16,8 +16,10 @@ from dumps.archives import COMPRESSED_SUFFIXES
 from features import CALLS, LOWERED
 
 CALLS_FILE = "calls.json"  # of programs whose program.json does not tell: {name: {kind of call: [calls a point of each stage]}}
-LOWERED_SUFFIX = ".lowered.json"  # of what was counted in a schedule's lowered code: {kind of count: [of each stage]}
+# Of what was counted in a schedule's lowered code: {kind of count: [of each stage]}, and HASH: which other codes it equals.
+LOWERED_SUFFIX, HASH = ".lowered.json", "hash"
 EVERYWHERE = "body_cycles"  # a kind in features.LOWERED that every schedule has
+SCHEDULE_SUFFIX = ".schedule.json"  # of dumps in the project's own format (own.py), which need nothing beside them
 COLLECTION_FILE, PROGRAM_FILE, BENCH_FILE = "collection.json", "program.json", "bench.txt"
 # What lies beside dumps: of this project's scripts; of Halide's autotune loops, and what Generators emit; of systems.
 COMPANION_NAMES = {
@@ -133,8 +135,17 @@ def program_record(program_json, listed_calls):
 def _origin(candidate):
     """Where a candidate in program.json comes from: `mullapudi2016`; Adams2019 with or without noise in its weights if it does not say."""
     candidate = candidate if isinstance(candidate, dict) else {}
-    origin = candidate.get("origin") or candidate.get("autoscheduler")
-    return printable(origin.strip().lower()) if isinstance(origin, str) and origin.strip() else ADAMS2019
+    try:
+        return text_of_origin(candidate.get("origin") or candidate.get("autoscheduler"))
+    except MALFORMED:
+        return ADAMS2019
+
+
+def text_of_origin(origin):
+    """An origin as schedules.csv has it. Raises ValueError where it is no text."""
+    if not isinstance(origin, str) or not origin.strip():
+        raise ValueError(f"the origin is {origin!r}")
+    return printable(origin.strip().lower())
 
 
 def stage_counts(counts_by_kind, kinds):
@@ -156,18 +167,18 @@ def call_counts(counts_by_kind):
 
 
 def lowered_in(text):
-    """stage_counts of what a schedule's file beside it tells; None where there is none, it makes no sense, or an earlier version wrote it.
+    """(stage_counts, hash of the lowered code) of what a schedule's file beside it tells, None each where it does not or makes no sense.
 
     Kinds that don't occur are left out, but no code runs in no cycles: a file without EVERYWHERE was counted before such things were, and
     what it lacks would pass for zeros. benchmarks/count_again.py counts such again.
     """
-    if text is None:
-        return None
     try:
-        counts_by_kind = orjson.loads(text)
-        return stage_counts(counts_by_kind, LOWERED) if EVERYWHERE in counts_by_kind else None
+        found = orjson.loads(text or b"{}")
+        number = found.pop(HASH, None)
+        hash_ = int(number, 16) if isinstance(number, str) and re.fullmatch("[0-7][0-9a-f]{15}", number) else None
+        return (stage_counts(found, LOWERED) if EVERYWHERE in found else None), hash_
     except MALFORMED:
-        return None
+        return None, None
 
 
 def listed_calls(folder):

@@ -22,6 +22,7 @@ from dumps.companions import (
     DUMP_SUFFIXES,
     LOWERED_SUFFIX,
     PROGRAM_FILE,
+    SCHEDULE_SUFFIX,
     dump_suffix,
     is_built,
     is_companion,
@@ -53,7 +54,7 @@ class Dump:
     """A file that may hold a schedule, before it is parsed. `file` is its label; `data` is None where it lies at `path`.
 
     bench : the bytes of the bench.txt beside it; bench_is_shared : whether others lie beside that, too
-    calls, lowered : as of Schedule; origin : where the schedule comes from
+    calls, lowered, lowered_hash : as of Schedule; origin : where the schedule comes from, as far as what lies beside it tells
     machine : {processor, cores, target, threads} of what measured its collection; None where nobody says
     is_held_out : whether its collection is held out, or is a part of one that is
     error : (reason, detail) where its contents can't be had
@@ -67,6 +68,7 @@ class Dump:
     bench_is_shared: bool = False
     calls: np.ndarray | None = None
     lowered: np.ndarray | None = None
+    lowered_hash: int | None = None
     origin: str = ADAMS2019
     machine: dict | None = None
     is_held_out: bool = False
@@ -141,7 +143,7 @@ def _with_companions(entries, read, record):
         dump, schedule = make(), schedule_of(name)
         if has_bench:
             dump.bench, dump.bench_is_shared = bench, is_shared
-        dump.calls, dump.lowered = record.calls, lowered_in(read(schedule + LOWERED_SUFFIX))
+        dump.calls, (dump.lowered, dump.lowered_hash) = record.calls, lowered_in(read(schedule + LOWERED_SUFFIX))
         if record.origins:
             dump.origin = record.origins.get(stem_of(name)) or record.origins.get(schedule, ADAMS2019)
         yield dump
@@ -246,7 +248,7 @@ class ArchiveReader:
     def has_all(self, folder):
         """Whether all that a packed collection has beside its dumps has come for those of a folder."""
         known = self.companions.get(folder, {})
-        counted = all(schedule_of(base) + LOWERED_SUFFIX in known for base, *_ in self.waiting[folder])
+        counted = all(base.endswith(SCHEDULE_SUFFIX) or schedule_of(base) + LOWERED_SUFFIX in known for base, *_ in self.waiting[folder])
         return PROGRAM_FILE in known and counted and any(path in self.notes for path in folders_above(folder))
 
     def hand_on_all(self):

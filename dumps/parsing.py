@@ -1,7 +1,8 @@
-"""From a dump's bytes to a Schedule: Halide's binary formats and JSON, recognised by content, checked, with a reason for what is unusable.
+"""From a dump's bytes to a Schedule: Halide's binary formats, JSON and our own (own.py), recognised by content and checked.
 
 The stage order everywhere is that of Halide's featurizations: the output Func first, and within a Func the last update first and the
-pure stage last. To add a format: a `parse_*` function that returns a Schedule or raises Unusable, called from `parse_dump`.
+pure stage last. What is unusable has a reason. To add a format: a function that returns a Schedule or raises Unusable, called from
+`parse_json_or_binary`.
 
 Axes: T stages.
 """
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import orjson
 
+from dumps import own
 from dumps.archives import looks_like_an_archive
 from dumps.bench import bench_runtime
 from dumps.companions import DUMP_SUFFIXES, dump_suffix, stands_for_a_file, stem_of
@@ -39,6 +41,8 @@ class Schedule:
     runtime_ms : float; NaN where the dump need not tell
     calls : (T, 7) float32, calls a point of each kind in features.CALLS; zeros where nobody says
     lowered : (T, K) float32, counts in the lowered code of each kind in features.LOWERED; None where nobody counted
+    lowered_hash : the same number for all schedules that lower to the same code; None where nobody says
+    origin : where the schedule comes from, where the dump itself says; else ""
     """
 
     schedule_features: np.ndarray
@@ -48,6 +52,8 @@ class Schedule:
     calls: np.ndarray | None = None
     lowered: np.ndarray | None = None
     has_schedule_features: bool = True
+    lowered_hash: int | None = None
+    origin: str = ""
 
     def __post_init__(self):
         if self.calls is None:
@@ -55,12 +61,13 @@ class Schedule:
 
     @functools.cached_property
     def schedule(self):
-        return stable_hash(self.schedule_features)
+        """A hash of the schedule features; what the schedule lowers to where it has none."""
+        return stable_hash(self.schedule_features) if self.has_schedule_features else self.lowered_hash
 
     @property
     def instance(self):
         """The program at these sizes."""
-        return stable_hash(self.program, self.schedule_features[:, SCHEDULE_FEATURES.index("points_computed_minimum")])
+        return stable_hash(self.program, self.schedule_features[:, own.SIZES])
 
 
 def stable_hash(*parts):
@@ -92,7 +99,7 @@ def parse_dump(dump, max_runtime_ms, need_runtime=True):
     _check_features(schedule)
     if need_runtime:
         if schedule.runtime_ms is None:
-            schedule.runtime_ms = _runtime_beside(dump, suffix)
+            schedule.runtime_ms = _runtime_beside(dump, suffix, schedule.has_schedule_features)
         _check_runtime(schedule.runtime_ms, max_runtime_ms)
     elif schedule.runtime_ms is None:
         schedule.runtime_ms = math.nan
@@ -100,6 +107,8 @@ def parse_dump(dump, max_runtime_ms, need_runtime=True):
         schedule.calls = dump.calls
     if dump.lowered is not None and len(dump.lowered) == len(schedule.calls):
         schedule.lowered = dump.lowered
+    if schedule.lowered_hash is None:
+        schedule.lowered_hash = dump.lowered_hash
     return schedule
 
 
@@ -150,10 +159,10 @@ def _plausible(body):
         return bool(len(values) and np.isfinite(values).all() and (values >= 0).all() and (values <= MAX_SCHEDULE_FEATURE).all())
 
 
-def _runtime_beside(dump, suffix):
+def _runtime_beside(dump, suffix, has_bench):
     """Milliseconds from the bench.txt beside a dump that does not hold its own runtime. Raises Unusable where there is no time in it."""
-    if suffix == ".json":
-        raise Unusable("no_runtime", "no total_execution_time_ms in it")
+    if suffix == ".json" or not has_bench:
+        raise Unusable("no_runtime", "it holds no runtime")
     try:
         return bench_runtime(dump.bench, stem_of(dump.file.rpartition("/")[2]), dump.bench_is_shared)
     except ValueError as error:
@@ -161,7 +170,7 @@ def _runtime_beside(dump, suffix):
 
 
 def parse_json(data):
-    """A JSON dump: programming_details.Nodes and scheduling_data, closed by total_execution_time_ms."""
+    """A JSON dump: our own, or programming_details.Nodes and scheduling_data, closed by total_execution_time_ms."""
     try:
         tree = orjson.loads(data)
     except orjson.JSONDecodeError as error:
@@ -169,8 +178,10 @@ def parse_json(data):
             tree = json.loads(data)  # slower, but takes NaN and Infinity, which deserve a better reason
         except (ValueError, RecursionError):
             raise Unusable("malformed_json", str(error)) from None
+    if own.is_own(tree):
+        return _schedule_from_own(own.read(tree))
     if not isinstance(tree, dict) or not {"programming_details", "scheduling_data"} <= tree.keys():
-        raise Unusable("unknown_format", "JSON, but without programming_details and scheduling_data")
+        raise Unusable("unknown_format", f"JSON, but neither programming_details and scheduling_data nor the format {own.FORMAT}")
     try:
         return _schedule_from_json(tree)
     except OverflowError:
@@ -200,6 +211,19 @@ def _schedule_from_json(tree):
     with np.errstate(over="ignore"):
         schedule_features = np.fromiter(itertools.chain.from_iterable(rows), np.float32, len(rows) * N_SCHEDULE).reshape(-1, N_SCHEDULE)
         return Schedule(schedule_features, *_algorithm_in_json(tuple(funcs)), runtime_ms)
+
+
+def _schedule_from_own(dump):
+    """The Schedule in an own.OwnDump: the sizes of its stages are all the schedule features there are."""
+    calls, lowered = own.counts_of_stages(dump)
+    n_stages, _, n_types = dump.program.algorithm.shape
+    schedule_features = np.zeros((n_stages, N_SCHEDULE), np.float32)
+    schedule_features[:, own.SIZES] = dump.program.sizes
+    algorithm = np.zeros((n_stages, N_HISTOGRAMS, len(TYPE_COLUMNS)), np.float32)
+    algorithm[:, :, :n_types] = dump.program.algorithm
+    return Schedule(
+        schedule_features, algorithm, stable_hash(algorithm), dump.runtime_ms, calls, lowered, False, dump.lowered_hash, dump.origin
+    )
 
 
 def _milliseconds(value):

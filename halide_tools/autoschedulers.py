@@ -159,6 +159,11 @@ class OtherAutoscheduler:
         ).schedule_source
 
 
+def proposal_from_record(record):
+    """The Proposal or OtherAutoscheduler in a candidate's entry of program.json."""
+    return OtherAutoscheduler(record["autoscheduler"]) if "autoscheduler" in record else Proposal.from_record(record)
+
+
 @dataclass(frozen=True)
 class WithWeights:
     """What Adams2019's beam search finds with the weights in a file."""

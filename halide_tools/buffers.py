@@ -10,6 +10,7 @@ import math
 import random
 import re
 import tempfile
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -214,12 +215,24 @@ def _sizes_read(pipeline):
     return {(name, int(i)) for name, i in re.findall(r"([\w$.]+)\.(?:min|extent|stride)\.(\d+)", text)}
 
 
-def lowered_text(pipeline, target):
-    """The code that a scheduled pipeline lowers to. Raises hl.HalideError as compiling does."""
+_kept_texts = weakref.WeakKeyDictionary()  # {hl.Pipeline: {target: what it lowers to}}
+
+
+def lowered_text(pipeline, target, keep=False):
+    """The code that a scheduled pipeline lowers to. Raises hl.HalideError as compiling does.
+
+    keep : whether to remember it for those who ask again, here and in forks: the schedule must not change any more.
+    """
+    kept = _kept_texts.get(pipeline, {})
+    if str(target) in kept:
+        return kept[str(target)]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "lowered.stmt")
         pipeline.compile_to_lowered_stmt(str(path), pipeline.infer_arguments(), hl.StmtOutputFormat.Text, target)
-        return path.read_text()
+        text = path.read_text()
+    if keep:
+        _kept_texts[pipeline] = kept | {str(target): text}
+    return text
 
 
 # What a pipeline demands

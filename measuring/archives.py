@@ -9,17 +9,19 @@ from pathlib import Path
 import orjson
 
 from config import UserError, make_folder, replace_file
+from dumps import own
 from dumps.archives import ARCHIVE_ERRORS
-from dumps.companions import EVERYWHERE, LOWERED_SUFFIX
-from halide_tools.autoschedulers import Proposal
+from dumps.companions import ADAMS2019, EVERYWHERE, HASH, LOWERED_SUFFIX, SCHEDULE_SUFFIX
+from dumps.files import Unusable
 from measuring import collection
+from measuring.candidate import proposal_of
 from measuring.collection import PriorSchedule
 from measuring.machine import differences
 from measuring.processes import identities
 
 NOTE, RECORD = "collection.json", "program.json"
 # What a collection writes: its note, and in a program's folder the record and the files of each schedule.
-OWN_FILE = re.compile(rf"{RECORD}|\d+r*(\.sample|\.schedule\.h|{re.escape(LOWERED_SUFFIX)})")
+OWN_FILE = re.compile(rf"{RECORD}|\d+r*(\.sample|\.schedule\.h|{re.escape(SCHEDULE_SUFFIX)}|{re.escape(LOWERED_SUFFIX)})")
 LEFT_BY_NOTE = (f"{NOTE}.lock", f"{NOTE}.tmp")
 
 
@@ -34,16 +36,21 @@ def known_schedules(path):
                     source = orjson.loads(archive.extractfile(member).read())["source"]
                 elif name.endswith(LOWERED_SUFFIX):
                     found = orjson.loads(archive.extractfile(member).read())
+                    found.pop(HASH, None)
                     if EVERYWHERE in found:  # else of an earlier version, which counted less
                         counts.setdefault(program, {})[name.removesuffix(LOWERED_SUFFIX)] = found
+                elif name.endswith(SCHEDULE_SUFFIX):
+                    dump = own.read(orjson.loads(archive.extractfile(member).read()))
+                    counts.setdefault(program, {})[name.removesuffix(SCHEDULE_SUFFIX)] = dump.counts
                 elif name == RECORD:
                     record = orjson.loads(archive.extractfile(member).read())
                     seeds[program] = record["seed"]
                     known[program] = {k: c for k, c in record["candidates"].items() if c["outcome"] == "measured" and k.isdecimal()}
         for program, candidates in known.items():
             for key, c in candidates.items():
-                candidates[key] = PriorSchedule(Proposal.from_record(c), c["hash"], counts.get(program, {}).get(key.zfill(3)))
-    except (*ARCHIVE_ERRORS, AttributeError, KeyError, TypeError, ValueError) as error:
+                own_counts = counts.get(program, {}).get(key.zfill(3))
+                candidates[key] = PriorSchedule(proposal_of(c), c["hash"], own_counts, c.get("schedule", ""))
+    except (*ARCHIVE_ERRORS, Unusable, AttributeError, KeyError, TypeError, ValueError) as error:
         words = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
         raise UserError(f"{path}: not a packed collection of collect_schedules.py ({words}); give --again one") from None
     if not source or not any(known.values()):
@@ -89,7 +96,7 @@ def check_output(output):
         raise UserError(f"{output}: there is something else than a collection in it, which is left alone; give another --output")
 
 
-def open_part(output, source, machine, n_drifted):
+def open_part(output, source, machine, n_drifted, origins=(ADAMS2019,)):
     """(folder to go on in, why it is not the newest one or ""): the newest part if it was measured as `machine` says, else a new one."""
     found, differing = parts(output), []
     if found:
@@ -98,7 +105,7 @@ def open_part(output, source, machine, n_drifted):
             return found[-1], ""
     folder = make_folder(next(name for name in names(output) if is_free(name)), "output")
     started = datetime.datetime.now(datetime.UTC).date().isoformat()
-    content = {"name": folder.name, "started": started, "source": source, "machine": machine, "calibration": []}
+    content = {"name": folder.name, "started": started, "source": source, "origins": origins, "machine": machine, "calibration": []}
     replace_file(folder / NOTE, orjson.dumps(content, option=orjson.OPT_INDENT_2))
     return folder, f"{found[-1]} was measured otherwise ({'; '.join(differing)}): this goes on in {folder}" if differing else ""
 
@@ -109,6 +116,12 @@ def check_source(output, source):
         noted = orjson.loads((folder / NOTE).read_bytes())["source"]
         if noted != source:
             raise UserError(f"{folder}: measured from other programs ({noted}); give another --output")
+
+
+def noted_origins(output):
+    """Where the schedules of the collection at `output` come from, as of origins.ORIGINS; None where there is no collection yet."""
+    notes = [orjson.loads((folder / NOTE).read_bytes()) for folder in parts(output)]
+    return tuple(notes[0].get("origins", [ADAMS2019])) if notes else None
 
 
 def check_identities(output, specs):

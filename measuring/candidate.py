@@ -27,13 +27,19 @@ import halide as hl
 import numpy as np
 import psutil
 
+from dumps.companions import ADAMS2019
 from halide_tools import execution, lowered_features, schedules
+from halide_tools.autoschedulers import Proposal, proposal_from_record
+from halide_tools.buffers import lowered_text
+from halide_tools.lowered_identity import lowered_hash
+from halide_tools.mutations import Mutated, NoChange
 from halide_tools.programs import ProgramSpec, describe_stages, reference_schedules
 from measuring.messages import (
     BuildLibrary,
     Checked,
     Compiled,
     Failed,
+    Featurized,
     FindMinimumExtents,
     GoOn,
     LibraryBuilt,
@@ -77,6 +83,18 @@ class StoredSchedule:
         return b"", ""
 
 
+class GivenUp(Exception):
+    """What a fork of a candidate's process has said, Failed, is the candidate's own end."""
+
+    def __init__(self, failed):
+        super().__init__(failed.detail)
+        self.failed = failed
+
+
+class NoSchedule(ValueError):
+    """The program's author wrote none."""
+
+
 @dataclass(frozen=True)
 class Task:
     """What a candidate's process is to do.
@@ -94,8 +112,15 @@ class Task:
 
 
 def origin(proposal):
-    """Where a proposal's schedule comes from: `adams2019`, `mullapudi2016`, `li2018` or `hand_written`."""
-    return getattr(proposal, "autoscheduler", "Adams2019").lower()
+    """Where a proposal's schedule comes from: `adams2019`, `mutated`, `mullapudi2016`, `li2018` or `hand_written`."""
+    return getattr(proposal, "autoscheduler", ADAMS2019).lower()
+
+
+def proposal_of(record):
+    """The proposal in a candidate's entry of program.json."""
+    if record.get("autoscheduler") == HandWritten().autoscheduler:
+        return HandWritten()
+    return Mutated.from_record(record) if "parent" in record else proposal_from_record(record)
 
 
 def hash_of(featurization, source):
@@ -119,6 +144,8 @@ def run_candidate(connection, task):
         _run_steps(connection, task)
     except EOFError:
         pass
+    except GivenUp as given_up:
+        connection.send(given_up.failed)
     except HALIDE_ERRORS as error:
         connection.send(failure(error))
 
@@ -137,6 +164,8 @@ def _run_steps(connection, task):
     if isinstance(task.proposal, Reference):
         np.savez(task.reference_path, *program.results_of_two_runs(spec.seed))
         connection.send(ReferenceRun(execution.describe_inputs(spec)))
+        connection.recv()
+        connection.send(Featurized(_found_in_fork(lambda: Proposal.draw(spec.seed, 0).apply(spec.build(), spec)[0])))
         return
     _send_from_fork(connection, lambda: _check(program, task))
     while True:
@@ -146,18 +175,40 @@ def _run_steps(connection, task):
 
 def _schedule(task):
     """(hl.Pipeline, Proposed)."""
-    spec, proposal = task.spec, task.proposal
-    if not isinstance(proposal, Reference):
-        pipeline, unscheduled = unscheduled_pipeline(spec, proposal), None
-        if task.as_data and not isinstance(proposal, HandWritten):
-            unscheduled = _as_data(pipeline)
-        found = apply(proposal, pipeline, spec)
-        data = _as_data(pipeline, unscheduled) if task.as_data else None
-        return pipeline, Proposed(*found, 0.0, schedule=data.to_json() if data else "")
-    identity = _identity_in_fork(spec)
+    if isinstance(task.proposal, Reference):
+        return _schedule_reference(task)
+    pipeline, featurization, source, data = _scheduled(task)
+    number = lowered_hash(lowered_text(pipeline, task.spec.halide_target(), keep=True))  # kept for the counts
+    return pipeline, Proposed(featurization, source, 0.0, schedule=data, lowered_hash=number)
+
+
+def _scheduled(task):
+    """(hl.Pipeline, featurization, C++ source, schedule as text of Schedule.to_json or "").
+
+    A pipeline that is made from data is the first that its process builds, so that Halide gives the same names each time.
+    """
+    spec, proposal, unscheduled = task.spec, task.proposal, None
+    if isinstance(proposal, Mutated):
+        proposal = StoredSchedule(_found_in_fork(lambda: proposal.find(spec).to_json()))
+    pipeline = unscheduled_pipeline(spec, proposal)
+    if isinstance(proposal, StoredSchedule):
+        return pipeline, *apply(proposal, pipeline, spec), proposal.text
+    as_data = task.as_data or origin(proposal) != ADAMS2019  # there is no other way to keep it
+    if as_data and not isinstance(proposal, HandWritten):
+        unscheduled = _as_data(pipeline)
+    found = apply(proposal, pipeline, spec)
+    data = _as_data(pipeline, unscheduled) if as_data else None
+    return pipeline, *found, data.to_json() if data else ""
+
+
+def _schedule_reference(task):
+    """_schedule for the reference, with what it says of its program."""
+    spec = task.spec
+    # In a process that has built nothing yet, as processes.identities does: Halide gives other names to a second program.
+    identity, _ = _from_fork(spec.identity)
     pipeline = spec.build()
-    description = describe_stages(pipeline) | {"identity": identity}
-    reference_schedules()[proposal.way](pipeline, spec)
+    description = describe_stages(pipeline) | {"identity": identity if isinstance(identity, str) else ""}
+    reference_schedules()[task.proposal.way](pipeline, spec)
     hint = {"index_hint": execution.index_hint(spec)}  # built last: a second program gets other names
     return pipeline, Proposed(b"", "", 0.0, description | hint)
 
@@ -170,29 +221,48 @@ def _as_data(pipeline, unscheduled=None):
         return None
 
 
-def _identity_in_fork(spec):
-    """ProgramSpec.identity as a process tells it that has built nothing yet, as processes.identities does; "" where it can't be told.
-
-    It goes by names, and Halide gives other names to the second program of a process.
-    """
-    reading, writing = os.pipe()
+def _from_fork(work):
+    """(What `work` returns, or Failed where Halide refuses, or None where it dies; the exit code), worked out in a fork of this process."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
     pid = os.fork()
     if not pid:
+        code = 1
         try:
             _die_with_parent()
-            os.write(writing, spec.identity().encode())
+            try:
+                found = work()
+            except HALIDE_ERRORS as error:
+                found = failure(error)
+            sender.send(found)
+            code = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
-            os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading) as told:
-        identity = told.read()
-    os.waitpid(pid, 0)
-    return identity
+            os._exit(code)
+    sender.close()
+    with receiver:
+        try:
+            found = receiver.recv()
+        except EOFError:
+            found = None
+    return found, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def _found_in_fork(work):
+    """What `work` returns, of a fork; raises GivenUp where Halide refuses, and ends as the fork does where that ends badly."""
+    found, exit_code = _from_fork(work)
+    _die_as(exit_code)
+    if isinstance(found, Failed):
+        raise GivenUp(found)
+    return found
 
 
 def unscheduled_pipeline(spec, proposal):
-    """The hl.Pipeline that `apply` schedules as a proposal says; that of HandWritten is scheduled already."""
-    return spec.build_hand_scheduled() if isinstance(proposal, HandWritten) else spec.build()
+    """The hl.Pipeline that `apply` schedules as a proposal says; that of HandWritten is scheduled already, or raises NoSchedule."""
+    pipeline = spec.build_hand_scheduled() if isinstance(proposal, HandWritten) else spec.build()
+    if pipeline is None:
+        raise NoSchedule("its author wrote no schedule")
+    return pipeline
 
 
 def apply(proposal, pipeline, spec):
@@ -245,11 +315,15 @@ def _send_from_fork(connection, work):
             traceback.print_exc()
         finally:
             os._exit(code)
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    if code < 0:
-        signal.raise_signal(-code)
-    elif code:
-        sys.exit(code)
+    _die_as(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+
+def _die_as(exit_code):
+    """End this process as a fork of it has ended, if that was not well."""
+    if exit_code < 0:
+        signal.raise_signal(-exit_code)
+    elif exit_code:
+        sys.exit(exit_code)
 
 
 def failure(error):
@@ -257,6 +331,9 @@ def failure(error):
     words = " ".join(str(error).split()).removeprefix("Error: ")[:300] or type(error).__name__
     if isinstance(error, MemoryError) or OUT_OF_MEMORY.search(words):
         return Failed("out_of_memory", words)
+    for kind, reason in ((NoChange, "no_change"), (NoSchedule, "no_schedule")):
+        if isinstance(error, kind):
+            return Failed(reason, words)
     return Failed("no_legal_state" if NO_LEGAL_STATE.search(words) else "halide_error", words)
 
 
@@ -317,13 +394,22 @@ class Candidate:
         self.log = Path(folder, f"{stem}.{key}.log")
         self.connection, theirs = self.context.Pipe()
         self.lowered = run.lowered(key)  # as of lowered_features.as_dict
-        counts = key.isdecimal() and self.lowered is None
-        task = Task(run.spec, self.proposal, counts, run.keeps_schedules, str(Path(folder, f"{stem}.npz")), str(self.log))
+        is_repeated_sample = key != "reference" and not key.isdecimal() and origin(self.proposal) == ADAMS2019  # counted beside the first
+        counts = self.lowered is None and not is_repeated_sample
+        stored = "" if key == "reference" else run.stored_schedule(key)
+        task = Task(
+            run.spec,
+            StoredSchedule(stored) if stored else self.proposal,
+            counts,
+            run.keeps_schedules,
+            str(Path(folder, f"{stem}.npz")),
+            str(self.log),
+        )
         self.process = self.context.Process(target=run_candidate, args=(theirs, task), daemon=True)
         self.process.start()
         theirs.close()
         self.began = time.monotonic()
-        self.featurization, self.source, self.schedule, self.hash = b"", "", "", ""
+        self.featurization, self.source, self.schedule, self.hash, self.lowered_hash = b"", "", "", "", None
         self.schedule_seconds = self.compile_seconds = 0.0
         self.passes = []  # execution.Pass each
         self.has_proposed = self.has_ended = False
@@ -359,8 +445,8 @@ class Candidate:
         """Its schedule; it waits, without a time limit, to be told to compile it."""
         self.featurization, self.source, self.schedule = proposed.featurization, proposed.source, proposed.schedule
         self.schedule_seconds = proposed.seconds
-        self.hash = hash_of(proposed.featurization, proposed.source)
-        self.has_proposed = True
+        self.hash = hash_of(proposed.featurization, proposed.source or proposed.schedule)
+        self.lowered_hash, self.has_proposed = proposed.lowered_hash, True
         self.unlimit()
 
     def compile(self):
@@ -370,6 +456,11 @@ class Candidate:
     def run_reference(self):
         """Have the reference run once, and keep its output."""
         self.limit("too_slow", "run (the limit for the program that the others are compared with)", REFERENCE_RUN_SECONDS)
+        self.send(GoOn())
+
+    def featurize(self):
+        """Have the reference's process featurize the program, too."""
+        self.limit("timeout", "featurized", self.run.seconds)
         self.send(GoOn())
 
     def check(self):

@@ -1,10 +1,11 @@
 """One machine's part of a collection: schedules of a few programs proposed, compiled and measured, each in a process of its own.
 
-`measure_programs` is what collect_schedules.py hands to a machine. A folder a program: a `.sample` and a `.schedule.h` for each
-schedule, and `program.json`, the record of every candidate and how it ended. What is in the record is never done again, so that a
-collection that was stopped at any moment goes on where it was.
+`measure_programs` is what collect_schedules.py hands to a machine. A folder a program: a `.sample` (`.schedule.json` where Adams2019 did
+not propose it) and a `.schedule.h` for each schedule, and `program.json`, the record of every candidate and how it ended. What is in the
+record is never done again, so that a collection that was stopped at any moment goes on where it was.
 """
 
+import dataclasses
 import hashlib
 import itertools
 import math
@@ -21,35 +22,49 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from config import replace_file
-from dumps.companions import LOWERED_SUFFIX
-from halide_tools.autoschedulers import Proposal
+from dumps import own
+from dumps.companions import ADAMS2019, HASH, LOWERED_SUFFIX, SCHEDULE_SUFFIX
+from dumps.parsing import hex_id
+from halide_tools.lowered_identity import RENAMED
+from halide_tools.mutations import Mutated
 from halide_tools.programs import reference_schedules
+from halide_tools.schedules import Schedule
+from measuring import origins
 from measuring.candidate import origin, prepare_processes
 from measuring.compile_queue import CompileQueue
 from measuring.machine import CAREFUL, REPEATED_SHARE, Protocol, record_calibration
+from measuring.messages import Failed
 from measuring.stopwatch import Stopwatch
 from pipelines import random_programs
 
-PROPOSALS_A_SCHEDULE = 3  # give up on a program after this many proposals for each schedule wanted
+PROPOSALS_A_SCHEDULE = 3  # give up on a program after this many proposals for each schedule wanted,
+MUTATIONS_A_SCHEDULE = 8  # or this many where some are mutations: those fail more often, most of them before they are compiled
 FEW_TIMEOUTS, MANY_TIMEOUTS = 2, 4  # or after this many that took too long to compile: few if fewer were fast enough, or many
 REFUSALS = 4  # or where Halide has refused the first so many
 REFUSED = ("halide_error", "no_legal_state")
+MUTATED = Mutated.autoscheduler
 
 
 @dataclass(frozen=True)
 class PriorSchedule:
-    """A schedule that was measured before: how to propose it, the hash of what comes out, and lowered_features.as_dict or None."""
+    """A schedule that was measured before.
 
-    proposal: Proposal
+    proposal : how it was found; hash : of what comes out; lowered : lowered_features.as_dict or None; schedule : text of Schedule.to_json that
+    gives it again, "" where it has to be found again
+    """
+
+    proposal: object
     hash: str
     lowered: dict | None
+    schedule: str = ""
 
 
 @dataclass(frozen=True)
 class Plan:
     """What is to be measured of each program, how, and where it goes.
 
-    known : {program: {key: PriorSchedule}}, schedules to measure instead of new ones; cores : candidates compiled at a time.
+    known : {program: {key: PriorSchedule}}, schedules to measure instead of new ones; cores : candidates compiled at a time; origins : of
+    origins.ORIGINS.
     """
 
     folder: str
@@ -58,16 +73,18 @@ class Plan:
     cores: int
     protocol: Protocol = CAREFUL
     known: dict = field(default_factory=dict)
+    origins: tuple = (ADAMS2019,)
 
 
 class ProgramRun:
     """One program's collection: its folder, its record (program.json), and the candidates under way."""
 
     forgotten = ("timeout", "deadline")  # outcomes that a run which was stopped does not keep
-    keeps_schedules = False  # as data, in the record
+    keeps_schedules = False  # of Adams2019 as data, in the record; all others are kept so
+    needs_dumps = True  # what can't be written as a dump is not measured
 
     def __init__(self, spec, plan):
-        self.spec, self.known = spec, plan.known.get(spec.name, {})
+        self.spec, self.known, self.origins = spec, plan.known.get(spec.name, {}), plan.origins
         self.wanted = len(self.known) or plan.schedules
         self.seconds, self.deadline, self.reference_deadline = plan.compile_seconds, math.inf, math.inf
         self.folder = Path(plan.folder) / spec.name
@@ -102,7 +119,13 @@ class ProgramRun:
     def proposal(self, key):
         """What the candidate of this number is."""
         number = key.rstrip("r")
-        return self.known[number].proposal if self.known else Proposal.draw(self.spec.seed, int(number))
+        return self.known[number].proposal if self.known else origins.proposal(self.origins, self.spec, int(number))
+
+    def stored_schedule(self, key):
+        """Text of Schedule.to_json that gives the candidate of this number without a search, or ""."""
+        number = key.rstrip("r")
+        known = self.known[number].schedule if number in self.known else ""
+        return known or (self.outcomes.get(number, {}).get("schedule", "") if key != number else "")
 
     def name_of(self, key):
         """A candidate's name for a person."""
@@ -130,15 +153,22 @@ class ProgramRun:
 
     def record_outcome(self, candidate, outcome, **more):
         """Note for good how a candidate ended."""
-        self.outcomes[candidate.key] = {**vars(candidate.proposal), "origin": origin(candidate.proposal), "outcome": outcome, **more}
+        proposal = dataclasses.asdict(candidate.proposal)
+        self.outcomes[candidate.key] = {**proposal, "origin": origin(candidate.proposal), "outcome": outcome, **more}
         self.save()
 
     def should_stop(self):
-        """Whether no more candidates are worth their time: no reference, or mostly such that compile too long or are refused by Halide."""
-        timeouts = sum(c["outcome"] == "timeout" for c in self.outcomes.values())
-        fast_enough = len(self.measured()) + self.n_compiled
-        too_many = timeouts >= MANY_TIMEOUTS or (timeouts >= FEW_TIMEOUTS and timeouts > fast_enough)
-        hopeless = all(self.outcomes.get(str(k), {}).get("outcome") in REFUSED for k in range(REFUSALS))
+        """Whether no more candidates are worth their time: no reference, or mostly such that compile too long or are refused by Halide.
+
+        Mutations may: it is the program's fault only where more of them take too long than are fast enough, or none can be kept.
+        """
+        timeouts = [c.get("origin") for c in self.outcomes.values() if c["outcome"] == "timeout"]
+        n, fast_enough = len(timeouts) - timeouts.count(MUTATED), len(self.measured()) + self.n_compiled
+        too_many = n >= MANY_TIMEOUTS or (n >= FEW_TIMEOUTS and n > fast_enough) or len(timeouts) > max(MANY_TIMEOUTS, fast_enough)
+        if ADAMS2019 in self.origins:
+            hopeless = all(self.outcomes.get(str(k), {}).get("outcome") in REFUSED for k in range(REFUSALS))
+        else:
+            hopeless = "not_featurized" in self.record
         return self.failed or ((too_many or hopeless) and not self.known)
 
     def next_keys(self):
@@ -149,7 +179,8 @@ class ProgramRun:
         if self.should_stop():
             return []
         missing = self.wanted - len(self.measured())
-        keys = self.known or map(str, range(self.wanted * PROPOSALS_A_SCHEDULE))
+        each = MUTATIONS_A_SCHEDULE if MUTATED in self.origins else PROPOSALS_A_SCHEDULE
+        keys = self.known or (str(k) for k in range(self.wanted * each) if origins.proposal(self.origins, self.spec, k))
         open_keys = (key for key in keys if key not in self.outcomes)
         return list(itertools.islice(open_keys, missing))
 
@@ -171,16 +202,17 @@ class ProgramRun:
             candidate = self.awaiting_deduplication.pop(0)
             if candidate.has_ended:
                 continue
-            earlier = {c.get("hash"): k for k, c in self.outcomes.items()} | self.compiling
+            earlier = {c.get(name): k for k, c in self.outcomes.items() for name in ("hash", "lowered_hash")} | self.compiling
             known = self.known.get(candidate.key)
-            if known and known.hash != candidate.hash:
+            same = next((h for h in (candidate.hash, hash_text(candidate.lowered_hash)) if h and h in earlier), None)
+            if known and not known.schedule and known.hash != candidate.hash:
                 self.end_as(candidate, "changed", detail="another schedule comes out today")
                 dropped.append(candidate)
-            elif candidate.hash in earlier:
-                self.end_as(candidate, "duplicate", of=earlier[candidate.hash])
+            elif same and not self.known:
+                self.end_as(candidate, "duplicate", of=earlier[same])
                 dropped.append(candidate)
             else:
-                self.compiling[candidate.hash] = candidate.key
+                self.compiling |= {h: candidate.key for h in (candidate.hash, hash_text(candidate.lowered_hash)) if h}
                 candidate.compile()
         return dropped
 
@@ -202,6 +234,22 @@ class ProgramRun:
         self.record["reference"], self.record["inputs"] = self.reference_way, message.inputs
         self.save()
 
+    def has_features(self):
+        """Whether Adams2019's features of the program are known, which dumps of other schedules need, or known not to be had."""
+        return "features" in self.record or "not_featurized" in self.record
+
+    def keep_features(self, featurization):
+        found = own.Program.of_featurization(featurization).to_json()
+        self.record["features"] = {name: found[name] for name in ("sizes", "algorithm")}
+        self.save()
+
+    def can_keep(self, candidate):
+        """Whether there can be a dump of a candidate; one that can't be kept ends here."""
+        if candidate.featurization or not self.needs_dumps or "features" in self.record:
+            return True
+        self.fail(candidate, Failed("not_featurized", self.record.get("not_featurized", "Adams2019 has not featurized the program")))
+        return False
+
     def fail(self, candidate, failed):
         """Note why a candidate gave no measurement. Returns whether its program's reference is to be tried otherwise.
 
@@ -211,6 +259,10 @@ class ProgramRun:
             self.end_as(candidate, failed.reason, detail=failed.detail)
             return False
         candidate.end()
+        if self.reference_ready:
+            self.record["not_featurized"] = f"{failed.reason}: {failed.detail}"
+            self.save()
+            return False
         tried = self.record.setdefault("reference_failures", {})
         tried[self.reference_way] = f"{failed.reason}: {failed.detail}"
         if failed.reason != "deadline" and self.reference_ways_left:
@@ -223,25 +275,50 @@ class ProgramRun:
         return False
 
     def end_as(self, candidate, outcome, **more):
-        self.record_outcome(candidate, outcome, hash=candidate.hash, **more)
+        self.record_outcome(candidate, outcome, **hashes(candidate), **more)
         candidate.end()
 
     def keep_measurement(self, candidate, found):
         """Write what has been measured of a candidate so far, as of machine.summary."""
-        self.write_sample(candidate, found["runtime_ms"])
+        self.write_dump(candidate, found)
         seconds = {"schedule_seconds": round(candidate.schedule_seconds, 2), "compile_seconds": round(candidate.compile_seconds, 2)}
-        data = {"schedule": candidate.schedule} if self.keeps_schedules else {}
-        self.record_outcome(candidate, "measured", hash=candidate.hash, **found, **seconds, **data)
+        data = {"schedule": candidate.schedule} if self.keeps_schedules or not candidate.featurization else {}
+        self.record_outcome(candidate, "measured", **hashes(candidate), **found, **seconds, **data)
 
-    def write_sample(self, candidate, runtime_ms):
+    def write_dump(self, candidate, found):
+        """A `.sample` and what lies beside it, or a dump of our own where Adams2019 has not featurized the schedule."""
         self.folder.mkdir(parents=True, exist_ok=True)
         stem = self.folder / candidate.key.zfill(3)
-        footer = struct.pack("<fii", runtime_ms, self.spec.seed % 2**31, int(candidate.key.rstrip("r")))
-        replace_file(stem.with_suffix(".schedule.h"), candidate.source.encode())
-        if candidate.featurization:  # autoschedulers other than Adams2019 give none
+        if len(candidate.passes) <= 1:
+            replace_file(stem.with_suffix(".schedule.h"), self.header(candidate).encode())
+        if candidate.featurization:
+            footer = struct.pack("<fii", found["runtime_ms"], self.spec.seed % 2**31, int(candidate.key.rstrip("r")))
             if candidate.lowered is not None:
-                replace_file(stem.with_suffix(LOWERED_SUFFIX), orjson.dumps(candidate.lowered))
+                known_hash = {} if candidate.lowered_hash is None else {HASH: hash_text(candidate.lowered_hash)}
+                replace_file(stem.with_suffix(LOWERED_SUFFIX), orjson.dumps(candidate.lowered | known_hash))
             replace_file(stem.with_suffix(".sample"), candidate.featurization + footer)
+        elif "features" in self.record:
+            program = own.Program.from_json(self.record["features"] | {name: self.record[name] for name in ("stages", "calls")})
+            dump = own.OwnDump(
+                program, candidate.lowered_hash, RENAMED, candidate.lowered, candidate.schedule, origin(candidate.proposal),
+                found["runtime_ms"], found["passes_ms"],
+            )  # fmt: skip
+            replace_file(stem.with_suffix(SCHEDULE_SUFFIX), own.write(dump))
+
+    def header(self, candidate):
+        """The C++ of a candidate: the directives as an autoscheduler has printed them, or a function that applies the schedule."""
+        if candidate.source or not candidate.schedule:
+            return candidate.source
+        return Schedule.from_json(candidate.schedule).to_cpp_header(self.spec.c_name)
+
+
+def hash_text(number):
+    return None if number is None else hex_id(number)
+
+
+def hashes(candidate):
+    """What program.json notes of a candidate to know it again: by its proposal's features, text or data, and by what it lowers to."""
+    return {"hash": candidate.hash, "lowered_hash": hash_text(candidate.lowered_hash)}
 
 
 def stable_share(text):

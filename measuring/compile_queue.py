@@ -5,7 +5,7 @@ import time
 from multiprocessing.connection import wait
 
 from measuring.candidate import Candidate
-from measuring.messages import Checked, Compiled, Failed, Proposed, ReferenceRun
+from measuring.messages import Checked, Compiled, Failed, Featurized, Proposed, ReferenceRun
 
 REPORT_SECONDS = 15  # between two reports of how far it is
 LISTEN_SECONDS = 5  # longest wait for a message: the report is due now and then
@@ -38,6 +38,7 @@ class CompileQueue:
                 if connection in self.active:  # else dropped a moment ago
                     self._take(*self.active[connection])
             self._report()
+        self.ready = [(run, candidate) for run, candidate in self.ready if run.can_keep(candidate)]
         return sorted(self.ready, key=lambda rc: (rc[0].spec.name, rc[1].key.zfill(6)))
 
     def _start(self):
@@ -67,6 +68,13 @@ class CompileQueue:
                 self._compiled(run, candidate, message)
             case ReferenceRun():
                 run.keep_reference(message)
+                if run.has_features():
+                    self._drop(candidate)
+                    candidate.end()
+                else:
+                    candidate.featurize()
+            case Featurized():
+                run.keep_features(message.featurization)
                 self._drop(candidate)
                 candidate.end()
             case Checked():

@@ -9,7 +9,7 @@ from halide_tools.execution import Pass
 
 @dataclass(frozen=True)
 class GoOn:
-    """Do the next step: compile, then check (the reference: run), then measure one pass, as often as this is said."""
+    """Do the next step: compile, then check (the reference: run, then featurize), then measure one pass, as often as this is said."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Proposed:
     """A schedule, not compiled yet.
 
     description : of the program (programs.describe_stages), for the reference only; schedule : Schedule.to_json, "" where it was not
-    asked for or can't be kept as data.
+    asked for or can't be kept as data; lowered_hash : of lowered_identity, None for the reference.
     """
 
     featurization: bytes
@@ -41,6 +41,7 @@ class Proposed:
     seconds: float
     description: dict = field(default_factory=dict)
     schedule: str = ""
+    lowered_hash: int | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,13 @@ class ReferenceRun:
     """The reference has run, and its outputs are on disk. inputs : execution.describe_inputs."""
 
     inputs: dict
+
+
+@dataclass(frozen=True)
+class Featurized:
+    """The bytes of Adams2019's featurization of the program, from the reference alone."""
+
+    featurization: bytes
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,8 @@ class MinimumExtents:
 class Failed:
     """detail : a line for a person.
 
-    reason : `timeout`, `deadline`, `too_slow`, `out_of_memory`, `no_legal_state`, `halide_error`, `crashed` or `wrong_result`.
+    reason : `timeout`, `deadline`, `too_slow`, `out_of_memory`, `no_legal_state`, `halide_error`, `crashed`, `wrong_result`,
+    `no_change` (of a mutation), `no_schedule` (of an author), `not_featurized` (Adams2019's features of the program are not to be had).
     """
 
     reason: str

@@ -6,14 +6,13 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import orjson
 import torch
 
 import train_utils
-from dumps.companions import LOWERED_SUFFIX, call_counts, stage_counts
+from dumps.companions import LOWERED_SUFFIX, call_counts, lowered_in, read_or_none
 from dumps.files import Dump
 from dumps.parsing import parse_dump
-from features import LOWERED, featurize
+from features import featurize
 from halide_tools.programs import describe_stages
 from measuring.processes import count, on_all_cores, propose
 
@@ -140,9 +139,5 @@ def read_measured(run, key):
     path = Path(run.folder, f"{key.zfill(3)}.sample")
     if not path.exists():
         return run.proposals[key], b"", None
-    counts = path.with_suffix(LOWERED_SUFFIX)
-    return (
-        run.proposals[key],
-        path.read_bytes()[:-12],
-        stage_counts(orjson.loads(counts.read_bytes()), LOWERED) if counts.exists() else None,
-    )
+    lowered, _ = lowered_in(read_or_none(path.with_suffix(LOWERED_SUFFIX)))
+    return run.proposals[key], path.read_bytes()[:-12], lowered

@@ -9,7 +9,7 @@ import psutil
 
 from config import usable_cores
 from halide_tools.autoschedulers import OtherAutoscheduler, Proposal
-from measuring.candidate import HandWritten, StoredSchedule
+from measuring.candidate import HandWritten, proposal_of
 from measuring.collection import Plan, ProgramRun
 from measuring.compile_queue import CompileQueue
 from measuring.machine import CAREFUL
@@ -53,12 +53,13 @@ class TuningRun(ProgramRun):
 
     forgotten = ("deadline",)
     keeps_schedules = True  # so that going on needs no search for what was found
+    needs_dumps = False
 
     def __init__(self, spec, folder, seconds, protocol=CAREFUL, cores=0, report=None):
         self.cores, self.report, self.stopwatch = cores or usable_cores(), report, Stopwatch(protocol)
         super().__init__(spec, Plan(str(folder), 0, seconds, self.cores, protocol))
         self.failed = False  # another try may have more time
-        for key in ("failure", "reference_failures"):
+        for key in ("failure", "reference_failures", "not_featurized"):
             self.record.pop(key, None)
         self.searches = self.record.setdefault("searches", {})  # {way to choose: its keys, in the order of measuring}
         self.proposals = {ADAMS2019: Proposal(sigma=0.0, dropout=100, beam_size=ADAMS2019_BEAM, seed=0)}
@@ -72,9 +73,10 @@ class TuningRun(ProgramRun):
         self.workspace = tempfile.TemporaryDirectory()
 
     def proposal(self, key):
-        number = key.rstrip("r")
-        stored = self.outcomes.get(number, {}).get("schedule") if key != number and number not in self.not_restored else ""
-        return StoredSchedule(stored) if stored else self.proposals[number]
+        return self.proposals[key.rstrip("r")]
+
+    def stored_schedule(self, key):
+        return "" if key.rstrip("r") in self.not_restored else super().stored_schedule(key)
 
     def seconds_for(self, key):
         return ADAMS2019_SECONDS if key.rstrip("r") == ADAMS2019 else self.seconds
@@ -189,10 +191,3 @@ class TuningRun(ProgramRun):
         for candidate in self.processes.values():
             if not candidate.has_ended:
                 candidate.end()
-
-
-def proposal_of(record):
-    """The proposal in a candidate's entry of program.json."""
-    if "autoscheduler" not in record:
-        return Proposal.from_record(record)
-    return HandWritten() if record["autoscheduler"] == HandWritten().autoscheduler else OtherAutoscheduler(record["autoscheduler"])

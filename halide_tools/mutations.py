@@ -1,6 +1,7 @@
 """Changes of a schedule, directive by directive: what a search tries beyond what autoschedulers propose.
 
     schedule, kind = mutations.mutate(schedule, facts(pipeline), rng)
+    schedule = Mutated.draw(program_seed, k).find(spec)     # several changes of what an autoscheduler proposes
 
 Each kind of change (KINDS) is a pure function of a schedule. None checks what Halide would: whether a schedule is legal is found by
 lowering it. A tail strategy "Auto" is Halide's choice; read the schedule back after applying it where it is to be compared.
@@ -9,7 +10,12 @@ lowering it. A tail strategy "Auto" is Halide's choice; read the schedule back a
 import dataclasses
 import re
 from dataclasses import dataclass
+from typing import ClassVar
 
+import numpy as np
+
+from halide_tools import schedules
+from halide_tools.autoschedulers import OtherAutoscheduler, Proposal, proposal_from_record
 from halide_tools.buffers import all_funcs, definitions
 from halide_tools.directives import INLINE, ROOT, Created, FuncSchedule, Level, Loop, Split, Stage, labels_of
 from halide_tools.schedules import Schedule
@@ -18,6 +24,10 @@ FACTORS = (2, 3, 4, 5, 8, 16, 32, 64, 128)
 UNROLLS = (2, 3, 4, 6, 8)
 TILE_VECTORS, TILE_ROWS, STRIP_ROWS = (1, 2, 3, 4), (2, 3, 4, 6, 8), (8, 16, 32, 64, 128)
 MAX_UNROLLED = 32  # iterations of loops that are unrolled inside each other
+MUTATED = 1  # tells the random numbers of Mutated.draw from those of Proposal.draw
+MAX_CHANGES = 8
+# What is changed: Adams2019's own choice, what it proposes with noise, and Mullapudi2016's choice.
+PARENTS, PARENT_SHARES = ("greedy", "noisy", "Mullapudi2016"), (0.35, 0.45, 0.2)
 
 
 @dataclass(frozen=True)
@@ -429,3 +439,51 @@ KINDS = {
     "compute_at": compute_at, "store_at": store_at, "inline": inline, "in": wrap, "rfactor": rfactor, "register_tile": register_tile,
     "strip": strip,
 }  # fmt: skip
+
+
+# Proposals
+
+
+class NoChange(ValueError):
+    """No kind of change applies to a schedule."""
+
+
+@dataclass(frozen=True)
+class Mutated:
+    """A schedule some changes away from what an autoscheduler proposes; equal ones give equal schedules.
+
+    parent : the proposal that is changed; changes : how many times; seed : of what is drawn
+    """
+
+    autoscheduler: ClassVar = "mutated"
+    parent: Proposal | OtherAutoscheduler
+    changes: int
+    seed: int
+
+    @classmethod
+    def draw(cls, program_seed, k):
+        """The k-th of a program: one to MAX_CHANGES changes of one of PARENTS."""
+        rng = np.random.default_rng([program_seed, k, MUTATED])
+        kind = rng.choice(PARENTS, p=PARENT_SHARES)
+        parent = (
+            OtherAutoscheduler("Mullapudi2016") if kind == "Mullapudi2016" else Proposal.draw(program_seed, k if kind == "noisy" else 0)
+        )
+        return cls(parent, int(rng.integers(1, MAX_CHANGES + 1)), int(rng.integers(2**31 - 1)))
+
+    @classmethod
+    def from_record(cls, record):
+        """The proposal in a candidate's entry of program.json."""
+        return cls(proposal_from_record(record["parent"]), record["changes"], record["seed"])
+
+    def find(self, spec):
+        """The Schedule of a ProgramSpec's program. Raises NoChange, and hl.HalideError where the autoscheduler refuses."""
+        pipeline, rng = spec.build(), np.random.default_rng(self.seed)
+        known, unscheduled = facts(pipeline, spec.halide_target()), schedules.read(pipeline)
+        self.parent.apply(pipeline, spec)
+        schedule = schedules.read(pipeline, unscheduled)
+        for n in range(self.changes):
+            changed = mutate(schedule, known, rng)
+            if changed is None and not n:
+                raise NoChange("no kind of change applies to it")
+            schedule = changed[0] if changed else schedule
+        return schedule

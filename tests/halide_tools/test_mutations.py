@@ -5,10 +5,9 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from halide_tools import schedules
+from halide_tools import mutations, schedules
 from halide_tools.autoschedulers import OtherAutoscheduler, Proposal
 from halide_tools.programs import HOST, find_programs
-from tuning import mutations
 
 
 @pytest.fixture(scope="module")

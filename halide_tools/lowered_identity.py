@@ -1,0 +1,36 @@
+"""When two schedules are the same: their lowered code is equal but for names.
+
+The normalisation, RENAMED: each identifier is replaced by its number in the order of first appearance, but for what is called (`min(`).
+Halide names temporaries by a counter (`t999`, `t1000`) that depends on what its process has built before, and sorts some operands and
+statements by name, as text. `skip_short_numbers` makes all of these numbers equally long, so that they sort by age whatever the road. What
+Halide sorts by the names of Funcs and loops may still differ: then one schedule looks like two, never two like one.
+"""
+
+import re
+
+import halide as hl
+
+from dumps.parsing import stable_hash
+
+RENAMED = "identifiers numbered in order of appearance"
+IDENTIFIER = re.compile(r"[A-Za-z_$.][\w$.]*(?!\w*\()")  # but what is called: intrinsics
+FIRST_NUMBER = 10_000  # of temporaries; a large pipeline takes a few thousand
+TEMPORARIES_A_CALL = 5  # that hl.fast_log names
+
+
+def renamed(text):
+    """Lowered code with its identifiers numbered in order of appearance."""
+    numbers = {}
+    return IDENTIFIER.sub(lambda match: numbers.setdefault(match[0], f"n{len(numbers)}"), text)
+
+
+def lowered_hash(text):
+    """63 bits that two lowered codes share where they are equal but for names."""
+    return stable_hash(renamed(text))
+
+
+def skip_short_numbers():
+    """Let Halide's temporaries in this process have numbers from FIRST_NUMBER on, all of five digits. Takes a tenth of a second."""
+    x = hl.f32(hl.Var("x"))
+    for _ in range(FIRST_NUMBER // TEMPORARIES_A_CALL):
+        hl.fast_log(x)
