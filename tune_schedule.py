@@ -45,7 +45,8 @@ from tuning.duel import REPEATS, remeasure_finalists
 from tuning.pool import Pool, read_measured
 from tuning.run import ADAMS2019, ADAMS2019_BEAM, OTHERS, Clock, TuningRun
 
-ROUNDS = 4  # in which the budget is spent: what one measures guides the next
+ROUNDS = 8  # in which the budget is spent: what one measures guides the next
+CHANGED = 40  # schedules made of the fastest so far in each round, directive by directive
 # Shares of --minutes after which Halide's own choice, the proposals and the search have to be through; the fresh runs at the end and the
 # library take the rest.
 HALIDE_SHARE, PROPOSALS_SHARE, SEARCH_SHARE = 0.3, 0.42, 0.65
@@ -171,7 +172,7 @@ def propose_schedules(tuning):
     """Fill the pool: with what has been measured here before, and, where the budget has room for more, with new proposals."""
     run, pool, config = tuning.run, tuning.pool, tuning.config
     deadline = tuning.clock.after(PROPOSALS_SHARE)
-    pool.add([read_measured(run, key) for key in run.measured()])
+    pool.add([found for key in run.measured() for found in read_measured(run, key)])
     if len(run.searches.get("lstm", [])) < config.budget or config.compare:
         say(f"proposing {config.proposals} schedules")
         pool.propose([Proposal.draw(run.spec.seed, k) for k in range(config.proposals)], deadline)
@@ -188,7 +189,7 @@ def search_schedules(tuning):
     rounds, deadline = max(2, math.ceil(config.budget / ROUNDS)), tuning.clock.after(SEARCH_SHARE)
     vary = math.ceil(config.proposals / 2 / ROUNDS)
     run.set_deadline(deadline)
-    measured = {"lstm": search.search(pool, "lstm", choose_by_model, config.budget, rounds, deadline, vary=vary, report=say)}
+    measured = {"lstm": search.search(pool, "lstm", choose_by_model, config.budget, rounds, deadline, vary, CHANGED, report=say)}
     if config.compare:
         run.measure(run.others)
         for name, choose in (("random", choose_at_random), ("adams2019_retrained", ChooseByHalide())):
@@ -257,6 +258,7 @@ def describe_search(tuning, measured):
     fastest = min(min(curve) for curve in curves.values() if curve)
     return {
         "measured": len(measured["lstm"]), "proposed": len(pool.keys), "search": curves["lstm"],
+        "changed": {"tried": pool.edited, "failed": dict(pool.edits_failed)},
         "failed": run.failures() | ({"refused": pool.refused.total()} if pool.refused else {}),
         "within_5_percent": {name: results.within(curve, 1.05 * fastest) for name, curve in curves.items()},
         "rivals": {

@@ -55,10 +55,10 @@ def facts(pipeline, target):
     return Facts({label: tuple(stages) for label, stages in readers.items()}, lanes)
 
 
-def mutate(schedule, facts, rng, kinds=None):
-    """(Changed Schedule, name of the kind of change), drawn from `kinds`, by default all; None where none applies."""
-    names = list(kinds or KINDS)
-    for name in rng.permutation(names):
+def mutate(schedule, facts, rng, weights=None):
+    """(Changed Schedule, name of the kind of change), drawn by `weights` {kind: weight}, by default all alike; None where none applies."""
+    names, shares = zip(*(weights or dict.fromkeys(KINDS, 1.0)).items())
+    for name in rng.choice(names, len(names), replace=False, p=np.array(shares) / sum(shares)):
         changed = KINDS[name](schedule, facts, rng)
         if changed is not None and changed != schedule:
             return changed, str(name)
@@ -177,6 +177,19 @@ def _unrolls_known(schedule, label):
         loops = tuple(l._replace(mark="serial") if l.mark == "unroll" and l.name not in known else l for l in stage.loops)
         schedule = _replace_stage(schedule, label, k, loops=loops)
     return schedule
+
+
+def join(schedule, other, rng):
+    """A schedule with another's ways to compute some of the Funcs; None where the two differ in the Funcs that they have."""
+    if schedule.created != other.created or schedule.funcs.keys() != other.funcs.keys():
+        return None
+    differing = [label for label, func in schedule.funcs.items() if func != other.funcs[label]]
+    taken = [label for label in differing if rng.random() < 0.5]
+    if not taken or len(taken) == len(differing):
+        return None
+    return _without_lost_levels(
+        Schedule(schedule.outputs, schedule.funcs | {label: other.funcs[label] for label in taken}, schedule.created)
+    )
 
 
 # Kinds of change
@@ -487,3 +500,23 @@ class Mutated:
                 raise NoChange("no kind of change applies to it")
             schedule = changed[0] if changed else schedule
         return schedule
+
+
+@dataclass(frozen=True)
+class Edited:
+    """A schedule that a search has made of another one. text : of Schedule.to_json; edit_of : what the other goes by; kinds : of change."""
+
+    autoscheduler: ClassVar = "mutated"
+    text: str
+    edit_of: str
+    kinds: tuple
+
+    @classmethod
+    def from_record(cls, record):
+        """The proposal in a candidate's entry of program.json."""
+        return cls(record["text"], record["edit_of"], tuple(record["kinds"]))
+
+    def apply(self, pipeline, spec):
+        """As of Proposal; neither features nor C++ come with it."""
+        Schedule.from_json(self.text).apply(pipeline)
+        return b"", ""

@@ -32,7 +32,7 @@ from halide_tools import execution, lowered_features, schedules
 from halide_tools.autoschedulers import Proposal, proposal_from_record
 from halide_tools.buffers import lowered_text
 from halide_tools.lowered_identity import lowered_hash
-from halide_tools.mutations import Mutated, NoChange
+from halide_tools.mutations import Edited, Mutated, NoChange
 from halide_tools.programs import ProgramSpec, describe_stages, reference_schedules
 from measuring.messages import (
     BuildLibrary,
@@ -120,6 +120,8 @@ def proposal_of(record):
     """The proposal in a candidate's entry of program.json."""
     if record.get("autoscheduler") == HandWritten().autoscheduler:
         return HandWritten()
+    if "edit_of" in record:
+        return Edited.from_record(record)
     return Mutated.from_record(record) if "parent" in record else proposal_from_record(record)
 
 

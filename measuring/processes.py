@@ -4,15 +4,21 @@ import math
 import os
 import time
 from concurrent.futures import TimeoutError
+from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 from pebble import ProcessExpired, ProcessPool
 
 from config import usable_cores
-from halide_tools import lowered_features
+from halide_tools import lowered_features, mutations
+from halide_tools.buffers import lowered_text
+from halide_tools.lowered_identity import lowered_hash
+from halide_tools.schedules import Schedule
 from measuring.candidate import HALIDE_ERRORS, Candidate, failure, failure_of_process, limit_memory
 from measuring.messages import Failed
 
+NOT_COUNTED = Failed("not_counted", "what its lowered code does can't be told")
 PROPOSAL_SECONDS = 60  # for Adams2019 to come up with one, or for counting in its code; it is left out if it takes longer
 
 
@@ -70,7 +76,45 @@ def count(spec, proposal):
         found = lowered_features.count_lowered(pipeline, spec)
     except HALIDE_ERRORS as error:
         return failure(error)
-    return Failed("not_counted", "what its lowered code does can't be told") if found is None else found
+    return NOT_COUNTED if found is None else found
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What to try: `n` changes of the schedule `text`, drawn by `seed` and `weights` ((kind, weight), ...).
+
+    other : a schedule of which it first gets parts, or "".
+    """
+
+    text: str
+    edit_of: str
+    n: int
+    seed: int
+    weights: tuple
+    other: str = ""
+
+
+def edit(spec, wanted):
+    """(mutations.Edited, hash of its lowered code, counts in it) of an Edit, neither compiled nor run; Failed where there is none."""
+    rng, schedule, kinds = np.random.default_rng(wanted.seed), Schedule.from_json(wanted.text), []
+    try:
+        pipeline = spec.build()
+        known = mutations.facts(pipeline, spec.halide_target())
+        if wanted.other and (joined := mutations.join(schedule, Schedule.from_json(wanted.other), rng)):
+            schedule, kinds = joined, ["join"]
+        for _ in range(wanted.n):
+            if changed := mutations.mutate(schedule, known, rng, dict(wanted.weights)):
+                schedule, kinds = changed[0], [*kinds, changed[1]]
+        if not kinds:
+            return Failed("no_change", "no kind of change applies to it")
+        schedule.apply(pipeline)
+        number = lowered_hash(lowered_text(pipeline, spec.halide_target(), keep=True))
+        found = lowered_features.count_lowered(pipeline, spec)
+    except (*HALIDE_ERRORS, LookupError) as error:
+        return failure(error)
+    if found is None:
+        return NOT_COUNTED
+    return mutations.Edited(schedule.to_json(), wanted.edit_of, tuple(kinds)), number, found
 
 
 def identities(specs):

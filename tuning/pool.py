@@ -1,5 +1,9 @@
-"""The pool of schedules proposed for one program, and what the model predicts of each."""
+"""The pool of schedules proposed for one program, and what the model predicts of each.
 
+All that is counted in its lowered code is predicted from these counts alone, so that schedules of all origins are told the same.
+"""
+
+import dataclasses
 import math
 import time
 from collections import Counter
@@ -9,14 +13,15 @@ import numpy as np
 import torch
 
 import train_utils
-from dumps.companions import LOWERED_SUFFIX, call_counts, lowered_in, read_or_none
+from dumps.companions import LOWERED_SUFFIX, SCHEDULE_SUFFIX, call_counts, lowered_in, read_or_none
 from dumps.files import Dump
 from dumps.parsing import parse_dump
-from features import featurize
+from features import SCHEDULE_FEATURES, featurize
 from halide_tools.programs import describe_stages
-from measuring.processes import count, on_all_cores, propose
+from measuring.processes import count, edit, on_all_cores, propose
 
 REPORT_SECONDS = 15  # between two lines about how far the proposals are
+SIZES = SCHEDULE_FEATURES.index("points_computed_minimum")
 PROPOSING_SHARE = 0.6  # of the time there is; counting takes the rest
 FIRST_PROPOSALS = 8  # if Halide refuses all of them, no more are tried
 # Of new proposals, those predicted fastest, that are lowered and counted, which takes several times as long as to propose them.
@@ -39,7 +44,9 @@ class Pool:
     def __init__(self, run, model, meta, device):
         self.run, self.model, self.meta, self.device = run, model, meta, device
         self.keys, self.schedules, self.features, self.hashes = [], [], [], set()
+        self.composed = set()  # keys of schedules that have had the composite changes of search.change_the_best
         self.refused, self.words = Counter(), ""  # how many proposals failed, by reason; the words about the first
+        self.edited, self.edits_failed = 0, Counter()  # how many changes of schedules were tried, and how many failed, by reason
         self.log_predicted, self.shares = np.zeros(0), []
         self.calls = call_counts(describe_stages(run.spec.build())["calls"])
         self.seconds = {"propose": 0.0, "predict": 0.0}
@@ -55,7 +62,7 @@ class Pool:
         while proposals:
             part = proposals if self.keys else proposals[:FIRST_PROPOSALS]
             proposed = self._on_all_cores("proposed", propose, part, until)
-            rows += self.add([(proposal, featurization, None) for proposal, (featurization, _) in proposed.items()])
+            rows += self.add([(p, proposed_schedule(data, self.calls, None)) for p, (data, _) in proposed.items()])
             proposals = proposals[len(part) :] if self.keys else []
         fastest = sorted(rows, key=lambda i: self.log_predicted[i])[: math.ceil(len(rows) * COUNTED_SHARE)]
         counted = self._on_all_cores("counted", count, [self.run.proposals[self.keys[i]] for i in fastest], deadline)
@@ -64,6 +71,27 @@ class Pool:
             if lowered is not None and len(lowered) == len(self.schedules[i].calls):  # a row a stage, as data_utils asks of dumps
                 self.schedules[i].lowered = lowered
         self.predict(fastest)
+
+    def change(self, edits, deadline=math.inf):
+        """Change schedules as each of `edits` (processes.Edit) says, on all cores, until the deadline.
+
+        What is new is counted and predicted.
+        """
+        like = next((s for s in self.schedules if s.algorithm_features.any()), None)
+        if like is None:
+            return  # Adams2019 has featurized nothing, so there is nothing to predict by
+        sizes = np.zeros_like(like.schedule_features)
+        sizes[:, SIZES] = like.schedule_features[:, SIZES]
+        found = self._on_all_cores("changed", edit, edits, deadline)
+        self.add([
+            (
+                edited,
+                dataclasses.replace(
+                    like, schedule_features=sizes, has_schedule_features=False, lowered=counts.astype(np.float32), lowered_hash=number
+                ),
+            )
+            for edited, number, counts in found.values() if len(counts) == len(like.calls)
+        ])  # fmt: skip
 
     def _on_all_cores(self, what, function, proposals, deadline):
         began, failures, told = time.monotonic(), [], time.monotonic()
@@ -76,21 +104,18 @@ class Pool:
 
         found = on_all_cores(function, self.run.spec, proposals, deadline, failures, self.run.cores, report)
         self.seconds["propose"] += time.monotonic() - began
+        if function is edit:
+            self.edited += len(proposals)
+            self.edits_failed.update(failure.reason for failure in failures)
         if function is propose:
             self.refused.update(failure.reason for failure in failures)
             self.words = self.words or next((failure.detail for failure in failures), "")
         return found
 
-    def add(self, featurized):
-        """Take in and predict those of [(proposal, featurization bytes, counts in the lowered code or None)] that are new.
-
-        Returns their rows.
-        """
+    def add(self, found):
+        """Take in and predict those of [(proposal, Schedule)] that are new; returns their rows."""
         first = len(self.keys)
-        for proposal, featurization, lowered in featurized:
-            if not featurization:
-                continue
-            schedule = proposed_schedule(featurization, self.calls, lowered)
+        for proposal, schedule in found:
             if schedule.schedule not in self.hashes:
                 self.hashes.add(schedule.schedule)
                 self.keys.append(self.run.key(proposal))
@@ -105,7 +130,8 @@ class Pool:
     def predict(self, rows):
         """Featurize and predict the schedules of these rows, anew where they were before."""
         began = time.monotonic()
-        features = featurize([self.schedules[i] for i in rows])
+        schedules = (self.schedules[i] for i in rows)
+        features = featurize([dataclasses.replace(s, has_schedule_features=s.lowered is None) for s in schedules])
         predictions = train_utils.predict_sequences(self.model, features, self.device)
         self.seconds["predict"] += time.monotonic() - began
         for i, own, (log_predicted, share, _) in zip(rows, features, predictions):
@@ -132,12 +158,10 @@ class Pool:
 
 
 def read_measured(run, key):
-    """What the pool takes in of a measured schedule.
-
-    (proposal, featurization bytes, b"" where there is none, counts in the lowered code or None)
-    """
-    path = Path(run.folder, f"{key.zfill(3)}.sample")
-    if not path.exists():
-        return run.proposals[key], b"", None
-    lowered, _ = lowered_in(read_or_none(path.with_suffix(LOWERED_SUFFIX)))
-    return run.proposals[key], path.read_bytes()[:-12], lowered
+    """[(proposal, Schedule)] of what the pool takes in of a measured schedule; empty where it has left no dump."""
+    stem = Path(run.folder, key.zfill(3))
+    sample, own = (read_or_none(stem.with_suffix(suffix)) for suffix in (".sample", SCHEDULE_SUFFIX))
+    if sample:
+        lowered, _ = lowered_in(read_or_none(stem.with_suffix(LOWERED_SUFFIX)))
+        return [(run.proposals[key], proposed_schedule(sample[:-12], call_counts(run.record["calls"]), lowered))]
+    return [(run.proposals[key], parse_dump(Dump(f"{key}{SCHEDULE_SUFFIX}", "", data=own), math.inf, need_runtime=False))] if own else []

@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib
 
 from halide_tools import autoschedulers
+from halide_tools.mutations import Edited
 from halide_tools.schedules import Schedule
 from measuring.candidate import HandWritten, origin
 from measuring.messages import Failed
@@ -59,7 +60,7 @@ def build_best(run, key, output):
             (output / file).unlink(missing_ok=True)
     best = {
         "key": key, "autoscheduler": proposal.autoscheduler, "autoscheduler_params": parameters_of(run.spec, proposal),
-        "proposal": vars(proposal), "schedule": "best.schedule.h",
+        "proposal": {name: value for name, value in vars(proposal).items() if name != "text"}, "schedule": "best.schedule.h",
         "python": "best_schedule.py" if run.outcomes[key].get("schedule") else None,
     }  # fmt: skip
     if isinstance(message, Failed):
@@ -73,7 +74,7 @@ def write_schedule(run, key, folder):
     schedule = Schedule.from_json(stored) if stored else None
     if schedule:
         (folder / "best_schedule.py").write_text(schedule.to_python_module())
-    if isinstance(proposal, HandWritten):
+    if isinstance(proposal, (HandWritten, Edited)):
         (folder / "best.schedule.h").write_text(schedule.to_cpp_header(name) if schedule else AS_WRITTEN)
         return
     directives = (run.folder / f"{key.zfill(3)}.schedule.h").read_text()
@@ -83,8 +84,8 @@ def write_schedule(run, key, folder):
 
 
 def parameters_of(spec, proposal):
-    """The autoscheduler's parameters, as text, that give a proposal's schedule again; {} for the author's own."""
-    if isinstance(proposal, HandWritten):
+    """The autoscheduler's parameters, as text, that give a proposal's schedule again; {} where none did."""
+    if isinstance(proposal, (HandWritten, Edited)):
         return {}
     return {k: str(v) for k, v in ({"parallelism": spec.threads} | proposal.parameters("best.weights")).items()}
 

@@ -3,30 +3,48 @@
 Adams2019 with noise on its weights proposes schedules by the hundred and featurizes them without compiling. The LSTM predicts them
 all; those that look fast are lowered, too, so that it knows what their code does and predicts them better. What has been measured
 corrects it, through a Gaussian process over the schedules' features that also says how sure the corrected prediction is; the next to
-be measured are those that may be fastest. Then the best so far are varied, and so on.
+be measured are those that may be fastest. Then the best so far are varied: Adams2019's by more noise, and those of any origin directive by
+directive, which leads to schedules that no autoscheduler proposes. And so on.
 """
 
 import itertools
 import time
+from collections import Counter
 
 import numpy as np
 
+from halide_tools.autoschedulers import Proposal
+from halide_tools.mutations import KINDS
+from measuring.processes import Edit
 from tuning.run import ADAMS2019
 
-VARIED = 3  # of the fastest schedules are varied after each round
+VARIED = 3  # of the fastest schedules are varied after each round by more noise,
+PARENTS, PARENT_DECAY = 6, 0.7  # and so many are changed directive by directive, each rank so many times as often as the one before
 VARIATION_SHARE = 0.3  # of the time that is left, for proposing and counting these
+CHANGES = (1, 1, 2, 3, 4)  # how many at once, drawn
+JOIN_SHARE = 0.15  # of the changed schedules that get parts of another one first
+COMPOSITE = ("register_tile", "strip")  # kinds of change that rewrite a Func and what it reads together: each is tried on each parent
+COMPOSITE_TRIES = 3  # with so many sizes
+# Share of the changed schedules that were faster than what they were made of, by kind of change, in a search over eight applications with
+# another program (docs/log.md), and how many schedules of this run that is taken to be worth.
+PRIOR = {
+    "strip": 0.44, "compute_at": 0.39, "register_tile": 0.38, "unroll": 0.26, "store_at": 0.24, "parallel": 0.18, "order": 0.2,
+    "factor": 0.19, "split": 0.19, "in": 0.18, "inline": 0.13, "rfactor": 0.12, "vector_width": 0.1,
+}  # fmt: skip
+PRIOR_WEIGHT = 8
+FASTER = 0.97  # of the other's runtime
 
 
-def search(pool, name, choose, budget, round_size, deadline, vary=0, among=None, report=None):
+def search(pool, name, choose, budget, round_size, deadline, vary=0, change=0, among=None, report=None):
     """Measure schedules in rounds, until `budget` are: Adams2019's own choice and those of OTHERS, then the pool's.
 
     Returns their keys in that order.
 
 
     name : of the search in the record; what it measured before is the beginning of what it measures now, and counts.
-    vary : how many variations of the fastest so far the pool gets after each round; with 0 it stays as it is. among : the keys to
-    choose from; None is the whole pool. report : called with a line after each round. A candidate that fails costs no measurement,
-    but after as many failures as the budget is large the search ends.
+    vary, change : how many variations of the fastest so far the pool gets after each round, by more noise and by changed directives; with
+    0 it stays as it is. among : the keys to choose from; None is the whole pool. report : called with a line after each round. A candidate
+    that fails costs no measurement, but after as many failures as the budget is large the search ends.
     """
     run = pool.run
     measured = run.searches.setdefault(name, [])
@@ -38,6 +56,8 @@ def search(pool, name, choose, budget, round_size, deadline, vary=0, among=None,
             break
         if n_tried and vary and len(measured) > 1:
             vary_the_best(pool, measured, vary, deadline)
+        if n_tried and change and measured:
+            change_the_best(pool, measured, change, deadline)
         keys = keys or choose(pool, measured, [key for key in among or pool.keys if key not in tried], n)
         if not keys:
             break
@@ -61,10 +81,47 @@ def standing(run, measured):
 def vary_the_best(pool, measured, n, deadline):
     """Add to the pool up to `n` variations of the fastest schedules measured so far."""
     rng = np.random.default_rng([pool.run.spec.seed, len(pool.keys)])
-    fastest = sorted((key for key in measured if key in pool.keys and key != ADAMS2019), key=pool.run.runtime_ms)[:VARIED]
+    noisy = [key for key in measured if isinstance(pool.run.proposals[key], Proposal) and key != ADAMS2019]
+    fastest = sorted(noisy, key=pool.run.runtime_ms)[:VARIED]
     parents = itertools.islice(itertools.cycle(fastest), n if fastest else 0)
     now = time.monotonic()
     pool.propose([pool.run.proposals[key].varied(rng) for key in parents], now + (deadline - now) * VARIATION_SHARE)
+
+
+def change_the_best(pool, measured, n, deadline):
+    """Add to the pool up to `n` schedules made of the fastest measured so far, of any origin, by changes of their directives.
+
+    Each parent gets the COMPOSITE changes once; the others are drawn, those kinds more often that have paid.
+    """
+    run, rng = pool.run, np.random.default_rng([pool.run.spec.seed, len(pool.keys), 1])
+    kept = [key for key in dict.fromkeys([*run.baselines(), *measured]) if run.outcomes.get(key, {}).get("schedule")]
+    parents = sorted((key for key in kept if key in run.measured()), key=run.runtime_ms)[:PARENTS]
+    if not parents:
+        return
+    text = {key: run.outcomes[key]["schedule"] for key in parents}
+    draw = lambda: int(rng.integers(2**31 - 1))
+    edits = []
+    for key in parents:
+        if key not in pool.composed:
+            pool.composed.add(key)
+            edits += [Edit(text[key], key, 1, draw(), ((kind, 1.0),)) for kind in COMPOSITE for _ in range(COMPOSITE_TRIES)]
+    weights = tuple(kind_weights(run).items())
+    shares = PARENT_DECAY ** np.arange(len(parents))
+    for key, other in rng.choice(parents, (max(n - len(edits), 0), 2), p=shares / shares.sum()).tolist():
+        joined = text[other] if rng.random() < JOIN_SHARE and other != key else ""
+        edits.append(Edit(text[key], key, int(rng.choice(CHANGES)), draw(), weights, joined))
+    now = time.monotonic()
+    pool.change(edits, now + (deadline - now) * VARIATION_SHARE)
+
+
+def kind_weights(run):
+    """{kind of change: how often it is drawn}: the share of schedules with it that were faster than what they were made of."""
+    tried, faster = Counter(), Counter()
+    for key in run.measured():
+        made_of, kinds = run.outcomes[key].get("edit_of"), set(run.outcomes[key].get("kinds", ()))
+        tried.update(kinds if made_of else ())
+        faster.update(kinds if made_of and run.runtime_ms(key) < FASTER * run.runtime_ms(made_of) else ())
+    return {kind: (PRIOR[kind] * PRIOR_WEIGHT + faster[kind]) / (PRIOR_WEIGHT + tried[kind]) for kind in KINDS}
 
 
 def best_so_far(run, keys):
