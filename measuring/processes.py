@@ -11,9 +11,11 @@ import numpy as np
 from pebble import ProcessExpired, ProcessPool
 
 from config import usable_cores
-from halide_tools import lowered_features, mutations
+from halide_tools import lowered_features, mutations, schedules
+from halide_tools.autoschedulers import Proposal
 from halide_tools.buffers import lowered_text
 from halide_tools.lowered_identity import lowered_hash
+from halide_tools.programs import describe_stages
 from halide_tools.schedules import Schedule
 from measuring.candidate import HALIDE_ERRORS, Candidate, failure, failure_of_process, limit_memory
 from measuring.messages import Failed
@@ -77,6 +79,28 @@ def count(spec, proposal):
     except HALIDE_ERRORS as error:
         return failure(error)
     return NOT_COUNTED if found is None else found
+
+
+def featurize_author(spec, _):
+    """What is predicted of the schedule that a program's author wrote, or of the program as it stands.
+
+    {"featurization" of the program by Adams2019, "stages" and "calls" as of describe_stages, "counts" in the lowered code of that schedule,
+    "hash" of that code, "is_written": whether there is one}, or Failed. Nothing is compiled or run.
+    """
+    try:
+        described = describe_stages(spec.build())  # first: a second program of a process gets other names
+        featurization, _ = Proposal.draw(spec.seed, 0).apply(spec.build(), spec)
+        pipeline, written = spec.build(), spec.build_hand_scheduled()
+        if written is not None:
+            schedules.read(written).apply(pipeline)  # so that there is a row for each of the program's stages
+        number = lowered_hash(lowered_text(pipeline, spec.halide_target(), keep=True))
+        counts = lowered_features.count_lowered(pipeline, spec)
+    except (*HALIDE_ERRORS, LookupError) as error:
+        return failure(error)
+    if counts is None:
+        return NOT_COUNTED
+    found = {"featurization": featurization, "stages": described["stages"], "calls": described["calls"]}
+    return found | {"counts": counts, "hash": number, "is_written": written is not None}
 
 
 @dataclass(frozen=True)

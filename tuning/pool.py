@@ -16,12 +16,11 @@ import train_utils
 from dumps.companions import LOWERED_SUFFIX, SCHEDULE_SUFFIX, call_counts, lowered_in, read_or_none
 from dumps.files import Dump
 from dumps.parsing import parse_dump
-from features import SCHEDULE_FEATURES, featurize
+from features import featurize
 from halide_tools.programs import describe_stages
 from measuring.processes import count, edit, on_all_cores, propose
 
 REPORT_SECONDS = 15  # between two lines about how far the proposals are
-SIZES = SCHEDULE_FEATURES.index("points_computed_minimum")
 PROPOSING_SHARE = 0.6  # of the time there is; counting takes the rest
 FIRST_PROPOSALS = 8  # if Halide refuses all of them, no more are tried
 # Of new proposals, those predicted fastest, that are lowered and counted, which takes several times as long as to propose them.
@@ -80,18 +79,8 @@ class Pool:
         like = next((s for s in self.schedules if s.algorithm_features.any()), None)
         if like is None:
             return  # Adams2019 has featurized nothing, so there is nothing to predict by
-        sizes = np.zeros_like(like.schedule_features)
-        sizes[:, SIZES] = like.schedule_features[:, SIZES]
-        found = self._on_all_cores("changed", edit, edits, deadline)
-        self.add([
-            (
-                edited,
-                dataclasses.replace(
-                    like, schedule_features=sizes, has_schedule_features=False, lowered=counts.astype(np.float32), lowered_hash=number
-                ),
-            )
-            for edited, number, counts in found.values() if len(counts) == len(like.calls)
-        ])  # fmt: skip
+        found = self._on_all_cores("changed", edit, edits, deadline).values()
+        self.add([(edited, like.another(counts, number)) for edited, number, counts in found if len(counts) == len(like.calls)])
 
     def _on_all_cores(self, what, function, proposals, deadline):
         began, failures, told = time.monotonic(), [], time.monotonic()
