@@ -194,6 +194,8 @@ def search_schedules(tuning):
         run.measure(run.others)
         for name, choose in (("random", choose_at_random), ("adams2019_retrained", ChooseByHalide())):
             measured[name] = search.search(pool, name, choose, config.budget, rounds, deadline, among=initial)
+        name, others = "random_changes", pool.part(initial)  # the same changes, but nobody predicts which
+        measured[name] = search.search(others, name, choose_at_random, config.budget, rounds, deadline, change=CHANGED)
     elif not measured["lstm"] and not pool.keys:
         run.measure(run.others)  # what Adams2019 can't schedule, another autoscheduler may
     measured |= {name.lower(): [key] for name, key in zip(OTHERS, run.others) if key in run.measured()}

@@ -76,7 +76,7 @@ def main():
         kind = list(mutations.KINDS)[n % len(mutations.KINDS)]
         at = int(rng.integers(len(parents)))
         spec, known, parent, depth = parents[at]
-        mutated = mutations.mutate(parent, known, rng, [kind])
+        mutated = mutations.mutate(parent, known, rng, {kind: 1.0})
         if mutated is None:
             found[kind, "does not apply"] += 1
             continue

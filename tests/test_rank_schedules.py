@@ -6,9 +6,11 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, expect_user_error, json_tree, make_stages, run, sample_bytes, write_json
+from conftest import BLUR, ROOT, expect_user_error, json_tree, make_stages, run, sample_bytes, write_json
 
 import train_utils
+from halide_tools.autoschedulers import Proposal
+from halide_tools.programs import find_programs
 
 
 def test_ranking_schedules_that_were_never_run(trained, tmp_path):
@@ -45,7 +47,7 @@ def test_ranking_schedules_that_were_never_run(trained, tmp_path):
 
     write_json(tmp_path / "foreign.json", json_tree())
     assert "far outside" in run("rank_schedules.py", tmp_path / "foreign.json", checkpoint).stderr
-    expect_user_error(run("rank_schedules.py", raw / "cut.sample", checkpoint, check=False), "no usable dump")
+    expect_user_error(run("rank_schedules.py", raw / "cut.sample", checkpoint, check=False), "nothing usable")
     expect_user_error(run("rank_schedules.py", checkpoint, check=False), "PATHS")
     expect_user_error(run("rank_schedules.py", tmp_path / "missing", checkpoint, check=False), "missing")
     expect_user_error(run("rank_schedules.py", raw, "--checkpoint=none.safetensors", check=False), "none.safetensors")
@@ -141,3 +143,31 @@ def test_a_reader_that_goes_ends_the_output_quietly(dumps, tmp_path):
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=250)
     assert len(done.stdout.splitlines()) == 2 and "Traceback" not in done.stderr and "Broken" not in done.stderr
     assert len(pd.read_csv(tmp_path / "ranked.csv")) == 412
+
+
+def test_a_program_stands_for_the_schedule_that_its_author_wrote(trained, tmp_path):
+    folder, _ = trained
+    checkpoint = f"--checkpoint={folder / 'run' / 'best.safetensors'}"
+    (tmp_path / "plain.py").write_text(BLUR)
+    (tmp_path / "tiled.py").write_text(BLUR.replace("    out.set_est", "    blur.compute_root().vectorize(x, 8)\n    out.set_est"))
+    (tmp_path / "broken.py").write_text("def build():\n    return 3\n")
+    rows, done = ranked(tmp_path, tmp_path / "plain.py", tmp_path / "tiled.py", checkpoint, "--stages=true")
+    assert len(rows) == 2 and rows.instance.nunique() == 1, "the same program, scheduled in two ways"
+    assert {file.partition("plain (")[2] or file.partition("tiled (")[2] for file in rows.file} == {
+        "as it stands)", "as its author scheduled it)",
+    }  # fmt: skip
+    assert rows.predicted_ms.iloc[0] != rows.predicted_ms.iloc[1]
+    assert [line.split()[-1] for line in done.stdout.splitlines() if "stage" in line] == ["out", "blur"] * 2
+    # Among dumps of the same program.
+    spec = find_programs(tmp_path / "plain.py")[0]
+    (tmp_path / "own.featurization").write_bytes(Proposal.draw(0, 0).apply(spec.build(), spec)[0])
+    rows, _ = ranked(tmp_path, tmp_path / "tiled.py", tmp_path / "own.featurization", checkpoint)
+    assert sorted(rows["rank"]) == [1, 2]
+    mistakes = [
+        ([tmp_path / "broken.py"], ["broken.py", "int"]),
+        ([tmp_path / "plain.py", "--generator=nothing"], ["nothing"]),
+        ([tmp_path / "plain.py", "--target=x87"], ["x87"]),
+        ([tmp_path / "own.featurization", "--target=host"], ["--target", "programs"]),
+    ]
+    for arguments, words in mistakes:
+        expect_user_error(run("rank_schedules.py", *arguments, checkpoint, check=False), *words)

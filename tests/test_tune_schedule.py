@@ -22,10 +22,12 @@ from dumps.parsing import parse_dump
 from features import featurize
 from halide_tools import schedules
 from halide_tools.autoschedulers import LIBRARIES, Proposal, load_autoscheduler
+from halide_tools.mutations import KINDS
 from halide_tools.programs import find_programs
 from measuring.machine import QUICK
+from measuring.processes import Edit
 from tuning import results
-from tuning.pool import COUNTED_SHARE, Pool
+from tuning.pool import COUNTED_SHARE, Pool, read_measured
 from tuning.run import TuningRun
 
 GENERATORS = """
@@ -121,21 +123,22 @@ def test_tuning_finds_measures_and_builds_a_schedule(tuned):
     folder, flags, done = tuned
     out, report = output_of(tuned), report_of(tuned)
     assert report["measured"] <= 8 < report["proposed"]
-    assert set(report["rivals"]) == {"mullapudi2016", "li2018", "random", "adams2019_retrained"}
+    assert set(report["rivals"]) == {"mullapudi2016", "li2018", "random", "random_changes", "adams2019_retrained"}
     assert all(rival["best_ms"] > 0 for rival in report["rivals"].values())
     assert report["search"] == sorted(report["search"], reverse=True) and len(report["search"]) == report["measured"]
     assert (out / "search.png").stat().st_size > 1000
     assert report["background"] >= 0 and report["threads"] >= 1 and report["protocol"] == "quick"
+    assert report["changed"]["tried"] >= 40 > sum(report["changed"]["failed"].values())
     assert report["inputs"]["image"]["contents"].startswith("random") and report["inputs"]["gain"]["contents"] == "its estimate"
     assert all(1 <= n <= 256 for extents in report["minimum_extents"] for n in extents)
 
     link = folder / "link"  # without a comma, which separates paths in raw_path
     link.symlink_to(out)
     dumps = list(iter_dumps(str(link / "measurements")))
-    schedules = [parse_dump(dump, 1e5) for dump in dumps if dump.file.endswith(".sample")]
-    assert len(schedules) >= report["measured"] and len({s.program for s in schedules}) == 1
-    assert all(s.lowered is not None for s in schedules)
-    assert {dump.collection for dump in dumps if dump.file.endswith(".sample")} == {"measurements"}
+    schedules = [parse_dump(dump, 1e5) for dump in dumps]
+    assert len(schedules) >= report["measured"] and len({(s.program, s.instance) for s in schedules}) == 1
+    assert all(s.lowered is not None for s in schedules) and {dump.collection for dump in dumps} == {"measurements"}
+    assert {"mutated", "hand_written", "mullapudi2016"} <= {s.origin for s in schedules}
 
 
 def test_the_reported_times_are_of_runs_that_chose_nothing(tuned):
@@ -351,6 +354,27 @@ def test_proposals_that_look_fast_are_lowered_and_predicted_again(tuned, tmp_pat
     assert sorted(np.argsort(at_first)[: math.ceil(len(pool.keys) * COUNTED_SHARE)]) == counted and len(pool.keys) > 4
     changed = ~np.isclose(pool.log_predicted, at_first, atol=1e-4)
     assert changed[counted].all() and changed.sum() == len(counted)
+
+
+def test_a_change_is_told_as_its_schedule_is_measured(tuned, tmp_path):
+    """What is predicted of a changed schedule is what its own process finds."""
+    device = torch.device("cpu")
+    run_ = TuningRun(spec_of(tuned), tmp_path / "measurements", 60, QUICK)
+    pool = Pool(run_, *train_utils.load_model(train_utils.SHIPPED_MODEL, device), device)
+    run_.measure(["0"])
+    pool.add([found for key in run_.measured() for found in read_measured(run_, key)])
+    pool.change([Edit(run_.outcomes["0"]["schedule"], "0", 2, seed, tuple(dict.fromkeys(KINDS, 1.0).items())) for seed in range(8)])
+    assert len(pool.keys) > 3 and pool.edited == 8 and np.isfinite(pool.log_predicted).all()
+    told = dict(zip(pool.keys, pool.schedules))
+    changed = pool.keys[1:3]
+    run_.measure(changed)
+    run_.end()
+    for key in changed:
+        assert run_.outcomes[key]["outcome"] == "measured" and run_.outcomes[key]["edit_of"] == "0", run_.outcomes[key]
+        [(proposal, found)] = read_measured(run_, key)
+        assert proposal == run_.proposals[key] and found.origin == "mutated"
+        assert found.instance == told[key].instance
+        assert np.allclose(found.lowered, told[key].lowered, rtol=1e-3)
 
 
 def test_variations_are_reproducible_and_near():

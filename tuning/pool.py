@@ -71,6 +71,12 @@ class Pool:
                 self.schedules[i].lowered = lowered
         self.predict(fastest)
 
+    def part(self, keys):
+        """Another Pool with the schedules of these `keys` alone."""
+        part = Pool(self.run, self.model, self.meta, self.device)
+        part.add([(self.run.proposals[key], self.schedules[self.keys.index(key)]) for key in keys])
+        return part
+
     def change(self, edits, deadline=math.inf):
         """Change schedules as each of `edits` (processes.Edit) says, on all cores, until the deadline.
 

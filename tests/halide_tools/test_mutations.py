@@ -42,7 +42,7 @@ def test_each_kind_of_change_makes_schedules_that_lower(kind, parents, tmp_path)
         for parent in scheduled:
             before = parent.to_json()
             for _ in range(2):
-                mutated = mutations.mutate(parent, facts, rng, [kind])
+                mutated = mutations.mutate(parent, facts, rng, {kind: 1.0})
                 assert parent.to_json() == before
                 if mutated is None:
                     continue
@@ -70,7 +70,25 @@ def test_facts_say_who_reads_whom_and_how_wide_vectors_are(parents):
 
 def test_a_register_tile_keeps_the_reduction_in_its_readers_tile(parents):
     _, facts, scheduled = parents[0]
-    child, _ = mutations.mutate(scheduled[0], facts, np.random.default_rng(0), ["register_tile"])
+    child, _ = mutations.mutate(scheduled[0], facts, np.random.default_rng(0), {"register_tile": 1.0})
     product, output = child.funcs["product"], child.funcs["output"]
     assert product.compute.func == "output" and [loop.mark for loop in product.stages[1].loops[:3]] == ["vectorize", "unroll", "unroll"]
     assert [loop.mark for loop in output.stages[0].loops] == ["vectorize", "unroll", "unroll", "serial", "parallel"]
+
+
+def test_two_schedules_join_func_by_func(parents, tmp_path):
+    spec, _, (one, other) = parents[1]
+    joined = [mutations.join(one, other, np.random.default_rng(seed)) for seed in range(20)]
+    joined = [schedule for schedule in joined if schedule]
+    assert len(set(joined)) > 3 and not {one, other} & set(joined)
+    lowered = 0
+    for schedule in joined[:6]:
+        for label, func in schedule.funcs.items():  # unrolled loops may have become serial, where a Func has lost its place
+            splits = [[stage.transforms for stage in source.funcs[label].stages] for source in (one, other)]
+            assert [stage.transforms for stage in func.stages] in splits
+        try:
+            lower(spec, schedule, tmp_path)
+            lowered += 1
+        except (hl.HalideError, ValueError):
+            continue
+    assert lowered
