@@ -299,9 +299,10 @@ class ProgramRun:
             replace_file(stem.with_suffix(".sample"), candidate.featurization + footer)
         elif "features" in self.record:
             program = own.Program.from_json(self.record["features"] | {name: self.record[name] for name in ("stages", "calls")})
+            is_whole = candidate.lowered and all(len(counts) == len(program.sizes) for counts in candidate.lowered.values())
             dump = own.OwnDump(
-                program, candidate.lowered_hash, RENAMED, candidate.lowered, candidate.schedule, origin(candidate.proposal),
-                found["runtime_ms"], found["passes_ms"],
+                program, candidate.lowered_hash, RENAMED, candidate.lowered if is_whole else None, candidate.schedule,
+                origin(candidate.proposal), found["runtime_ms"], found["passes_ms"],
             )  # fmt: skip
             replace_file(stem.with_suffix(SCHEDULE_SUFFIX), own.write(dump))
 
