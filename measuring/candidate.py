@@ -56,6 +56,7 @@ from measuring.messages import (
 
 HALIDE_ERRORS = (hl.HalideError, ValueError, RuntimeError, MemoryError)
 RUN_SECONDS = 60  # for a candidate's check, and for each pass
+MUTATED_RUN_SECONDS = 4  # the same of a mutation: one in ten is tens of times slower than its parent, and nobody wants to know how many
 REFERENCE_RUN_SECONDS = 120  # for the reference's run: it is the slowest of all
 MEMORY_LIMIT = min(12 * 2**30, psutil.virtual_memory().total * 3 // 4)  # bytes of address space for each process
 OUT_OF_MEMORY = re.compile(r"out of memory|bad_alloc|cannot allocate memory|memoryerror", re.I)
@@ -432,6 +433,7 @@ class Candidate:
         self.schedule_seconds = self.compile_seconds = 0.0
         self.passes = []  # execution.Pass each
         self.has_proposed = self.has_ended = False
+        self.run_seconds = MUTATED_RUN_SECONDS if isinstance(self.proposal, Mutated) else RUN_SECONDS
         self.limit("timeout", "scheduled", run.seconds_for(key))
 
     def limit(self, reason, what, seconds):
@@ -484,12 +486,12 @@ class Candidate:
 
     def check(self):
         """Have it run once, and its output compared with the reference's."""
-        self.limit("too_slow", "run and compared", RUN_SECONDS)
+        self.limit("too_slow", "run and compared", self.run_seconds)
         self.send(GoOn())
 
     def measure_pass(self):
         """The message about one pass, measured now."""
-        self.limit("too_slow", "measured", RUN_SECONDS)
+        self.limit("too_slow", "measured", self.run_seconds)
         self.send(GoOn())
         return self.receive(self.deadline - time.monotonic())
 
