@@ -18,9 +18,8 @@ RENAMED = "names numbered in order of appearance"
 WORDS = """
     Auto Heap Stack Register GPUShared GPUTexture LockedCache VTCM AMXTile acquire allocate assert atomic buffer consume custom_delete
     custom_new else external external_plus_argv external_plus_metadata fork for free func gpu_block gpu_lane gpu_thread
-    hoisted_storage if in
-    internal join let module name parallel predicate prefetch produce realize reinterpret serial static struct target unrolled
-    vectorized void
+    hoisted_storage if in internal join let module name parallel predicate prefetch produce realize reinterpret serial static struct
+    target unrolled vectorized void
 """.split()
 TYPE = r"(?:u?int|b?float|handle)\d+(?:x\d+)?"
 # A name: but what is called is none.
@@ -32,7 +31,8 @@ TEMPORARIES_A_CALL = 5  # that hl.fast_log names
 def renamed(text):
     """Lowered code with its names numbered in order of appearance."""
     numbers = {}
-    return IDENTIFIER.sub(lambda match: numbers.setdefault(match[0], f"n{len(numbers)}"), text)
+    # A function is called as its output, but for `$`: of `out$1` it is `out_1`, and of `out` it is `out`, too.
+    return IDENTIFIER.sub(lambda match: numbers.setdefault(match[0].replace("$", "_"), f"n{len(numbers)}"), text)
 
 
 def lowered_hash(text):
