@@ -41,8 +41,11 @@ import common
 
 import data_utils
 from config import Config, load_config, run_script
+from dumps import own
+from dumps.companions import HASH
 from dumps.files import iter_dumps, read_bytes
-from features import OPS, SCHEDULE_FEATURES
+from dumps.parsing import stable_hash
+from features import OPS, SCHEDULE_FEATURES, STAGE_BYTES
 from measuring.fan_out import fan_out
 
 BATCH = 200  # inputs in a folder that is read at once
@@ -96,6 +99,14 @@ def json_dump(sample):
     return orjson.dumps({"programming_details": {"Nodes": nodes, "Edges": []}, "scheduling_data": [*entries, runtime]})
 
 
+def own_dump(sample):
+    """A dump in the project's own format with the program of a `.sample`."""
+    n_stages = len(sample) // STAGE_BYTES
+    program = own.Program.of_featurization(sample[:-12], [f"f{i}" for i in range(n_stages)], {"exp": [1] * n_stages})
+    counts, hash_ = {"stores": [3] * n_stages}, stable_hash(sample)
+    return own.write(own.OwnDump(program, hash_, "names numbered", counts, '{"outputs":["f0"],"funcs":{}}', "mutated", 1.5, [1.5, 1.6]))
+
+
 def tar_of(files):
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
@@ -127,11 +138,16 @@ def seed_inputs(samples):
     companions = {
         "program.json": orjson.dumps({"calls": {"exp": [1] * stages}, "candidates": {"0": {"origin": "mutated", "outcome": "measured"}}}),
         "collection.json": orjson.dumps({"name": "x", "machine": {"processor": "p", "cores": 2, "target": "t", "threads": 2}}),
+<<<<<<< HEAD
         "000.lowered.json": orjson.dumps({"body_cycles": [3] * stages}),
+=======
+        "000.lowered.json": orjson.dumps({"stores": [3] * stages, HASH: f"{7:016x}"}),
+>>>>>>> origins
     }
     members = {f"x/p/{name}": data for name, data in companions.items()}
     members |= {f"x/p/{i:03d}.sample": data for i, data in enumerate(samples)}
     members |= {"x/q/x.featurization": sample[:-12], "x/q/bench.txt": BENCH, "x/q/y.json": json_dump(samples[-1])}
+    members |= {"x/p/009.schedule.json": own_dump(sample)}
     tar, featurization, dump = tar_of(members), {"x.featurization": sample[:-12]}, json_dump(sample)
     of_companions = {name: {name: data, "000.sample": sample} for name, data in companions.items()}
     return {
@@ -139,10 +155,12 @@ def seed_inputs(samples):
         ".featurization": {**featurization, "bench.txt": BENCH},
         "bench.txt": {"bench.txt": BENCH, **featurization},
         ".json": {"x.json": dump},
+        ".schedule.json": {"000.schedule.json": own_dump(sample), "001.sample": sample},
         "without suffix": {"x": sample},
         **of_companions,
         ".sample.gz": {"x.sample.gz": gzip.compress(sample, mtime=0)},
         ".json.xz": {"x.json.xz": lzma.compress(dump, preset=0)},
+        ".schedule.json.xz": {"x.schedule.json.xz": lzma.compress(own_dump(sample), preset=0)},
         ".tar": {"x.tar": tar},
         ".tar.gz": {"x.tar.gz": gzip.compress(tar, 1, mtime=0)},
         ".tar.xz": {"x.tar.xz": lzma.compress(tar, preset=0)},

@@ -515,8 +515,3 @@ class Edited:
     def from_record(cls, record):
         """The proposal in a candidate's entry of program.json."""
         return cls(record["text"], record["edit_of"], tuple(record["kinds"]))
-
-    def apply(self, pipeline, spec):
-        """As of Proposal; neither features nor C++ come with it."""
-        Schedule.from_json(self.text).apply(pipeline)
-        return b"", ""

@@ -104,8 +104,11 @@ class Schedule:
         return list(directives_of(self))
 
     def apply(self, pipeline):
-        """Schedule a fresh `pipeline` in place. Raises ValueError where it is another one, hl.HalideError where Halide refuses."""
-        _apply(self, pipeline)
+        """Schedule a fresh `pipeline` in place; returns {label: hl.Func}, with the Funcs that the schedule adds.
+
+        Raises ValueError where it is another pipeline, hl.HalideError where Halide refuses.
+        """
+        return _apply(self, pipeline)
 
     def to_cpp_header(self, name):
         """A `.schedule.h` with `apply_schedule_NAME(pipeline, target)`, as Halide's autoschedulers write."""
@@ -398,6 +401,7 @@ def _apply(schedule, pipeline):
         result = getattr(target, directive.method)(*arguments)
         if directive.result:
             handles[directive.result] = result
+    return handles
 
 
 def find_funcs(schedule, pipeline):

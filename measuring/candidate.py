@@ -18,10 +18,13 @@ import struct
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import forkserver
 from pathlib import Path
+from typing import NamedTuple
 
 import halide as hl
 import numpy as np
@@ -29,11 +32,13 @@ import psutil
 
 from dumps.companions import ADAMS2019
 from halide_tools import execution, lowered_features, schedules
-from halide_tools.autoschedulers import Proposal, proposal_from_record
+from halide_tools.autoschedulers import OtherAutoscheduler, Proposal, proposal_from_record
 from halide_tools.buffers import lowered_text
 from halide_tools.lowered_identity import lowered_hash
 from halide_tools.mutations import Edited, Mutated, NoChange
+from halide_tools.program_rows import apply_from_data, of_program, stage_labels
 from halide_tools.programs import ProgramSpec, describe_stages, reference_schedules
+from halide_tools.schedule_source import read_source
 from measuring.messages import (
     BuildLibrary,
     Checked,
@@ -51,6 +56,7 @@ from measuring.messages import (
 
 HALIDE_ERRORS = (hl.HalideError, ValueError, RuntimeError, MemoryError)
 RUN_SECONDS = 60  # for a candidate's check, and for each pass
+MUTATED_RUN_SECONDS = 4  # the same of a mutation: one in ten is tens of times slower than its parent, and nobody wants to know how many
 REFERENCE_RUN_SECONDS = 120  # for the reference's run: it is the slowest of all
 MEMORY_LIMIT = min(12 * 2**30, psutil.virtual_memory().total * 3 // 4)  # bytes of address space for each process
 OUT_OF_MEMORY = re.compile(r"out of memory|bad_alloc|cannot allocate memory|memoryerror", re.I)
@@ -77,10 +83,6 @@ class StoredSchedule:
     """A schedule that was found before, as text of schedules.Schedule.to_json: it needs no search."""
 
     text: str
-
-    def apply(self, pipeline, spec):
-        schedules.Schedule.from_json(self.text).apply(pipeline)
-        return b"", ""
 
 
 class GivenUp(Exception):
@@ -156,11 +158,11 @@ def _run_steps(connection, task):
     spec = task.spec
     with ThreadPoolExecutor(1) as elsewhere:  # where it has a heap of its own, so that the one that is measured on is as good as new
         start = time.monotonic()
-        pipeline, proposed = elsewhere.submit(_schedule, task).result()
+        scheduled, proposed = elsewhere.submit(_schedule, task).result()
         connection.send(dataclasses.replace(proposed, seconds=time.monotonic() - start))
         connection.recv()
         start = time.monotonic()
-        program = elsewhere.submit(execution.Program, pipeline, spec, isinstance(task.proposal, Reference)).result()
+        program = elsewhere.submit(execution.Program, scheduled.pipeline, spec, isinstance(task.proposal, Reference)).result()
     connection.send(Compiled(time.monotonic() - start))
     connection.recv()
     if isinstance(task.proposal, Reference):
@@ -169,38 +171,73 @@ def _run_steps(connection, task):
         connection.recv()
         connection.send(Featurized(_found_in_fork(lambda: Proposal.draw(spec.seed, 0).apply(spec.build(), spec)[0])))
         return
-    _send_from_fork(connection, lambda: _check(program, task))
+    _send_from_fork(connection, lambda: _check(program, task, scheduled.by_stage))
     while True:
         order = connection.recv()
         _send_from_fork(connection, lambda: _obey(order, program))  # noqa: B023  (called at once)
 
 
+class Scheduled(NamedTuple):
+    """A scheduled pipeline. data : text of Schedule.to_json or ""; by_stage : makes counts of its stages those of its program's stages."""
+
+    pipeline: hl.Pipeline
+    featurization: bytes
+    source: str
+    data: str
+    by_stage: Callable = staticmethod(lambda counts: counts)
+
+
 def _schedule(task):
-    """(hl.Pipeline, Proposed)."""
+    """(Scheduled, Proposed)."""
     if isinstance(task.proposal, Reference):
         return _schedule_reference(task)
-    pipeline, featurization, source, data = _scheduled(task)
-    number = lowered_hash(lowered_text(pipeline, task.spec.halide_target(), keep=True))  # kept for the counts
-    return pipeline, Proposed(featurization, source, 0.0, schedule=data, lowered_hash=number)
+    found = _scheduled(task)
+    number = lowered_hash(lowered_text(found.pipeline, task.spec.halide_target(), keep=True))  # kept for the counts
+    return found, Proposed(found.featurization, found.source, 0.0, schedule=found.data, lowered_hash=number)
 
 
 def _scheduled(task):
-    """(hl.Pipeline, featurization, C++ source, schedule as text of Schedule.to_json or "").
+    """The Scheduled pipeline of a Task. What can be kept as data is made from data, in a process that builds nothing else before.
 
-    A pipeline that is made from data is the first that its process builds, so that Halide gives the same names each time.
+    So Halide gives the same names each time, and the pipeline has all the Funcs of its program: Mullapudi2016 and Li2018 take out of it
+    those that they inline. Adams2019's own and the author's schedule are measured as they come.
     """
-    spec, proposal, unscheduled = task.spec, task.proposal, None
-    if isinstance(proposal, Mutated):
-        proposal = StoredSchedule(_found_in_fork(lambda: proposal.find(spec).to_json()))
-    pipeline = unscheduled_pipeline(spec, proposal)
+    spec, proposal, source = task.spec, task.proposal, ""
+    if isinstance(proposal, Edited):
+        proposal = StoredSchedule(proposal.text)
+    if isinstance(proposal, (Mutated, OtherAutoscheduler)):
+        source, text = _found_in_fork(lambda: _search(proposal, spec))
+        proposal = StoredSchedule(text) if text else proposal
+    if isinstance(proposal, HandWritten):
+        labels, _ = _from_fork(lambda: stage_labels(spec.build()))
+        pipeline = spec.build_hand_scheduled()
+        if pipeline is None:
+            raise NoSchedule("its author wrote no schedule")
+        data = _as_data(pipeline)
+        if data is None or not labels:
+            return Scheduled(pipeline, b"", "", "")
+        names = {label: name for label, (name, _) in data.names.items()}
+        return Scheduled(pipeline, b"", "", data.to_json(), partial(of_program, pipeline, labels, names, data.created))
+    pipeline = spec.build()
     if isinstance(proposal, StoredSchedule):
-        return pipeline, *apply(proposal, pipeline, spec), proposal.text
-    as_data = task.as_data or origin(proposal) != ADAMS2019  # there is no other way to keep it
-    if as_data and not isinstance(proposal, HandWritten):
-        unscheduled = _as_data(pipeline)
-    found = apply(proposal, pipeline, spec)
-    data = _as_data(pipeline, unscheduled) if as_data else None
-    return pipeline, *found, data.to_json() if data else ""
+        return Scheduled(pipeline, b"", source, proposal.text, apply_from_data(schedules.Schedule.from_json(proposal.text), pipeline))
+    unscheduled = _as_data(pipeline) if task.as_data else None
+    found = proposal.apply(pipeline, spec)
+    data = _as_data(pipeline, unscheduled) if task.as_data else None
+    return Scheduled(pipeline, *found, data.to_json() if data else "")
+
+
+def _search(proposal, spec):
+    """(C++ source or "", text of Schedule.to_json or "") of what a proposal other than Adams2019's finds."""
+    if isinstance(proposal, Mutated):
+        return "", proposal.find(spec).to_json()
+    pipeline = spec.build()
+    unscheduled = _as_data(pipeline)
+    _, source = proposal.apply(pipeline, spec)
+    data = _as_data(pipeline, unscheduled)
+    if data is None and ".rfactor(" in source:  # of loops that were split before: the text alone tells
+        data = read_source(source, spec.build(), unscheduled)
+    return source, data.to_json() if data else ""
 
 
 def _schedule_reference(task):
@@ -212,7 +249,7 @@ def _schedule_reference(task):
     description = describe_stages(pipeline) | {"identity": identity if isinstance(identity, str) else ""}
     reference_schedules()[task.proposal.way](pipeline, spec)
     hint = {"index_hint": execution.index_hint(spec)}  # built last: a second program gets other names
-    return pipeline, Proposed(b"", "", 0.0, description | hint)
+    return Scheduled(pipeline, b"", "", ""), Proposed(b"", "", 0.0, description | hint)
 
 
 def _as_data(pipeline, unscheduled=None):
@@ -259,26 +296,14 @@ def _found_in_fork(work):
     return found
 
 
-def unscheduled_pipeline(spec, proposal):
-    """The hl.Pipeline that `apply` schedules as a proposal says; that of HandWritten is scheduled already, or raises NoSchedule."""
-    pipeline = spec.build_hand_scheduled() if isinstance(proposal, HandWritten) else spec.build()
-    if pipeline is None:
-        raise NoSchedule("its author wrote no schedule")
-    return pipeline
-
-
-def apply(proposal, pipeline, spec):
-    """Schedule `pipeline` in place: (featurization, C++ source), empty where there is none."""
-    return (b"", "") if isinstance(proposal, HandWritten) else proposal.apply(pipeline, spec)
-
-
-def _check(program, task):
+def _check(program, task, by_stage):
     """The message about a program's output; with `counts` also of what is counted in its lowered code."""
     with np.load(task.reference_path) as reference:
         wrong = program.mismatch(task.spec.seed, reference.values())
     if wrong:
         return Failed("wrong_result", wrong)
     found = lowered_features.count_lowered(program.pipeline, task.spec) if task.counts else None
+    found = None if found is None else by_stage(found)
     return Checked(None if found is None else lowered_features.as_dict(found))
 
 
@@ -415,6 +440,7 @@ class Candidate:
         self.schedule_seconds = self.compile_seconds = 0.0
         self.passes = []  # execution.Pass each
         self.has_proposed = self.has_ended = False
+        self.run_seconds = MUTATED_RUN_SECONDS if isinstance(self.proposal, Mutated) else RUN_SECONDS
         self.limit("timeout", "scheduled", run.seconds_for(key))
 
     def limit(self, reason, what, seconds):
@@ -467,12 +493,12 @@ class Candidate:
 
     def check(self):
         """Have it run once, and its output compared with the reference's."""
-        self.limit("too_slow", "run and compared", RUN_SECONDS)
+        self.limit("too_slow", "run and compared", self.run_seconds)
         self.send(GoOn())
 
     def measure_pass(self):
         """The message about one pass, measured now."""
-        self.limit("too_slow", "measured", RUN_SECONDS)
+        self.limit("too_slow", "measured", self.run_seconds)
         self.send(GoOn())
         return self.receive(self.deadline - time.monotonic())
 

@@ -166,7 +166,8 @@ class ProgramRun:
         n, fast_enough = len(timeouts) - timeouts.count(MUTATED), len(self.measured()) + self.n_compiled
         too_many = n >= MANY_TIMEOUTS or (n >= FEW_TIMEOUTS and n > fast_enough) or len(timeouts) > max(MANY_TIMEOUTS, fast_enough)
         if ADAMS2019 in self.origins:
-            hopeless = all(self.outcomes.get(str(k), {}).get("outcome") in REFUSED for k in range(REFUSALS))
+            proposed = [c for key, c in self.outcomes.items() if key.isdecimal() and c["outcome"] != "no_schedule"][:REFUSALS]
+            hopeless = len(proposed) == REFUSALS and all(c["outcome"] in REFUSED for c in proposed)
         else:
             hopeless = "not_featurized" in self.record
         return self.failed or ((too_many or hopeless) and not self.known)
@@ -299,9 +300,10 @@ class ProgramRun:
             replace_file(stem.with_suffix(".sample"), candidate.featurization + footer)
         elif "features" in self.record:
             program = own.Program.from_json(self.record["features"] | {name: self.record[name] for name in ("stages", "calls")})
+            is_whole = candidate.lowered and all(len(counts) == len(program.sizes) for counts in candidate.lowered.values())
             dump = own.OwnDump(
-                program, candidate.lowered_hash, RENAMED, candidate.lowered, candidate.schedule, origin(candidate.proposal),
-                found["runtime_ms"], found["passes_ms"],
+                program, candidate.lowered_hash, RENAMED, candidate.lowered if is_whole else None, candidate.schedule,
+                origin(candidate.proposal), found["runtime_ms"], found["passes_ms"],
             )  # fmt: skip
             replace_file(stem.with_suffix(SCHEDULE_SUFFIX), own.write(dump))
 

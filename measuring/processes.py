@@ -15,6 +15,7 @@ from halide_tools import lowered_features, mutations, schedules
 from halide_tools.autoschedulers import Proposal
 from halide_tools.buffers import lowered_text
 from halide_tools.lowered_identity import lowered_hash
+from halide_tools.program_rows import apply_from_data
 from halide_tools.programs import describe_stages
 from halide_tools.schedules import Schedule
 from measuring.candidate import HALIDE_ERRORS, Candidate, failure, failure_of_process, limit_memory
@@ -90,17 +91,23 @@ def featurize_author(spec, _):
     try:
         described = describe_stages(spec.build())  # first: a second program of a process gets other names
         featurization, _ = Proposal.draw(spec.seed, 0).apply(spec.build(), spec)
-        pipeline, written = spec.build(), spec.build_hand_scheduled()
-        if written is not None:
-            schedules.read(written).apply(pipeline)  # so that there is a row for each of the program's stages
-        number = lowered_hash(lowered_text(pipeline, spec.halide_target(), keep=True))
-        counts = lowered_features.count_lowered(pipeline, spec)
+        written = spec.build_hand_scheduled()
+        fresh = spec.build()
+        number, counts = count_from_data(schedules.read(fresh if written is None else written), fresh, spec)
     except (*HALIDE_ERRORS, LookupError) as error:
         return failure(error)
     if counts is None:
         return NOT_COUNTED
     found = {"featurization": featurization, "stages": described["stages"], "calls": described["calls"]}
     return found | {"counts": counts, "hash": number, "is_written": written is not None}
+
+
+def count_from_data(schedule, pipeline, spec):
+    """(Hash of the lowered code, counts in it or None) of a fresh pipeline, a row for each of its stages, with a schedule that is data."""
+    of_program = apply_from_data(schedule, pipeline)
+    number = lowered_hash(lowered_text(pipeline, spec.halide_target(), keep=True))
+    counts = lowered_features.count_lowered(pipeline, spec)
+    return number, None if counts is None else of_program(counts)
 
 
 @dataclass(frozen=True)
@@ -131,9 +138,7 @@ def edit(spec, wanted):
                 schedule, kinds = changed[0], [*kinds, changed[1]]
         if not kinds:
             return Failed("no_change", "no kind of change applies to it")
-        schedule.apply(pipeline)
-        number = lowered_hash(lowered_text(pipeline, spec.halide_target(), keep=True))
-        found = lowered_features.count_lowered(pipeline, spec)
+        number, found = count_from_data(schedule, pipeline, spec)
     except (*HALIDE_ERRORS, LookupError) as error:
         return failure(error)
     if found is None:

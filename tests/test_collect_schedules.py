@@ -1,5 +1,7 @@
 """Measuring with the real Halide: small programs, few schedules."""
 
+import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -7,12 +9,20 @@ import time
 
 import numpy as np
 import orjson
+import pandas as pd
+import pytest
 from conftest import BLUR, ROOT, expect_user_error, run
 from distributed import LocalCluster
 
+from dumps import own
 from dumps.files import iter_dumps
 from dumps.parsing import parse_dump
+from halide_tools.buffers import lowered_text
+from halide_tools.lowered_identity import lowered_hash, skip_short_numbers
+from halide_tools.programs import find_programs
+from halide_tools.schedules import Schedule
 from measuring import archives, machine
+from measuring.origins import ORIGINS
 
 
 def collected(folder):
@@ -24,7 +34,7 @@ def collected(folder):
 
 def test_a_killed_collection_goes_on_and_packs(tmp_path, blur):
     whole, killed = tmp_path / "whole", tmp_path / "killed, für später"
-    arguments = [f"--pipeline={blur.path}", "--schedules=5", "--compile_seconds=60", "--protocol=quick"]
+    arguments = [f"--pipeline={blur.path}", "--schedules=5", "--compile_seconds=60", "--protocol=quick", "--origins=adams2019"]
     run("collect_schedules.py", *arguments, f"--output={whole}")
     process = kill_midway(["collect_schedules.py", *arguments, f"--output={killed}"], killed)
     before = collected(killed)
@@ -53,11 +63,11 @@ def test_a_killed_collection_goes_on_and_packs(tmp_path, blur):
     expect_user_error(run("collect_schedules.py", *arguments, f"--output={whole}", check=False), "never rewritten")
 
 
-def kill_midway(command, output):
+def kill_midway(command, output, what="*/*.sample"):
     """Start a collection and kill it once something is measured, but not all: it is stopped there while the records are looked at."""
     process = subprocess.Popen([sys.executable, ROOT / command[0], *command[1:]], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 200
-    while not list(output.glob("*/*.sample")) and time.monotonic() < deadline and process.poll() is None:
+    while not list(output.glob(what)) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.002)
     process.kill()
     process.wait()
@@ -138,6 +148,9 @@ def test_mistakes_get_one_clear_line(tmp_path):
     (tmp_path / "broken.py").write_text("def build(:\n")
     expect_user_error(run("collect_schedules.py", f"--pipeline={tmp_path / 'broken.py'}", check=False), "broken.py", "SyntaxError")
     expect_user_error(run("collect_schedules.py", "--programs=0", check=False), "programs")
+    expect_user_error(run("collect_schedules.py", "--origins=adams2019,mutant", check=False), "--origins", "mutant", "li2018")
+    expect_user_error(run("collect_schedules.py", "--origins=,", check=False), "--origins", "at least one")
+    expect_user_error(run("collect_schedules.py", "--origins=hand_written", check=False), "random programs", "--pipeline")
     expect_user_error(run("collect_schedules.py", "--again=missing.tar.xz", check=False), "missing.tar.xz")
     expect_user_error(run("collect_schedules.py", f"--again={tmp_path / 'empty.py'}", check=False), "empty.py", "not a packed collection")
     expect_user_error(
@@ -194,3 +207,105 @@ def test_a_dask_cluster_measures_and_reads_the_same(tmp_path, blur):
     ]
     assert shards[0] == shards[1] and shards[0]
     expect_user_error(run("collect_schedules.py", "--backend=dask", f"--output={output}", check=False), "scheduler_address")
+
+
+# The same program, with a schedule that its author wrote.
+SCHEDULED = BLUR.replace(
+    "    out.set_estimates",
+    '    xi = hl.Var("xi")\n    out.split(x, x, xi, 16).vectorize(xi)\n    blur.compute_at(out, y)\n    out.set_estimates',
+)
+QUICK = ["--compile_seconds=60", "--protocol=quick"]
+
+
+def by_origin(folder, outcome="measured"):
+    """{origin: [number of each candidate that ended so]}."""
+    found = {}
+    for path in sorted(folder.glob("*/program.json")):
+        for key, c in orjson.loads(path.read_bytes())["candidates"].items():
+            if c["outcome"] == outcome and key.isdecimal():
+                found.setdefault(c["origin"], []).append(key)
+    return {name: sorted(keys, key=int) for name, keys in found.items()}
+
+
+@pytest.fixture(scope="module")
+def of_all_origins(tmp_path_factory):
+    """(The file of a program, a collection of its schedules from everywhere, what was printed)."""
+    folder = tmp_path_factory.mktemp("origins")
+    (folder / "scheduled.py").write_text(SCHEDULED)
+    flags = [f"--pipeline={folder / 'scheduled.py'}", "--schedules=8", *QUICK, f"--output={folder / 'out'}"]
+    return folder / "scheduled.py", folder / "out", run("collect_schedules.py", *flags).stdout
+
+
+def test_schedules_of_every_origin_are_measured_and_read(of_all_origins, tmp_path):
+    _, out, printed = of_all_origins
+    found = by_origin(out)
+    assert set(found) == set(ORIGINS) and sum(map(len, found.values())) == 8 and len(found["mutated"]) >= 2
+    assert all(f"{len(keys)} {name}" in printed for name, keys in found.items())
+    assert (found["adams2019"][0], found["mullapudi2016"], found["li2018"], found["hand_written"]) == ("0", ["1"], ["2"], ["3"])
+    record = orjson.loads((out / "scheduled" / "program.json").read_bytes())
+    measured = {k: c for k, c in record["candidates"].items() if c["outcome"] == "measured" and k.isdecimal()}
+    codes = [c["lowered_hash"] for c in measured.values()]
+    assert len(set(codes)) == 8, "what lowers to the same code is measured once"
+    for key, c in measured.items():
+        stem = out / "scheduled" / key.zfill(3)
+        assert stem.with_suffix(".sample").exists() == (c["origin"] == "adams2019") != stem.with_suffix(".schedule.json").exists()
+        assert "vectorize" in stem.with_suffix(".schedule.h").read_text() or c["origin"] == "mutated"
+        if c["origin"] != "adams2019":
+            dump = own.read(orjson.loads(stem.with_suffix(".schedule.json").read_bytes()))
+            assert dump.runtime_ms == c["runtime_ms"] and dump.origin == c["origin"] and dump.counts["stores"][0] > 0
+            assert dump.directives and dump.program.stages == record["stages"] and f"{dump.lowered_hash:016x}" == c["lowered_hash"]
+    mutated = measured[found["mutated"][0]]
+    assert 1 <= mutated["changes"] <= 8 and mutated["parent"] and Schedule.from_json(mutated["schedule"]).directives()
+
+    run("generate_dataset.py", f"--raw_path={out}", f"--data_path={tmp_path}", "--val_fraction=0", "--test_fraction=0")
+    rows = pd.read_csv(tmp_path / "schedules.csv")
+    assert rows.program.nunique() == rows.instance.nunique() == 1 and rows.schedule.nunique() == len(rows) == 8
+    assert {name: int((rows.origin == name).sum()) for name in ORIGINS} == {name: len(found[name]) for name in ORIGINS}
+    assert orjson.loads((tmp_path / "meta.json").read_bytes())["counts"]["dropped"] == {}
+
+
+def test_a_mutation_lowers_and_computes_the_same_as_what_it_was_made_of(of_all_origins):
+    """What is kept of it gives the code that was measured, from a fresh pipeline."""
+    file, out, _ = of_all_origins
+    spec = find_programs(file)[0]
+    skip_short_numbers()
+    for key in by_origin(out)["mutated"][:2]:
+        dump = own.read(orjson.loads((out / "scheduled" / f"{key.zfill(3)}.schedule.json").read_bytes()))
+        pipeline = spec.build()
+        Schedule.from_json(dump.directives).apply(pipeline)
+        assert lowered_hash(lowered_text(pipeline, spec.halide_target())) == dump.lowered_hash
+
+
+def test_other_origins_are_measured_again_from_what_was_kept(of_all_origins, tmp_path):
+    file, out, _ = of_all_origins
+    shutil.copytree(out, tmp_path / "first")
+    run("collect_schedules.py", f"--pipeline={file}", "--schedules=8", *QUICK, f"--output={tmp_path / 'first'}", "--pack=true")
+    again = tmp_path / "again"
+    flags = [f"--again={tmp_path / 'first.tar.xz'}", f"--pipeline={file}", *QUICK, f"--output={again}"]
+    expect_user_error(run("collect_schedules.py", *flags, "--origins=mutated", check=False), "--origins", "--again")
+    run("collect_schedules.py", *flags)
+    assert by_origin(again) == by_origin(out)
+    for path in sorted(again.glob("*/*.schedule.json")):
+        now, before = (own.read(orjson.loads(p.read_bytes())) for p in (path, out / path.relative_to(again)))
+        assert (now.lowered_hash, now.counts, now.origin) == (before.lowered_hash, before.counts, before.origin)
+        assert json.loads(now.directives) == json.loads(before.directives)
+
+
+def test_a_stopped_collection_of_mutations_goes_on_with_the_same_set(tmp_path, blur):
+    arguments = [f"--pipeline={blur.path}", "--schedules=4", "--origins=mutated", *QUICK]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run("collect_schedules.py", *arguments, f"--output={whole}")
+    kill_midway(["collect_schedules.py", *arguments, f"--output={killed}"], killed, "*/*.schedule.json")
+    before = {path.name: path.read_bytes() for path in killed.glob("*/*.schedule.json")}
+    done = run("collect_schedules.py", f"--pipeline={blur.path}", "--schedules=4", *QUICK, f"--output={killed}")
+    assert collected(killed) == collected(whole) and by_origin(killed).keys() == {"mutated"}, "with its own origins"
+    assert len(by_origin(killed)["mutated"]) == 4 and "4 schedules" in done.stdout
+    assert all((killed / "blur" / name).read_bytes() == data for name, data in before.items() if "r." not in name)
+    expect_user_error(
+        run("collect_schedules.py", *arguments, f"--output={killed}", "--origins=adams2019", check=False),
+        "killed: begun with --origins mutated, here adams2019",
+    )
+    note = orjson.loads((killed / "collection.json").read_bytes())
+    del note["origins"]  # as earlier versions wrote it, which knew Adams2019 alone
+    (killed / "collection.json").write_bytes(orjson.dumps(note))
+    expect_user_error(run("collect_schedules.py", *arguments, f"--output={killed}", check=False), "begun with --origins adams2019")

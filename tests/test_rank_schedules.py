@@ -72,8 +72,8 @@ def dumps(tmp_path):
     return raw, measure
 
 
-def ranked(tmp_path, raw, *more):
-    done = run("rank_schedules.py", raw, f"--output={tmp_path / 'ranked.csv'}", *more)
+def ranked(tmp_path, *paths, flags):
+    done = run("rank_schedules.py", *paths, f"--output={tmp_path / 'ranked.csv'}", *flags)
     return pd.read_csv(tmp_path / "ranked.csv", dtype={"program": str}), done
 
 
@@ -81,9 +81,9 @@ def test_measurements_lie_within_the_corrected_intervals(trained, dumps, tmp_pat
     folder, _ = trained
     raw, measure = dumps
     checkpoint = f"--checkpoint={folder / 'run' / 'best.safetensors'}"
-    rows, _ = ranked(tmp_path, raw, checkpoint)
+    rows, _ = ranked(tmp_path, raw, flags=[checkpoint])
     factors = [1e4, 1.1e4, 0.9e4, 1.05e4, 0.8e4, 1.2e4]  # another machine: far outside of any interval, but alike
-    corrected, done = ranked(tmp_path, raw, checkpoint, f"--measured={measure(rows, lambda k: factors[k])}")
+    corrected, done = ranked(tmp_path, raw, flags=[checkpoint, f"--measured={measure(rows, lambda k: factors[k])}"])
     assert "contradict the intervals" in done.stderr and "1 of 2 programs" in done.stderr
     both = corrected.merge(rows, on="file", suffixes=("", "_before"))
     known = both[both.file.str.startswith("0_")]
@@ -92,7 +92,7 @@ def test_measurements_lie_within_the_corrected_intervals(trained, dumps, tmp_pat
     assert np.allclose(known.predicted_ms / known.predicted_ms_before, 1e4, rtol=0.2)  # the prior does not hold the correction back
     # Schedules that differ as nobody expected keep the intervals wide enough to hold them.
     spread = [1e3, 1e-3, 1.0, 1e2, 1e-2, 30.0]
-    corrected, done = ranked(tmp_path, raw, checkpoint, f"--measured={measure(rows, lambda k: spread[k])}")
+    corrected, done = ranked(tmp_path, raw, flags=[checkpoint, f"--measured={measure(rows, lambda k: spread[k])}"])
     known = corrected[corrected.file.str.startswith("0_")].merge(rows, on="file", suffixes=("", "_before"))
     runtime_ms = np.array([spread[int(file[2])] for file in known.file]) * known.predicted_ms_before
     assert "contradict" in done.stderr and runtime_ms.between(known.lower_ms * 0.999, known.upper_ms * 1.001).mean() >= 0.9
@@ -102,8 +102,8 @@ def test_measurements_as_predicted_make_intervals_narrower(trained, dumps, tmp_p
     folder, _ = trained
     raw, measure = dumps
     checkpoint = f"--checkpoint={folder / 'run' / 'best.safetensors'}"
-    rows, _ = ranked(tmp_path, raw, checkpoint)
-    corrected, done = ranked(tmp_path, raw, checkpoint, f"--measured={measure(rows, lambda k: 1.01)}")
+    rows, _ = ranked(tmp_path, raw, flags=[checkpoint])
+    corrected, done = ranked(tmp_path, raw, flags=[checkpoint, f"--measured={measure(rows, lambda k: 1.01)}"])
     assert "contradict" not in done.stderr
     width = (corrected.upper_ms / corrected.lower_ms).groupby(corrected.file.str[0]).first()
     before = (rows.upper_ms / rows.lower_ms).iloc[0]
@@ -151,7 +151,7 @@ def test_a_program_stands_for_the_schedule_that_its_author_wrote(trained, tmp_pa
     (tmp_path / "plain.py").write_text(BLUR)
     (tmp_path / "tiled.py").write_text(BLUR.replace("    out.set_est", "    blur.compute_root().vectorize(x, 8)\n    out.set_est"))
     (tmp_path / "broken.py").write_text("def build():\n    return 3\n")
-    rows, done = ranked(tmp_path, tmp_path / "plain.py", tmp_path / "tiled.py", checkpoint, "--stages=true")
+    rows, done = ranked(tmp_path, tmp_path / "plain.py", tmp_path / "tiled.py", flags=[checkpoint, "--stages=true"])
     assert len(rows) == 2 and rows.instance.nunique() == 1, "the same program, scheduled in two ways"
     assert {file.partition("plain (")[2] or file.partition("tiled (")[2] for file in rows.file} == {
         "as it stands)", "as its author scheduled it)",
@@ -161,7 +161,7 @@ def test_a_program_stands_for_the_schedule_that_its_author_wrote(trained, tmp_pa
     # Among dumps of the same program.
     spec = find_programs(tmp_path / "plain.py")[0]
     (tmp_path / "own.featurization").write_bytes(Proposal.draw(0, 0).apply(spec.build(), spec)[0])
-    rows, _ = ranked(tmp_path, tmp_path / "tiled.py", tmp_path / "own.featurization", checkpoint)
+    rows, _ = ranked(tmp_path, tmp_path / "tiled.py", tmp_path / "own.featurization", flags=[checkpoint])
     assert sorted(rows["rank"]) == [1, 2]
     mistakes = [
         ([tmp_path / "broken.py"], ["broken.py", "int"]),

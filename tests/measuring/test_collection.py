@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, make_stages
 
 from halide_tools import execution
 from halide_tools.autoschedulers import Proposal
@@ -18,7 +18,7 @@ from measuring.candidate import Candidate
 from measuring.collection import Plan, ProgramRun
 from measuring.compile_queue import CompileQueue
 from measuring.machine import CAREFUL, QUICK
-from measuring.messages import Checked, Compiled, Failed, Measured, Proposed, ReferenceRun
+from measuring.messages import Checked, Compiled, Failed, Featurized, Measured, Proposed, ReferenceRun
 from measuring.stopwatch import Stopwatch
 
 
@@ -53,6 +53,7 @@ class Scripted(Candidate):
     def __init__(self, key, runtimes, order):
         self.key, self.proposal, self.passes, self.has_ended = key, Proposal.draw(1, int(key)), [], False
         self.featurization, self.source, self.hash, self.schedule_seconds, self.compile_seconds = b"", "", key, 0.1, 0.2
+        self.schedule, self.lowered_hash = "", None
         self.has_proposed, self.lowered, self.runtimes, self.order = True, None, list(runtimes), order
 
     def compile(self):
@@ -244,6 +245,7 @@ class Actor:
         actor.key, actor.run, actor.proposal, actor.seconds = key, run, Proposal.draw(1, 0), 5
         actor.connection = type("Connection", (), {"messages": list(self.scripts[key].pop(0)), "said": 0})()
         actor.featurization, actor.source, actor.hash, actor.lowered = b"", "", "", None
+        actor.schedule, actor.lowered_hash, actor.run_seconds = "", None, 60
         actor.schedule_seconds = actor.compile_seconds = 0.0
         actor.passes, actor.has_proposed, actor.has_ended, actor.began = [], False, False, time.monotonic()
         actor.receive = lambda seconds: actor.connection.messages.pop(0) if actor.connection.messages else actor.late
@@ -258,8 +260,11 @@ def steps(name):
     return [Proposed(name.encode(), name, 0.1), Compiled(0.2), Checked({"stores": [1]})]
 
 
+FEATURIZED = Featurized(make_stages(n_stages=1).tobytes())
+
+
 def test_the_queue_takes_each_candidate_to_where_it_waits(tmp_path, monkeypatch):
-    reference = [Proposed(b"", "", 0.1, {"stages": ["f"], "identity": "abc"}), Compiled(0.1), ReferenceRun({"image": "random"})]
+    reference = [Proposed(b"", "", 0.1, {"stages": ["f"], "identity": "abc"}), Compiled(0.1), ReferenceRun({"image": "random"}), FEATURIZED]
     scripts = {
         "reference": [reference],
         "0": [steps("a")],
@@ -280,7 +285,7 @@ def test_the_reference_falls_back_and_then_nothing_is_waited_for(tmp_path, monke
     assert len(ways) > 1
     refused = [Proposed(b"", "", 0.1, {"index_hint": "it indexes by image"}), Failed("out_of_memory", "17 GB")]
     slow = [Proposed(b"", "", 0.1), Failed("too_slow", "not run within 120 s")]
-    later = [Proposed(b"", "", 0.1), Compiled(0.1), ReferenceRun({})]
+    later = [Proposed(b"", "", 0.1), Compiled(0.1), ReferenceRun({}), FEATURIZED]
     run_ = ProgramRun(ProgramSpec("p", 1), plan(tmp_path / "a"))
     Actor(monkeypatch, {"reference": [refused, later], "0": [steps("a")]})
     assert [c.key for _, c in CompileQueue({run_: ["0"]}, tmp_path, 2).run()] == ["0"] and run_.record["reference"] == ways[1]
@@ -307,7 +312,7 @@ def test_nothing_is_begun_or_waited_for_after_the_deadline(tmp_path, monkeypatch
 def test_the_reference_may_take_longer_than_halides_own_choice(tmp_path, monkeypatch):
     run_ = ProgramRun(ProgramSpec("p", 1), plan(tmp_path))
     run_.deadline, run_.reference_deadline = time.monotonic() - 1, time.monotonic() + 60
-    reference = [Proposed(b"", "", 0.1), Compiled(0.1), ReferenceRun({})]
+    reference = [Proposed(b"", "", 0.1), Compiled(0.1), ReferenceRun({}), FEATURIZED]
     actor = Actor(monkeypatch, {"reference": [reference], "0": [steps("a")]})
     assert CompileQueue({run_: ["0"]}, tmp_path, 2).run() == [] and actor.started == ["reference"]
     assert run_.reference_ready and not run_.failed
