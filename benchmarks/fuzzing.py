@@ -138,11 +138,7 @@ def seed_inputs(samples):
     companions = {
         "program.json": orjson.dumps({"calls": {"exp": [1] * stages}, "candidates": {"0": {"origin": "mutated", "outcome": "measured"}}}),
         "collection.json": orjson.dumps({"name": "x", "machine": {"processor": "p", "cores": 2, "target": "t", "threads": 2}}),
-<<<<<<< HEAD
-        "000.lowered.json": orjson.dumps({"body_cycles": [3] * stages}),
-=======
-        "000.lowered.json": orjson.dumps({"stores": [3] * stages, HASH: f"{7:016x}"}),
->>>>>>> origins
+        "000.lowered.json": orjson.dumps({"body_cycles": [3] * stages, HASH: f"{7:016x}"}),
     }
     members = {f"x/p/{name}": data for name, data in companions.items()}
     members |= {f"x/p/{i:03d}.sample": data for i, data in enumerate(samples)}

@@ -76,9 +76,9 @@ class Program:
 class OwnDump:
     """A dump in this format.
 
-    lowered_hash : of halide_tools.lowered_identity; counts : {kind: [count of each stage]} in the lowered code, as of
-    lowered_features.as_dict, or None; directives : text of schedules.Schedule.to_json, "" where the schedule can't be kept so; origin : where
-    it comes from; runtime_ms : None where it was not measured; passes_ms : of each pass
+    lowered_hash : of halide_tools.lowered_identity; counts : {kind: [count of each stage]} in the lowered code, or None, as of
+    lowered_features.as_dict; directives : text of schedules.Schedule.to_json, "" where the schedule can't be kept so; origin : where it
+    comes from; runtime_ms : None where it was not measured; passes_ms : of each pass
     """
 
     program: Program

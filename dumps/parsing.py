@@ -73,9 +73,7 @@ class Schedule:
         """Another Schedule of the same program at the same sizes, of which the counts in its lowered code alone are known."""
         sizes = np.zeros_like(self.schedule_features)
         sizes[:, own.SIZES] = self.schedule_features[:, own.SIZES]
-        return Schedule(
-            sizes, self.algorithm_features, self.program, math.nan, self.calls, lowered.astype(np.float32), False, lowered_hash
-        )
+        return Schedule(sizes, self.algorithm_features, self.program, math.nan, self.calls, lowered.astype(np.float32), False, lowered_hash)
 
 
 def stable_hash(*parts):

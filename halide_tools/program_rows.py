@@ -21,7 +21,7 @@ def stage_labels(pipeline):
 
 
 def apply_from_data(schedule, pipeline):
-    """Apply a schedules.Schedule to a fresh pipeline of its program; returns what of_program takes before the counts, as a function of them."""
+    """Apply a schedules.Schedule to a fresh pipeline of its program; returns of_program as a function of the counts alone."""
     labels = stage_labels(pipeline)
     names = {label: func.name() for label, func in schedule.apply(pipeline).items()}
     return functools.partial(of_program, pipeline, labels, names, schedule.created)

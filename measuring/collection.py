@@ -49,8 +49,8 @@ MUTATED = Mutated.autoscheduler
 class PriorSchedule:
     """A schedule that was measured before.
 
-    proposal : how it was found; hash : of what comes out; lowered : lowered_features.as_dict or None; schedule : text of Schedule.to_json that
-    gives it again, "" where it has to be found again
+    proposal : how it was found; hash : of what comes out; lowered : lowered_features.as_dict or None; schedule : text of
+    Schedule.to_json that gives it again, "" where it has to be found again
     """
 
     proposal: object

@@ -25,8 +25,8 @@ CHANGES = (1, 1, 2, 3, 4)  # how many at once, drawn
 JOIN_SHARE = 0.15  # of the changed schedules that get parts of another one first
 COMPOSITE = ("register_tile", "strip")  # kinds of change that rewrite a Func and what it reads together: each is tried on each parent
 COMPOSITE_TRIES = 3  # with so many sizes
-# Share of the changed schedules that were faster than what they were made of, by kind of change, in an earlier search (docs/log.md), and how
-# many schedules of this run that is taken to be worth.
+# Share of the changed schedules that were faster than what they were made of, by kind of change, in an earlier search (docs/log.md), and
+# how many schedules of this run that is taken to be worth.
 PRIOR = {
     "strip": 0.44, "compute_at": 0.39, "register_tile": 0.38, "unroll": 0.26, "store_at": 0.24, "parallel": 0.18, "order": 0.2,
     "factor": 0.19, "split": 0.19, "in": 0.18, "inline": 0.13, "rfactor": 0.12, "vector_width": 0.1,
