@@ -11,9 +11,7 @@ complete, so that a run that was stopped goes on where it was. Run it on a machi
 told their number.
 """
 
-import contextlib
 import io
-import os
 import shutil
 import sys
 import tarfile
@@ -22,18 +20,24 @@ from collections import Counter
 from pathlib import Path
 
 import orjson
-from joblib import Parallel, delayed
 from pydantic import Field
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from config import Config, UserError, load_config, make_folder, replace_file, run_script
+from config import Config, UserError, load_config, make_folder, replace_file, run_script, usable_cores
 from dumps.archives import ARCHIVE_ERRORS
-from dumps.companions import COLLECTION_FILE, LOWERED_SUFFIX, PROGRAM_FILE
-
-REASONS = ("counted", "not countable", "another schedule comes out", "Halide refuses it")
+from dumps.companions import COLLECTION_FILE, HASH, LOWERED_SUFFIX, PROGRAM_FILE
+from dumps.parsing import hex_id
+from halide_tools import lowered_features
+from halide_tools.autoschedulers import Proposal
+from halide_tools.buffers import lowered_text
+from halide_tools.lowered_identity import lowered_hash
+from halide_tools.programs import ProgramSpec, find_programs
+from measuring.candidate import HALIDE_ERRORS, failure, hash_of, prepare_processes
+from measuring.messages import Failed
+from measuring.processes import NOT_COUNTED, on_all_cores
 
 
 class CountConfig(Config):
@@ -70,50 +74,45 @@ def read_records(path):
         raise UserError(f"{path}: not a packed collection of collect_schedules.py ({type(error).__name__}: {error})") from None
 
 
-@contextlib.contextmanager
-def quiet():
-    """Send what Halide prints meanwhile nowhere."""
-    kept, nowhere = [os.dup(1), os.dup(2)], os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1), os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept[0], 1), os.dup2(kept[1], 2)
-        for descriptor in (*kept, nowhere):
-            os.close(descriptor)
-
-
-def count_program(path, note, record):
-    """Write {key: counts as of as_dict, or a reason of REASONS} of a program's measured schedules to `path`; seconds of CPU that took."""
-    if str(ROOT) not in sys.path:
-        sys.path.insert(0, str(ROOT))  # in a process that joblib has started
-    from halide_tools import lowered_features
-    from halide_tools.autoschedulers import Proposal
-    from halide_tools.programs import ProgramSpec, find_programs
-    from measuring.candidate import HALIDE_ERRORS, hash_of
-
-    began, machine, found = time.process_time(), {"target": note["target"], "n_threads": note["threads"]}, {}
+def spec_of(note, record):
+    """The ProgramSpec of a program.json, for the machine that measured it. Raises UserError where it is in this version no more."""
+    machine = {"target": note["target"], "n_threads": note["threads"]}
     if "random_programs" in note["source"]:
-        spec = ProgramSpec(record["name"], record["seed"], max_stages=note["source"]["random_programs"]["max_stages"], **machine)
-    else:
-        files = [file for file in (ROOT / "pipelines").glob("*.py") if file.stem not in ("__init__", "random_programs")]
-        spec = next((spec for file in files for spec in find_programs(file, **machine) if spec.name == record["name"]), None)
-    for key, candidate in record["candidates"].items():
-        if candidate["outcome"] != "measured" or not key.isdecimal():
-            continue
-        try:
-            with quiet():
-                pipeline = spec.build()
-                proposed = Proposal.from_record(candidate).apply(pipeline, spec)
-                counts = lowered_features.count_lowered(pipeline, spec) if hash_of(*proposed) == candidate["hash"] else ""
-        except (*HALIDE_ERRORS, AttributeError):  # a program that is not here any more among them
-            found[key.zfill(3)] = "Halide refuses it"
-            continue
-        uncounted = "not countable" if counts is None else "another schedule comes out"
-        found[key.zfill(3)] = lowered_features.as_dict(counts) if counts is not None and len(counts) else uncounted
+        return ProgramSpec(record["name"], record["seed"], max_stages=note["source"]["random_programs"]["max_stages"], **machine)
+    for file in sorted((ROOT / "pipelines").glob("*.py")):
+        if file.stem not in ("__init__", "random_programs"):
+            for spec in find_programs(file, **machine):
+                if spec.name == record["name"]:
+                    return spec
+    raise UserError(f"{record['name']}: no program of this name in pipelines/; its collection can't be counted again")
+
+
+def count_schedule(spec, known):
+    """What lies beside a dump of counts (lowered_features.as_dict and the hash of the code), of (Proposal, its hash); Failed otherwise."""
+    proposal, expected = known
+    try:
+        pipeline = spec.build()
+        if hash_of(*proposal.apply(pipeline, spec)) != expected:
+            return Failed("changed", "another schedule comes out today")
+        number = lowered_hash(lowered_text(pipeline, spec.halide_target(), keep=True))
+        counts = lowered_features.count_lowered(pipeline, spec)
+    except HALIDE_ERRORS as error:
+        return failure(error)
+    return NOT_COUNTED if counts is None else lowered_features.as_dict(counts) | {HASH: hex_id(number)}
+
+
+def count_program(path, note, record, cores):
+    """Write {key: what count_schedule found, or why nothing} of a program's measured schedules to `path`; returns their number."""
+    spec = spec_of(note, record)
+    measured = {key: c for key, c in record["candidates"].items() if c["outcome"] == "measured" and key.isdecimal()}
+    known = {key: (Proposal.from_record(c), c["hash"]) for key, c in measured.items()}
+    failures = []
+    counted = on_all_cores(count_schedule, spec, list(known.values()), failures=failures, cores=cores)
+    reasons = iter(failures)
+    found = {key.zfill(3): counted[k] if k in counted else next(reasons).reason for key, k in known.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, orjson.dumps(found))
-    return time.process_time() - began
+    return len(found)
 
 
 def write_archive(source, parts, destination):
@@ -144,7 +143,8 @@ def write_member(archive, like, name, data):
 
 def main():
     config = load_config(CountConfig)
-    output = make_folder(config.output, "output")
+    output, cores = make_folder(config.output, "output"), config.num_threads or usable_cores()
+    prepare_processes()
     for path in archives_in(config.archives):
         destination, parts = output / path.name, output / f"{path.name.removesuffix('.tar.xz')}.parts"
         if destination.exists():
@@ -152,18 +152,14 @@ def main():
             continue
         note, records = read_records(path)
         waiting = [(parts / f"{name}.json", note, record) for name, record in records.items() if not (parts / f"{name}.json").exists()]
-        chosen = waiting[: config.most_programs or len(waiting)]
-        began = time.perf_counter()
-        tasks = (delayed(count_program)(*task) for task in chosen)
-        results = Parallel(config.num_threads or -1, return_as="generator_unordered")(tasks)
-        seconds = list(tqdm(results, path.name, len(chosen), disable=None))
-        n = sum(len(orjson.loads(part.read_bytes())) for part, *_ in chosen)
+        chosen, began = waiting[: config.most_programs or len(waiting)], time.perf_counter()
+        n = sum(count_program(*task, cores) for task in tqdm(chosen, path.name, disable=None))
         if n:
             elapsed = time.perf_counter() - began
-            print(f"{path.name}: {n} schedules in {elapsed:.0f} s, {n / elapsed:.1f} a second; {sum(seconds) / n:.3f} s of CPU each")
+            print(f"{path.name}: {n} schedules in {elapsed:.0f} s, {n / elapsed:.1f} a second", flush=True)
         if len(chosen) == len(waiting):
             outcomes = write_archive(path, parts, destination)
-            print(f"{destination}: {', '.join(f'{outcomes[reason]} {reason}' for reason in REASONS if outcomes[reason])}")
+            print(f"{destination}: {', '.join(f'{n} {reason}' for reason, n in outcomes.most_common())}", flush=True)
             shutil.rmtree(parts)
 
 

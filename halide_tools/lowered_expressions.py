@@ -4,6 +4,7 @@
 source, and for each load below it the latency in cycles from the loaded value to this one.
 """
 
+import dataclasses
 import re
 from collections import Counter
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ FUNCTION_OPERATIONS = {"exp": 14, "log": 18, "pow": 40, "fast_exp": 12, "fast_lo
 FUNCTION_LATENCY = {"exp": 45, "log": 50, "pow": 100, "fast_exp": 40, "fast_log": 40, "fast_pow": 80}
 LOAD_LATENCY = 5
 LIBRARY_LATENCY = 60  # of a call of the C library, which is one for each lane
+MAX_PYTHON = 2000  # characters for what a `let` names: it is written out where it is used, and each of many nested ones may be used twice
 SHUFFLES = {"slice_vectors", "interleave_vectors", "concat_vectors", "extract_element", "mux"}
 FREE = {"likely", "likely_if_innermost", "promise_clamped", "unsafe_promise_clamped", "reinterpret", "strict_float"}
 
@@ -187,6 +189,8 @@ class Parser:
         self.take("=")
         value = self.expression()
         self.take("in")
+        if value.python is not None and len(value.python) > MAX_PYTHON:
+            value = dataclasses.replace(value, python=None)
         outer = self.names
         self.names = outer | {name: value}
         body = self.expression()

@@ -37,6 +37,12 @@ VECTOR_KINDS = {
 SCALAR_KINDS = {"index": "index_instructions", "library": "library_calls"}  # all others: scalar_instructions
 
 
+# Nested deeper than Python allows, or written as no code seen so far: the schedule is worth keeping all the same.
+NOT_COUNTABLE = (
+    AttributeError, LookupError, MemoryError, NameError, NotUnderstood, RecursionError, SyntaxError, TooLong, TypeError, ValueError,
+)  # fmt: skip
+
+
 def count_lowered(pipeline, spec=HOST):
     """Counts of a scheduled pipeline, (T, K) float64: a row a stage, in the order of its featurization, a column for each of LOWERED.
 
@@ -60,8 +66,8 @@ def count_text(lowered, values_of, stages, vector_bits, cores):
     try:
         translation = Translation(lowered, vector_bits)
         run = Run(*values_of(translation.arguments), translation, cores)
-    except (SyntaxError, RecursionError, TooLong, NotUnderstood, AttributeError, LookupError, NameError, TypeError, ValueError):
-        return None  # nested deeper than Python allows, or written as no code seen so far: the schedule is worth keeping all the same
+    except NOT_COUNTABLE:
+        return None
     if not run.all_known:
         return None
     totals = Costs(run, translation, stages).count()
