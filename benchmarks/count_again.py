@@ -12,6 +12,7 @@ told their number.
 """
 
 import io
+import multiprocessing
 import shutil
 import sys
 import tarfile
@@ -20,6 +21,7 @@ from collections import Counter
 from pathlib import Path
 
 import orjson
+from pebble import ProcessExpired, ProcessPool
 from pydantic import Field
 from tqdm import tqdm
 
@@ -35,9 +37,12 @@ from halide_tools.autoschedulers import Proposal
 from halide_tools.buffers import lowered_text
 from halide_tools.lowered_identity import lowered_hash
 from halide_tools.programs import ProgramSpec, find_programs
-from measuring.candidate import HALIDE_ERRORS, failure, hash_of, prepare_processes
-from measuring.messages import Failed
-from measuring.processes import NOT_COUNTED, on_all_cores
+from measuring.candidate import HALIDE_ERRORS, failure, hash_of
+from measuring.processes import prepare_worker
+
+SPAWN = multiprocessing.get_context("spawn")
+SECONDS = 120  # for a schedule to be found again, lowered and counted
+TASKS_A_PROCESS = 300  # Halide keeps what it has built
 
 
 class CountConfig(Config):
@@ -87,29 +92,32 @@ def spec_of(note, record):
     raise UserError(f"{record['name']}: no program of this name in pipelines/; its collection can't be counted again")
 
 
-def count_schedule(spec, known):
-    """What lies beside a dump of counts (lowered_features.as_dict and the hash of the code), of (Proposal, its hash); Failed otherwise."""
-    proposal, expected = known
+def count_schedule(spec, proposal, expected):
+    """What lies beside a dump: lowered_features.as_dict, and the hash of the code; or why nothing. `expected` : the proposal's hash."""
     try:
         pipeline = spec.build()
         if hash_of(*proposal.apply(pipeline, spec)) != expected:
-            return Failed("changed", "another schedule comes out today")
+            return "another schedule comes out"
         number = lowered_hash(lowered_text(pipeline, spec.halide_target(), keep=True))
         counts = lowered_features.count_lowered(pipeline, spec)
     except HALIDE_ERRORS as error:
-        return failure(error)
-    return NOT_COUNTED if counts is None else lowered_features.as_dict(counts) | {HASH: hex_id(number)}
+        return failure(error).reason
+    return "not countable" if counts is None else lowered_features.as_dict(counts) | {HASH: hex_id(number)}
 
 
-def count_program(path, note, record, cores):
-    """Write {key: what count_schedule found, or why nothing} of a program's measured schedules to `path`; returns their number."""
-    spec = spec_of(note, record)
+def count_program(path, note, record, pool):
+    """Write {key: what count_schedule found} of a program's measured schedules to `path`; returns their number."""
+    spec, found = spec_of(note, record), {}
     measured = {key: c for key, c in record["candidates"].items() if c["outcome"] == "measured" and key.isdecimal()}
-    known = {key: (Proposal.from_record(c), c["hash"]) for key, c in measured.items()}
-    failures = []
-    counted = on_all_cores(count_schedule, spec, list(known.values()), failures=failures, cores=cores)
-    reasons = iter(failures)
-    found = {key.zfill(3): counted[k] if k in counted else next(reasons).reason for key, k in known.items()}
+    futures = {
+        key.zfill(3): pool.schedule(count_schedule, args=(spec, Proposal.from_record(c), c["hash"]), timeout=SECONDS)
+        for key, c in measured.items()
+    }
+    for key, future in futures.items():
+        try:
+            found[key] = future.result()
+        except (TimeoutError, ProcessExpired) as error:
+            found[key] = type(error).__name__
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, orjson.dumps(found))
     return len(found)
@@ -144,7 +152,6 @@ def write_member(archive, like, name, data):
 def main():
     config = load_config(CountConfig)
     output, cores = make_folder(config.output, "output"), config.num_threads or usable_cores()
-    prepare_processes()
     for path in archives_in(config.archives):
         destination, parts = output / path.name, output / f"{path.name.removesuffix('.tar.xz')}.parts"
         if destination.exists():
@@ -153,7 +160,8 @@ def main():
         note, records = read_records(path)
         waiting = [(parts / f"{name}.json", note, record) for name, record in records.items() if not (parts / f"{name}.json").exists()]
         chosen, began = waiting[: config.most_programs or len(waiting)], time.perf_counter()
-        n = sum(count_program(*task, cores) for task in tqdm(chosen, path.name, disable=None))
+        with ProcessPool(cores, context=SPAWN, max_tasks=TASKS_A_PROCESS, initializer=prepare_worker) as pool:
+            n = sum(count_program(*task, pool) for task in tqdm(chosen, path.name, disable=None))
         if n:
             elapsed = time.perf_counter() - began
             print(f"{path.name}: {n} schedules in {elapsed:.0f} s, {n / elapsed:.1f} a second", flush=True)
