@@ -30,7 +30,7 @@ FUNCTION_OPERATIONS = {"exp": 14, "log": 18, "pow": 40, "fast_exp": 12, "fast_lo
 FUNCTION_LATENCY = {"exp": 45, "log": 50, "pow": 100, "fast_exp": 40, "fast_log": 40, "fast_pow": 80}
 LOAD_LATENCY = 5
 LIBRARY_LATENCY = 60  # of a call of the C library, which is one for each lane
-MAX_PYTHON = 2000  # characters for what a `let` names: it is written out where it is used, and each of many nested ones may be used twice
+MAX_PYTHON = 2000  # characters of what a `let` names, which is written out wherever it is used
 SHUFFLES = {"slice_vectors", "interleave_vectors", "concat_vectors", "extract_element", "mux"}
 FREE = {"likely", "likely_if_innermost", "promise_clamped", "unsafe_promise_clamped", "reinterpret", "strict_float"}
 
@@ -83,6 +83,16 @@ class Value:
     def is_scattered(self):
         """Of an index: whether its lanes lie anywhere."""
         return not self.is_affine or self.dims is None or self.python is None and self.type.lanes > 1
+
+
+    def shortened(self):
+        """The same to be used several times: nested so, what is as long as its parts together would grow without bound."""
+        cycles = {}
+        for load, latency in self.loads:
+            cycles[load] = max(cycles.get(load, 0), latency)
+        python = None if self.python is None or len(self.python) > MAX_PYTHON else self.python
+        dims = None if self.dims is None or any(len(stride) > MAX_PYTHON for stride, _ in self.dims) else self.dims
+        return dataclasses.replace(self, python=python, dims=dims, loads=[[load, latency] for load, latency in cycles.items()])
 
 
 class NotUnderstood(Exception):
@@ -189,10 +199,8 @@ class Parser:
         self.take("=")
         value = self.expression()
         self.take("in")
-        if value.python is not None and len(value.python) > MAX_PYTHON:
-            value = dataclasses.replace(value, python=None)
         outer = self.names
-        self.names = outer | {name: value}
+        self.names = outer | {name: value.shortened()}
         body = self.expression()
         self.names = outer
         return body

@@ -84,6 +84,13 @@ def test_code_that_is_not_understood_costs_the_counts_alone(line):
     assert of_text("external func f (f) {", "produce f {", "f[0] = 1", "}", "}") == {("f", 0): 1, ("f", 1): 0}
 
 
+def test_nested_lets_take_no_more_time_than_their_text():
+    """What each names is used twice: written out, it would be 2^60 loads and sums."""
+    for first in ("b[0]", "n"):  # a load, and an address
+        text = f"let t0 = {first} in " + "".join(f"(let t{i} = (t{i - 1} + t{i - 1}) in " for i in range(1, 60)) + "f[t59]" + ")" * 59
+        assert of_text("external func f (n) {", "produce f {", f"f[0] = {text}", "}", "}", n=3) == {("f", 0): 1, ("f", 1): 0}
+
+
 def test_counting_gives_up_where_it_would_take_too_long(monkeypatch):
     x, y = hl.vars("x y")
     f = hl.Func("long_f")
