@@ -126,14 +126,21 @@ class Sequences:
         rng.shuffle(batches)
         return batches
 
+    @property
+    def featurized(self):
+        """Which rows have Halide's schedule features, their numbers."""
+        return np.flatnonzero(self.inputs != "counts_alone")
+
     def halide_batches(self):
-        """Inputs of Halide's own model, a shard or a part of it at a time: (schedule features (B, T, 39), algorithm features (B, T, 41, 8),
-        lengths (B,))."""
+        """Inputs of Halide's own model for the rows that are `featurized`, a shard or a part at a time: (schedule features (B, T, 39),
+        algorithm features (B, T, 41, 8), lengths (B,))."""
         programs = data_utils.read_programs(self.data_path, self.meta)
         for shard in self.parts():
-            schedule_features = torch.expm1(shard["features"][:, :, :N_SCHEDULE])
-            algorithm = [programs[p] for p in shard["program"].tolist()]
-            yield schedule_features, pad_sequence(algorithm, batch_first=True), shard["lengths"]
+            rows = shard["features"][:, 0, FLAG_COLUMNS[1]] > 0
+            if rows.any():
+                schedule_features = torch.expm1(shard["features"][rows][:, :, :N_SCHEDULE])
+                algorithm = [programs[p] for p in shard["program"][rows].tolist()]
+                yield schedule_features, pad_sequence(algorithm, batch_first=True), shard["lengths"][rows]
 
     def feature_statistics(self):
         """Mean and standard deviation of each feature over all stages, (F,) each; infinite where a feature never varies."""

@@ -126,10 +126,13 @@ def build_report(config, meta, trained, checkpoint, splits, predicted, left_out)
     report = {
         "checkpoint": checkpoint, "split_by": meta["split"]["split_by"], "counts": meta["counts"],
         **part_report(test, tables["test"], {name: p for name, (p, _) in predicted.items()}, trained, config, half_widths["test"]),
-        "left_out": left_out,
+        "left_out": left_out | {
+            name: f"{np.isnan(p).sum()} of the test rows have no features by Halide, which it needs; see the tables by origin"
+            for name, (p, _) in predicted.items() if np.isnan(p).any()
+        },
         "confidence": {
             name: metrics.bootstrap(test.program, test.instance, log_runtime, p, config.bootstrap_samples, 0.95, config.seed)
-            for name, (p, _) in predicted.items()
+            for name, (p, _) in predicted.items() if not np.isnan(p).any()
         },
         "bootstrap_samples": metrics.resamplings(config.bootstrap_samples, len(test)),
         "noise_ceiling": metrics.noise_ceiling(rows[rows.collection.isin(tables["test"].collection)], log_runtime),
@@ -180,7 +183,7 @@ def write_report(run, report, splits, predicted, half_widths):
     parts = [("test", splits["test"], test)] + ([("holdout", splits["holdout"], holdout)] if len(holdout) else [])
     plot_predicted_measured(run / "predicted_measured.png", parts)
     plot_error_by_program(run / "error_by_program.png", splits["test"], test)
-    plot_regret_by_k(run / "regret_by_k.png", splits["test"], {name: p for name, (p, _) in predicted.items()})
+    plot_regret_by_k(run / "regret_by_k.png", splits["test"], {name: p for name, (p, _) in predicted.items() if not np.isnan(p).any()})
 
 
 def main():

@@ -105,7 +105,8 @@ def measured_examples(train):
     """Examples for adams2019.fit, from the rows of the training split (Sequences)."""
     examples, start = [], 0
     for schedule_features, algorithm, lengths in train.halide_batches():
-        rows = zip(schedule_features.numpy(), algorithm.numpy(), lengths.tolist(), train.log_runtime[start:], train.instance[start:])
+        part = train.featurized[start : start + len(lengths)]
+        rows = zip(schedule_features.numpy(), algorithm.numpy(), lengths.tolist(), train.log_runtime[part], train.instance[part])
         examples += [(s[:n], a[:n], float(y), int(i)) for s, a, n, y, i in rows]
         start += len(lengths)
     return examples

@@ -1,6 +1,7 @@
 """The rival models of every report, fitted on the same training rows with the same inputs as the LSTM.
 
-Each takes (train, val, others) as Sequences and returns the predicted log-runtime of each of `others`, a list of (N,) arrays.
+Each takes (train, val, others) as Sequences and returns the predicted log-runtime of each of `others`, a list of (N,) arrays. Halide's own
+network needs its features: it is NaN for schedules that have none.
 """
 
 import copy
@@ -82,10 +83,11 @@ def adams2019_retrained(train, val, others):
     n_cores = machine_cores(train)
     best = None
     with tempfile.TemporaryDirectory() as folder:
-        samples = adams2019.write_samples(folder, train.halide_batches(), train.log_runtime, train.instance)
+        rows = train.featurized
+        samples = adams2019.write_samples(folder, train.halide_batches(), train.log_runtime[rows], train.instance[rows])
         for rate in RETRAIN_RATES:
             weights = adams2019.retrain(samples, rate, RETRAIN_EPOCHS, n_cores, baseline_weights())
-            error = np.mean((_scaled(weights, train, [val])[0] - val.log_runtime) ** 2)
+            error = np.nanmean((_scaled(weights, train, [val])[0] - val.log_runtime) ** 2)
             if best is None or error < best[0]:
                 best = (error, weights)
     return _scaled(best[1], train, others)
@@ -100,14 +102,18 @@ def _scaled(weights, train, others):
     n_cores = machine_cores(train)
 
     def predict(rows):
-        return adams2019.log_predictions(weights, rows.halide_batches(), n_cores)
+        predicted = np.full(len(rows), np.nan)
+        predicted[rows.featurized] = adams2019.log_predictions(weights, rows.halide_batches(), n_cores)
+        return predicted
 
-    offset = np.mean(train.log_runtime - predict(train))
+    offset = np.nanmean(train.log_runtime - predict(train))
     return [predict(rows) + offset for rows in others]
 
 
 def why_no_halide_model(*splits):
-    """Why Adams2019's network can't be applied to these rows, or ''."""
+    """Why Adams2019's network can't be applied to any of these rows, or ''."""
+    if any(len(rows) and not len(rows.featurized) for rows in splits[:3]):
+        return "there is a split in which no schedule has Halide's features, which Adams2019's network needs"
     for rows in splits:
         if any(bool(algorithm[:, :, :, -1].any()) for _, algorithm, _ in rows.halide_batches()):
             return "some of these dumps (JSON) do not tell the types of their operations, which Adams2019's network needs"

@@ -29,13 +29,15 @@ PROGRAM_COLUMNS = ["name", "schedules", "stages", "fastest_ms", "median_ape", "s
 def part_report(rows, table, predicted, meta, config, half_widths):
     """What report.json says of one part of the data: {models, origins, interval, few_shot, programs}.
 
-    rows : Sequences, or a subset of them; table : their lines of schedules.csv; predicted : {model: log-runtimes (N,)}, with `lstm`;
+    rows : Sequences, or a subset of them; table : their lines of schedules.csv; predicted : {model: log-runtimes (N,)}, with `lstm`, NaN
+    where a model can't tell: it is left out where there is one;
     half_widths : (N,), of the LSTM's intervals; meta : of its checkpoint
     """
     log_runtime, lstm = rows.log_runtime.astype(np.float64), predicted["lstm"]
 
     def scores(at):
-        return {name: metrics.all_metrics(rows.instance[at], log_runtime[at], p[at]) for name, p in predicted.items()}
+        told = {name: p[at] for name, p in predicted.items() if not np.isnan(p[at]).any()}
+        return {name: metrics.all_metrics(rows.instance[at], log_runtime[at], p) for name, p in told.items()}
 
     origins = table.get("origin", pd.Series(DEFAULT_ORIGIN, table.index))
     components = meta["errors"]["all" if "without_counts" not in rows.inputs else "without_counts"]["offset_variance"]

@@ -84,7 +84,6 @@ class Value:
         """Of an index: whether its lanes lie anywhere."""
         return not self.is_affine or self.dims is None or self.python is None and self.type.lanes > 1
 
-
     def shortened(self):
         """The same to be used several times: nested so, what is as long as its parts together would grow without bound."""
         cycles = {}

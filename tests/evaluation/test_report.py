@@ -44,6 +44,17 @@ def test_each_origin_has_its_own_metrics():
     assert set(unknown["origins"]) == {"adams2019"}
 
 
+def test_a_model_that_cannot_tell_of_some_rows_stands_where_it_can():
+    log_runtime = np.log([1.0, 2.0, 4.0, 1.0, 3.0, 9.0])
+    part = rows([1, 1, 1, 2, 2, 2], range(6), log_runtime)
+    table = pd.DataFrame({"file": ["p/x"] * 6, "origin": ["adams2019"] * 3 + ["mutated"] * 3})
+    predicted = {"lstm": log_runtime, "adams2019": np.r_[log_runtime[:3], np.full(3, np.nan)]}
+    meta = {"interval": 0.9, "errors": {"all": {"offset_variance": {"between": 1.0, "within": 1.0}}}}
+    found = report.part_report(part, table, predicted, meta, SimpleNamespace(seed=0), np.full(6, 0.5))
+    assert set(found["models"]) == {"lstm"} == set(found["origins"]["mutated"]["models"])
+    assert found["origins"]["adams2019"]["models"]["adams2019"]["mse_log"] == 0
+
+
 def test_programs_a_model_has_seen():
     programs = {"train": ["a", "b"], "val": ["c"]}
     assert report.seen_programs({"programs": programs}, False, {"b", "c", "d"}) == 2
