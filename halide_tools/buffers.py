@@ -71,10 +71,15 @@ class Region:
 
     @property
     def n_bytes(self):
-        """From the first element to the end of the last."""
+        """From the lowest address to the end of the highest."""
         return (
-            1 + sum((extent - 1) * stride for extent, stride in zip(self.extents, self.element_strides) if extent)
+            1 + sum((extent - 1) * abs(stride) for extent, stride in zip(self.extents, self.element_strides) if extent)
         ) * self.dtype.itemsize
+
+    @property
+    def n_bytes_before(self):
+        """From the lowest address to that of the element at the minima, behind which dimensions of negative stride begin."""
+        return sum(max(extent - 1, 0) * max(-stride, 0) for extent, stride in zip(self.extents, self.element_strides)) * self.dtype.itemsize
 
     def __str__(self):
         return " x ".join(map(str, self.extents)) + " from " + ", ".join(str(minimum) for minimum, _ in self.bounds)
@@ -248,14 +253,16 @@ def meet(region, demanded):
     if any(n == 0 for _, n, _ in demanded):
         return Region(region.name, region.type, tuple(bounds), None, region.source, region.is_fixed, region.alignment)
     strides, size, demanded_size = [0] * len(bounds), 1, 1
-    for i in sorted(range(len(bounds)), key=lambda i: (demanded[i][2], i)):
-        stride = demanded[i][2]
+    for i in sorted(range(len(bounds)), key=lambda i: (abs(demanded[i][2]), i)):
+        stride = abs(demanded[i][2])  # 0 where the same memory is read all along a dimension, negative where it runs backwards
+        if not stride:
+            continue
         if stride == demanded_size or stride < size:
             # Dense, or a multiple of something less than the row: keep what it is a multiple of.
             multiple = 1 if stride == demanded_size else stride & -stride
             stride = -(-size // multiple) * multiple
-        strides[i] = stride
-        size, demanded_size = stride * max(extents[i], 1), demanded[i][2] * demanded[i][1]
+        strides[i] = stride if demanded[i][2] > 0 else -stride
+        size, demanded_size = stride * max(extents[i], 1), abs(demanded[i][2]) * demanded[i][1]
     return Region(region.name, region.type, tuple(bounds), tuple(strides), region.source, region.is_fixed, region.alignment)
 
 
@@ -328,8 +335,9 @@ def allocate(region):
     """Memory that begins at a distance drawn anew from where it is allocated: some distances between buffers are bad for the caches."""
     alignment = max(ALIGNMENT, region.alignment)
     memory = np.empty(region.n_bytes + MAX_OFFSET + alignment, np.uint8)
-    start = -memory.ctypes.data % alignment + random.randrange(0, MAX_OFFSET, alignment)
-    flat = memory[start : start + region.n_bytes].view(region.dtype)
+    before = region.n_bytes_before
+    start = -(memory.ctypes.data + before) % alignment + random.randrange(0, MAX_OFFSET, alignment)
+    flat = memory[start + before : start + region.n_bytes].view(region.dtype)
     strides = [stride * region.dtype.itemsize for stride in region.element_strides]
     array = np.lib.stride_tricks.as_strided(flat, region.extents, strides)
     plain = array.T.view({1: "u1", 2: "u2", 4: "u4", 8: "f8"}[region.dtype.itemsize])  # numpy names the outermost dimension first
@@ -398,14 +406,44 @@ def index_inputs(pipeline):
 
     indexing = set()
     for func in funcs.values():
-        text = " ".join(definitions(func))
+        text, values = " ".join(definitions(func)), {}
+        for let in re.finditer(r"\(let ([\w$.]+) = ", text):
+            values[let[1]] = f"{values.get(let[1], '')} {text[let.end() : _end_of_term(text, let.end())]}"
+
+        def calls_in(index, values=values):
+            """Names called in an index, and in the values of lets that it refers to."""
+            found, open_texts, seen = set(), [index], set()
+            while open_texts:
+                part = open_texts.pop()
+                found |= set(re.findall(r"([\w$.]+)\(", part))
+                lets = set(re.findall(r"[\w$.]+", part)) & values.keys() - seen
+                seen |= lets
+                open_texts += [values[name] for name in lets]
+            return found
+
         for i in range(func.num_update_definitions()):
-            indexing |= set(re.findall(r"([\w$.]+)\(", " ".join(map(str, func.update_args(i)))))
+            indexing |= calls_in(" ".join(map(str, func.update_args(i))))
         for call in re.finditer(r"([\w$.]+)\(", text):
             if call[1] in funcs or call[1] in inputs:
-                depth, end = 1, call.end()
-                while depth and end < len(text):
-                    depth += {"(": 1, ")": -1}.get(text[end], 0)
-                    end += 1
-                indexing |= set(re.findall(r"([\w$.]+)\(", text[call.end() : end])) & (funcs.keys() | inputs)
+                indexing |= calls_in(text[call.end() : _end_of_arguments(text, call.end())]) & (funcs.keys() | inputs)
     return sources(indexing)
+
+
+def _end_of_arguments(text, start):
+    """Where the parenthesis that was opened just before text[start] is closed."""
+    depth = 1
+    for end in range(start, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[end], 0)
+        if not depth:
+            return end
+    return len(text)
+
+
+def _end_of_term(text, start):
+    """Where the value of a let that begins at text[start] ends: before the " in " that belongs to it."""
+    depth = 0
+    for end in range(start, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[end], 0)
+        if not depth and text.startswith(" in ", end):
+            return end
+    return len(text)

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import math
+import platform
 import re
 import shutil
 import subprocess
@@ -17,9 +18,10 @@ import torch
 from conftest import BLUR, expect_user_error, run
 
 import train_utils
+from config import usable_cores
 from dumps.files import iter_dumps
 from dumps.parsing import parse_dump
-from features import featurize
+from features import SCHEDULE_FEATURES, STAGE_BYTES, featurize
 from halide_tools import schedules
 from halide_tools.autoschedulers import LIBRARIES, Proposal, load_autoscheduler
 from halide_tools.programs import find_programs
@@ -266,6 +268,68 @@ def test_any_name_gives_files_that_a_compiler_takes(tmp_path):
     run.end()
     assert not no_library and re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", best["header"].removesuffix(".h"))
     check_headers(tmp_path, best["header"].removesuffix(".h"))
+
+
+FLOATS = """
+import halide as hl
+
+def build():
+    x, y = hl.vars("x y")
+    image = hl.ImageParam(hl.Float(32), 2, "image")
+    across, out = hl.Func("across"), hl.Func("out")
+    across[x, y] = hl.sqrt(image[x, y]) + hl.sqrt(image[x + 1, y]) + hl.sqrt(image[x + 2, y])
+    out[x, y] = (across[x, y] + across[x, y + 1] + across[x, y + 2]) * hl.f32(0.3)
+    out.set_estimates([(0, 1024), (0, 1024)])
+    return hl.Pipeline(out)
+"""
+
+
+AVX = re.compile(r"%[yz]mm|\tv[a-z0-9]+ +.*%xmm")  # instructions that an older processor has not
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="needs a target of x86-64 that is not this machine's")
+@pytest.mark.parametrize("threads, target", [(1, "x86-64-linux-sse41"), (2, "host")])
+def test_threads_and_target_hold_for_schedules_code_measurements_and_records(tmp_path, threads, target):
+    (tmp_path / "floats.py").write_text(FLOATS)
+    out, resolved = tmp_path / "out", str(hl.Target(target))
+    flags = ["--budget=2", "--proposals=6", "--protocol=quick", f"--num_threads={threads}", f"--target={target}"]
+    run("tune_schedule.py", tmp_path / "floats.py", *flags, f"--output={out}")
+    folder = out / "measurements" / "floats"
+    report, note, record = (
+        orjson.loads(path.read_bytes()) for path in (out / "report.json", folder.parent / "collection.json", folder / "program.json")
+    )
+
+    # Schedules: loops are parallel where there are threads for it, and vectors as long as the target has them.
+    measured = {key: c for key, c in record["candidates"].items() if key.isdecimal() and c["outcome"] == "measured"}
+    parallel = {key: ".parallel(" in (folder / f"{key.zfill(3)}.schedule.h").read_text() for key in measured}
+    assert parallel["0"] == (threads > 1) and (threads > 1 or not any(parallel.values()))
+    assert report["best"]["autoscheduler_params"].get("parallelism") == str(threads)
+    column = SCHEDULE_FEATURES.index("native_vector_size")
+    for dump in folder.glob("*.sample"):
+        stages = np.frombuffer(dump.read_bytes()[:-12], "<f4").reshape(-1, STAGE_BYTES // 4)
+        assert (stages[:, column] == (8 if "avx" in resolved else 4)).all(), "the featurization was made for another target"
+
+    # Code: wide registers and calls of the thread pool where they were asked for, and nowhere else.
+    if shutil.which("objdump"):
+        listing = subprocess.run(["objdump", "-dr", out / "floats.a"], capture_output=True, text=True, check=True).stdout
+        assert bool(AVX.search(listing)) == ("avx" in resolved), "Halide's runtime is for the same target, too"
+        sections = listing.split("Disassembly of section ")
+        code = "".join(section for section in sections if "floats" in section.partition("\n")[0])
+        assert bool(re.search(r"\tvsqrtps .*%ymm", code)) == ("avx" in resolved) and re.search(r"\tv?sqrtps ", code)
+        assert ("halide_do_par_for" in code) == parallel[report["best"]["key"]]
+
+    # Measurements.
+    for key, c in measured.items():
+        if not parallel[key]:
+            assert c["cpu_share"] < 1.2, "it ran on more threads than asked for"
+        elif usable_cores() > 1 and not c["noisy"]:
+            assert c["cpu_share"] > 1.2, "it ran on one thread"
+
+    # Records, and what is read of them with the measurements.
+    for said in (report, note, note["machine"], record):
+        assert (said["threads"], said["target"]) == (threads, resolved)
+    dumps = [dump for dump in iter_dumps(str(out / "measurements")) if dump.file.endswith(".sample")]
+    assert {(dump.machine["threads"], dump.machine["target"]) for dump in dumps} == {(threads, resolved)}
 
 
 HAND_SCHEDULED = BLUR.replace(

@@ -15,7 +15,9 @@ from halide_tools.programs import describe_stages, find_programs, schedule_every
 FILE = ROOT / "tests" / "kinds_of_pipelines.py"
 KINDS = [spec.name for spec in find_programs(FILE)]
 PARAMS = {"parameters": "input.type=uint16 output.type=float32 radius=1 signed=true"}
-INDEXING = {"histogram": {"input"}, "table": {"input"}, "gather": {"index"}, "warp": {"dx"}, "promised": {"index"}}
+INDEXING = {
+    "histogram": {"input"}, "table": {"input"}, "gather": {"index"}, "warp": {"dx"}, "promised": {"index"}, "sparse": {"starts", "columns"},
+}  # fmt: skip
 
 
 def spec_of(name, **options):
