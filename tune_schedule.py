@@ -254,7 +254,7 @@ def describe_search(tuning, measured):
     """What the report says of the search and of its rivals."""
     run, pool = tuning.run, tuning.pool
     curves = {name: search.best_so_far(run, keys) for name, keys in measured.items()}
-    fastest = min(min(curve) for curve in curves.values() if curve)
+    fastest = min((min(curve) for curve in curves.values() if curve), default=math.inf)
     return {
         "measured": len(measured["lstm"]), "proposed": len(pool.keys), "search": curves["lstm"],
         "failed": run.failures() | ({"refused": pool.refused.total()} if pool.refused else {}),

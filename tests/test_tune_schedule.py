@@ -391,6 +391,16 @@ def test_a_program_that_no_autoscheduler_takes_gets_one_line_in_halides_words(tm
     assert len(record["candidates"]) < 10
 
 
+def test_the_authors_schedule_is_the_answer_where_no_autoscheduler_has_one(tmp_path):
+    file, out = write_refused(tmp_path), tmp_path / "out"
+    file.write_text(REFUSED.replace("    return", "    pipeline.outputs()[0].parallel(hl.Var('y'))\n    return"))
+    done = run("tune_schedule.py", file, "--proposals=6", "--protocol=quick", f"--output={out}")
+    report = orjson.loads((out / "report.json").read_bytes())
+    assert report["origin"] == "hand_written" and report["best_ms"] == report["hand_written_ms"] > 0 and report["measured"] == 0
+    assert report["adams2019_ms"] is report["speedup"] is None and "could not be measured" in done.stdout
+    assert (out / "search.png").exists() and (out / "refused.a").exists()
+
+
 def test_a_limit_of_minutes_holds_for_all_of_it(tmp_path, blur):
     """Whatever the machine is busy with: every step gives up in time, and what could be had is the answer."""
     began = time.monotonic()
