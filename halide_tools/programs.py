@@ -58,6 +58,7 @@ CPP_KEYWORDS = set(
     reinterpret_cast requires return short signed sizeof static static_assert static_cast struct switch template this
     thread_local throw true try typedef typeid typename union unsigned using virtual void volatile wchar_t while xor xor_eq""".split()
 )
+LONGEST_NAME = 200  # bytes of a program's name: file systems take 255, and suffixes come behind it
 BUILTIN_TYPES = {f"{kind}{bits}": make(bits) for kind, make in (("int", hl.Int), ("uint", hl.UInt)) for bits in (8, 16, 32, 64)} | {
     "bool": hl.Bool(), "float16": hl.Float(16), "float32": hl.Float(32), "float64": hl.Float(64), "bfloat16": hl.BFloat(16),
 }  # fmt: skip
@@ -65,8 +66,11 @@ BUILTIN_TYPES = {f"{kind}{bits}": make(bits) for kind, make in (("int", hl.Int),
 
 @functools.cache
 def default_threads():
-    """Threads of a program that asks for no number: HL_NUM_THREADS where Halide's runtime would take it, else all usable cores."""
-    asked = os.environ.get("HL_NUM_THREADS", "")
+    """Threads of a program that asks for no number: HL_NUM_THREADS where Halide's runtime would take it, else all usable cores.
+
+    As in Halide's runtime (src/runtime/thread_pool_common.h), the variable's older name counts where the newer is not set.
+    """
+    asked = os.environ.get("HL_NUM_THREADS", os.environ.get("HL_NUMTHREADS", ""))
     return int(asked) if asked.isdecimal() and int(asked) else usable_cores()
 
 
@@ -398,6 +402,9 @@ def find_programs(path, generator="", params="", target="host", n_threads=0, inp
         if not names:
             there = f"there are {', '.join(sorted(generators))}" if generators else "it has a build() instead"
             raise ValueError(f"{path}: --generator {generator!r} is not in it; {there}")
+    for name in names:
+        if "/" in name or name in (".", "..") or len(name.encode()) > LONGEST_NAME:
+            raise ValueError(f"{path}: {name[:40]!r} can't be the name of a folder, where its measurements go; rename the Generator")
     if (params or inputs) and len(names) > 1:
         raise ValueError(f"{path}: --params and --inputs belong to one Generator; give --generator, one of {', '.join(names)}")
     if params and not names:

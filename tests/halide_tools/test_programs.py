@@ -14,6 +14,7 @@ from conftest import ROOT
 
 from config import usable_cores
 from features import STAGE_BYTES
+from halide_tools import programs
 from halide_tools.autoschedulers import Proposal
 from halide_tools.buffers import estimated_arguments, lowered_text
 from halide_tools.comparison import mismatch
@@ -323,6 +324,32 @@ def test_targets_and_threads_reach_schedules(blur):
     serial, one = source(n_threads=1)
     assert spec.threads == usable_cores() and one.threads == 1 and "parallel(" not in serial
     assert str(sse.halide_target()) == "x86-64-linux-sse41" and narrow != host
+
+
+def test_halides_own_variables_say_how_many_threads(monkeypatch):
+    for variables, expected in (
+        ({}, usable_cores()),
+        ({"HL_NUM_THREADS": "3"}, 3),
+        ({"HL_NUMTHREADS": "5"}, 5),
+        ({"HL_NUM_THREADS": "3", "HL_NUMTHREADS": "5"}, 3),
+        ({"HL_NUM_THREADS": "0"}, usable_cores()),
+        ({"HL_NUM_THREADS": "many"}, usable_cores()),
+    ):
+        for name in ("HL_NUM_THREADS", "HL_NUMTHREADS"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        programs.default_threads.cache_clear()
+        assert ProgramSpec("p", 0).threads == expected, variables
+    programs.default_threads.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["../above", "/tmp/elsewhere", "..", "a/b", "long" * 60])
+def test_names_that_lead_elsewhere_are_refused(tmp_path, name):
+    path = write(tmp_path, named=NAMES.replace('("imaging::named", "for", "", "3d", "größe")', repr((name, "fine")))) / "named.py"
+    assert find_programs(path, "fine")[0].name == "fine"
+    with pytest.raises(ValueError, match="can't be the name of a folder"):
+        find_programs(path, name)
 
 
 def test_names_in_any_alphabet_and_of_any_kind(tmp_path):
