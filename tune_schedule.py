@@ -58,7 +58,7 @@ class TuneConfig(Config):
     )
     generator: str = Field("", description="which of the file's Generators; needed where it holds several")
     params: str = Field("", description='GeneratorParams and open types, as "NAME=VALUE NAME=VALUE"')
-    inputs: str = Field("", description='contents of inputs, as "NAME=FILE.npy NAME=VALUE"; others are drawn at random')
+    inputs: str = Field("", description='contents of inputs, as "NAME=FILE.npy NAME=VALUE NAME=LOW:HIGH"; others are drawn at random')
     target: str = Field("host", description="Halide target that schedules, code and library are made for")
     budget: int = Field(
         32,

@@ -10,6 +10,7 @@ import math
 import random
 import re
 import tempfile
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -151,7 +152,7 @@ def _input_region(argument, given, like, sizes_read):
         minima = [minimum for minimum, _ in bounds] if known else [0] * n
         return Region(name, type, tuple(zip(minima, array.shape[::-1])), source="file", is_fixed=(True,) * n)
     if given is not None:
-        parse_number(name, type, given)
+        parse_contents(name, type, given)
     fixed = tuple((name, i) in sizes_read for i in range(n))
     return Region(name, type, bounds, source="estimate" if known else "guess", is_fixed=fixed)
 
@@ -159,9 +160,12 @@ def _input_region(argument, given, like, sizes_read):
 def read_array(name, path):
     """The array in a `.npy` file, mapped, not read. Raises ValueError, in one line."""
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"--inputs: {name}={path}: can't be read as a .npy file: {' '.join(str(error).split())}") from None
+    if not isinstance(found, np.ndarray):
+        raise ValueError(f"--inputs: {name}={path}: can't be read as a .npy file: it holds several arrays, as np.savez writes them")
+    return found
 
 
 def parse_number(name, type, text):
@@ -177,6 +181,15 @@ def parse_number(name, type, text):
     except (ValueError, KeyError):
         pass
     raise ValueError(f"--inputs: {name}={text}: neither a .npy file nor a number of type {type}")
+
+
+def parse_contents(name, type, text):
+    """(low, high) that an input's numbers are to be drawn from, of "LOW:HIGH"; low is high for a single number. Raises ValueError."""
+    low, is_range, high = text.partition(":")
+    found = parse_number(name, type, low), parse_number(name, type, high if is_range else low)
+    if is_range and (type == "bool" or not (math.isfinite(found[1] - found[0]) and found[0] <= found[1])):
+        raise ValueError(f"--inputs: {name}={text}: not a range of type {type} from a smaller to a larger number")
+    return found
 
 
 def _scalar(argument, given):
@@ -318,14 +331,16 @@ class Allocation:
 
 
 def put_contents(allocation, given, seed):
-    """Fill an input: with a file's contents or a number where one is given, else at random."""
+    """Fill an input: with a file's contents or a number where one is given, else at random, from a range where one is given."""
     region = allocation.region
-    if given is None:
-        fill(allocation, draw(region.type, np.random.default_rng(seed))[0])
-    elif given.endswith(".npy"):
+    is_file = given is not None and given.endswith(".npy")
+    low, high = (None, None) if given is None or is_file else parse_contents(region.name, region.type, given)
+    if is_file:
         allocation.array[...] = read_array(region.name, given).T
+    elif low is None or low < high:
+        fill(allocation, draw(region.type, np.random.default_rng(seed), low, high)[0])
     else:
-        number = parse_number(region.name, region.type, given)
+        number = low
         if region.type == "bfloat16":
             number = int(np.float32(number).view(np.uint32) >> 16)
         allocation.array[...] = number
@@ -374,17 +389,18 @@ def fill(allocation, drawn):
         moved[start : start + rows] = windows[begin[start : start + rows]]
 
 
-def draw(type, rng):
-    """(RANDOM_POINTS random numbers of a type, as its buffers hold them; how they were drawn, in words)."""
+def draw(type, rng, low=None, high=None):
+    """(RANDOM_POINTS random numbers of a type, as its buffers hold them; how they were drawn, in words). low, high : a range, if any."""
     if type == "bool":
         return (rng.random(RANDOM_POINTS) < 0.5).astype(np.uint8), "true or false, equally often"
     if "float" in type:
-        numbers = rng.random(RANDOM_POINTS, dtype=np.float32)
-        words = "uniform in [0, 1)"
+        low, high = (0, 1) if low is None else (low, high)
+        numbers = low + (high - low) * rng.random(RANDOM_POINTS, dtype=np.float32)
+        words = f"uniform in [{low:g}, {high:g})"
         return (numbers.view(np.uint32) >> 16).astype(np.uint16) if type == "bfloat16" else numbers.astype(type), words
-    # All values of the small types; wider ones are indices or sums more often than pixels.
-    kind = np.iinfo(type)
-    low, high = (kind.min, kind.max) if kind.bits <= 16 else (-WIDE_SIGNED, WIDE_SIGNED) if kind.min < 0 else (0, WIDE_UNSIGNED)
+    if low is None:  # all values of the small types; wider ones are indices or sums more often than pixels
+        kind = np.iinfo(type)
+        low, high = (kind.min, kind.max) if kind.bits <= 16 else (-WIDE_SIGNED, WIDE_SIGNED) if kind.min < 0 else (0, WIDE_UNSIGNED)
     return rng.integers(low, high, RANDOM_POINTS, dtype=type, endpoint=True), f"uniform in [{low}, {high}]"
 
 

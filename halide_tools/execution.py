@@ -171,7 +171,8 @@ def describe_inputs(spec):
     indexing = index_inputs(pipeline)
     for a in pipeline.infer_arguments():
         if a.name in given:
-            contents = f"file {Path(given[a.name]).name}" if given[a.name].endswith(".npy") else f"the value {given[a.name]}"
+            text = given[a.name]
+            contents = f"file {Path(text).name}" if text.endswith(".npy") else f"{'drawn from' if ':' in text else 'the value'} {text}"
         elif a.kind == hl.ArgumentKind.InputScalar:
             contents = "its estimate"
         else:
@@ -185,7 +186,7 @@ def index_hint(spec):
     names = [name for name, i in describe_inputs(spec).items() if i["indexes"] and i["contents"].startswith("random")]
     if not names:
         return ""
-    return f"it indexes by {', '.join(names)}, whose contents are random: give them with --inputs {names[0]}=FILE.npy"
+    return f"it indexes by {', '.join(names)}, whose contents are random: give them with --inputs {names[0]}=FILE.npy or {names[0]}=LOW:HIGH"
 
 
 def minimum_extents(spec, pipeline):

@@ -79,7 +79,7 @@ class ProgramSpec:
     """How to build a program afresh in any process: a random program by its seed, or a Generator (or build()) in a file.
 
     params : ((name, text), ...) of GeneratorParams and open types; target : Halide's text; n_threads : 0 is default_threads();
-    inputs : ((name, "FILE.npy" or number as text), ...), contents of inputs that are not drawn at random.
+    inputs : ((name, "FILE.npy", a number or "LOW:HIGH" as text), ...), contents of inputs of which the program says nothing.
     """
 
     name: str

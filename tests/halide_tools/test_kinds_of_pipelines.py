@@ -1,6 +1,7 @@
 """Every kind of pipeline is built, scheduled, run, compared and counted."""
 
 import halide as hl
+import numpy as np
 import pytest
 from conftest import ROOT
 
@@ -48,7 +49,7 @@ def test_contents_that_break_a_promise_are_an_error_and_not_a_crash():
     spec = spec_of("promised")
     with pytest.raises(hl.HalideError, match="unsafe_promise_clamped"):
         Program(spec.build(), spec, is_reference=True).results_of_two_runs(1)
-    assert index_hint(spec) == "it indexes by index, whose contents are random: give them with --inputs index=FILE.npy"
+    assert index_hint(spec) == "it indexes by index, whose contents are random: give them with --inputs index=FILE.npy or index=LOW:HIGH"
     assert index_hint(spec_of("planar")) == ""
     given = spec_of("promised", inputs="index=17")
     assert index_hint(given) == "" and describe_inputs(given) == {
@@ -57,6 +58,10 @@ def test_contents_that_break_a_promise_are_an_error_and_not_a_crash():
     }
     values, *_ = Program(given.build(), given, is_reference=True).results_of_two_runs(1)
     assert (values == values[0]).all()
+    given = spec_of("promised", inputs="index=490:499 values=-3:3")
+    assert index_hint(given) == "" and describe_inputs(given)["index"]["contents"] == "drawn from 490:499"
+    values, *_ = Program(given.build(), given, is_reference=True).results_of_two_runs(1)
+    assert len(np.unique(values)) == 10 and -6 <= values.min() < 0 < values.max() <= 6
 
 
 def test_schedules_of_authors_are_told_from_none():

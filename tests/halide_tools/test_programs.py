@@ -8,6 +8,7 @@ import sys
 import tarfile
 
 import halide as hl
+import numpy as np
 import orjson
 import pytest
 from conftest import ROOT
@@ -286,12 +287,30 @@ def test_parameters_are_read_by_their_type(tmp_path):
         ({"generator": "planar", "target": "host-cuda"}, "GPU"),
         ({"generator": "planar", "inputs": "inputs=3"}, "inputs is no input of this program; it has input"),
         ({"generator": "planar", "inputs": "input=no.npy"}, "can't be read"),
+        ({"generator": "planar", "inputs": "input=9:1"}, "input=9:1: not a range of type uint16 from a smaller to a larger"),
+        ({"generator": "planar", "inputs": "input=1:many"}, "input=many: neither a .npy file nor a number of type uint16"),
+        ({"generator": "planar", "inputs": "input=1:70000"}, "input=70000: neither"),
+        ({"generator": "booleans", "inputs": "input=false:true"}, "not a range of type bool"),
+        ({"generator": "scalars", "inputs": "gain=0:1"}, "gain=0:1: neither"),
     ],
 )  # fmt: skip
 def test_what_can_not_be_is_said_in_one_line(options, words):
     with pytest.raises(ValueError, match=words) as caught:
         find_programs(**({"path": ROOT / "tests" / "kinds_of_pipelines.py"} | options))
     assert "\n" not in str(caught.value)
+
+
+def test_files_that_are_no_arrays_are_named(tmp_path):
+    np.savez(tmp_path / "several.npz", a=np.zeros(3))
+    files = {"empty.npy": b"", "text.npy": b"1, 2, 3", "zip.npy": (tmp_path / "several.npz").read_bytes()}
+    files["cut.npy"] = files["zip.npy"][:100]
+    np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    for name in (*files, "objects.npy"):
+        with pytest.raises(ValueError, match=f"--inputs: input=.*{name}: can't be read as a .npy file") as caught:
+            find_programs(ROOT / "tests" / "kinds_of_pipelines.py", "planar", inputs=f"input={tmp_path / name}")
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
