@@ -186,7 +186,8 @@ def index_hint(spec):
     names = [name for name, i in describe_inputs(spec).items() if i["indexes"] and i["contents"].startswith("random")]
     if not names:
         return ""
-    return f"it indexes by {', '.join(names)}, whose contents are random: give them with --inputs {names[0]}=FILE.npy or {names[0]}=LOW:HIGH"
+    how = f"{names[0]}=FILE.npy or {names[0]}=LOW:HIGH"
+    return f"it indexes by {', '.join(names)}, whose contents are random: give them with --inputs {how}"
 
 
 def minimum_extents(spec, pipeline):
