@@ -1,5 +1,7 @@
 """Every kind of pipeline is built, scheduled, run, compared and counted."""
 
+import dataclasses
+
 import halide as hl
 import numpy as np
 import pytest
@@ -62,6 +64,13 @@ def test_contents_that_break_a_promise_are_an_error_and_not_a_crash():
     assert index_hint(given) == "" and describe_inputs(given)["index"]["contents"] == "drawn from 490:499"
     values, *_ = Program(given.build(), given, is_reference=True).results_of_two_runs(1)
     assert len(np.unique(values)) == 10 and -6 <= values.min() < 0 < values.max() <= 6
+
+
+def test_scalars_without_estimate_are_told():
+    (spec,) = find_programs(FILE.with_name("difficult_pipelines.py"), "scalar_without_estimate")
+    assert describe_inputs(spec)["gain"]["contents"] == "its default, 0.0, without estimate"
+    assert describe_inputs(dataclasses.replace(spec, inputs=(("gain", "0.5"),)))["gain"]["contents"] == "the value 0.5"
+    assert describe_inputs(spec_of("scalars"))["gain"]["contents"] == "its estimate"
 
 
 def test_schedules_of_authors_are_told_from_none():
