@@ -98,7 +98,7 @@ def estimated_arguments(pipeline, given=()):
             p = buffer.parameter()
             bounds = [(p.min_constraint_estimate(i), p.extent_constraint_estimate(i)) for i in range(p.dimensions())]
             if not all(m.defined() and e.defined() for m, e in bounds):
-                raise ValueError(f"output {func.name()} has no estimates: call set_estimates on it")
+                raise ValueError(f"output {func.name().partition('$')[0]} has no estimates: call set_estimates on it")
             bounds = tuple((_constant(m), _constant(e)) for m, e in bounds)
             outputs.append(Region(func.name(), str(type), bounds, is_fixed=(True,) * len(bounds), alignment=p.host_alignment()))
     arguments = pipeline.infer_arguments()
@@ -193,6 +193,8 @@ def parse_contents(name, type, text):
 
 
 def _scalar(argument, given):
+    if argument.type.is_handle():
+        raise ValueError(f"input {argument.name} is a pointer, and there is nothing here that it could point to: build the program without it")
     if given is not None:
         return parse_number(argument.name, str(argument.type), given)
     estimates = argument.argument_estimates

@@ -76,7 +76,7 @@ class Program:
                     needed = next(demanded)
                     if i >= len(inputs) and [tuple(n[:2]) for n in needed] != list(region.bounds):
                         demand = dataclasses.replace(region, bounds=tuple((low, n) for low, n, _ in needed))
-                        raise ValueError(f"output {region.name} must be {demand}, where its estimates say {region}")
+                        raise ValueError(f"output {region.name.partition('$')[0]} must be {demand}, where its estimates say {region}")
                     arguments[i] = meet(region, needed)
         for region in arguments:
             if isinstance(region, Region) and region.n_bytes > self.target.maximum_buffer_size():

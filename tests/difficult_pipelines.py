@@ -227,10 +227,10 @@ class OpenType(hl.Generator):
 class Pointer(hl.Generator):
     """A pointer among the arguments, as callers hand their context through."""
 
-    input, context, output = image(), hl.InputScalar(hl.Handle()), result()
+    input, owner, output = image(), hl.InputScalar(hl.Handle()), result()
 
     def generate(self):
-        self.output[x, y] = hl.select(hl.reinterpret(hl.UInt(64), hl.Expr(self.context)) == hl.u64(0), self.input[x, y], 1.0)
+        self.output[x, y] = hl.select(hl.reinterpret(hl.UInt(64), hl.Expr(self.owner)) == hl.u64(0), self.input[x, y], 1.0)
         Size().estimate(self.output)
 
 
