@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ sys.path.insert(0, str(ROOT))
 from config import UserError
 
 RESULTS = ROOT / "benchmarks" / "results"
+SPREAD = re.compile(r"\(\S+ to \S+\)")  # as `spread` writes it
 
 
 def interleave(rivals, rounds):
@@ -79,7 +81,7 @@ def write(name, header, rows, facts=()):
     It goes to benchmarks/results/NAME.md, and with `facts` {name: value} to NAME.json.
     """
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|", *(f"| {' | '.join(map(str, row))} |" for row in rows)]
-    spreads = "; median, and 10th to 90th percentile" if any(" to " in str(cell) for row in rows for cell in row) else ""
+    spreads = "; median, and 10th to 90th percentile" if any(SPREAD.search(str(cell)) for row in rows for cell in row) else ""
     text = "\n".join([*lines, "", f"({machine()}{spreads})"])
     print(text)
     RESULTS.mkdir(exist_ok=True)

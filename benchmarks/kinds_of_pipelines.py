@@ -5,7 +5,8 @@
 
 Tunes each Generator of tests/kinds_of_pipelines.py and tests/difficult_pipelines.py with a small budget, in a process and a folder of
 its own. Fails where one ends with a traceback, or without a result and without one line that says why. Speed-ups are of few and rough
-measurements: they say that a kind can be tuned, not by how much. Writes kinds_of_pipelines.md and .json to benchmarks/results.
+measurements: they say that a kind can be tuned, not by how much. Of all kinds, kinds_of_pipelines.md and .json are written to
+benchmarks/results, and the table at the end of docs/kinds_of_pipelines.md anew.
 """
 
 import dataclasses
@@ -31,7 +32,9 @@ import common
 from config import Config, UserError, load_config, run_script
 from halide_tools.programs import as_script, find_programs, load_module
 
-TESTS = ROOT / "tests"
+TESTS, PAGE = ROOT / "tests", ROOT / "docs" / "kinds_of_pipelines.md"
+HEADER = ["kind", "what is unusual about it", "outcome", "measured", "failed", "exit code"]
+LONGEST_BEGIN, LONGEST_END = 150, 110  # characters of a line that are shown
 # Flags of kinds that need some, and kinds that are tuned once more with other flags: what is unusual then.
 FLAGS = {
     "parameters": ["--params=input.type=uint16 output.type=float32 radius=1 signed=true"],
@@ -87,7 +90,9 @@ class Outcome:
                 return f"tuned ({self.report['origin']}); Adams2019's own choice could not be measured"
             return f"tuned ({self.report['origin']}), {self.report['speedup']:.2f} x"
         line = (self.errors.strip().splitlines() or ["nothing said"])[-1]
-        return line.removeprefix("error: ").replace(f"{file.parent}/", "").removeprefix(f"{file.name}: ")
+        line = line.removeprefix("tune_schedule.py: ").replace(f"{file.parent}/", "").removeprefix(f"{file.name}: ")
+        is_long = len(line) > LONGEST_BEGIN + LONGEST_END
+        return f"{line[:LONGEST_BEGIN]} ... {line[-LONGEST_END:]}" if is_long else line
 
 
 def all_kinds(folder):
@@ -151,11 +156,14 @@ def main():
             print(f"{' | '.join(row(kind, outcomes[-1]))} ({outcomes[-1].seconds:.0f} s)", flush=True)
             if outcomes[-1].fault():
                 print(outcomes[-1].errors, flush=True)
+    rows = [row(kind, outcome) for kind, outcome in zip(kinds, outcomes)]
     faults = [f"{kind.name}: {outcome.fault()}" for kind, outcome in zip(kinds, outcomes) if outcome.fault()]
-    header = ["kind", "what is unusual about it", "outcome", "measured", "failed", "exit code"]
-    tuned = sum(outcome.exit_code == 0 for outcome in outcomes)
-    facts = {"tuned": tuned, "refused": len(outcomes) - tuned - len(faults), "faults": faults}
-    common.write("kinds_of_pipelines", header, [row(kind, outcome) for kind, outcome in zip(kinds, outcomes)], facts)
+    if not wanted:
+        tuned = sum(outcome.exit_code == 0 for outcome in outcomes)
+        facts = {"tuned": tuned, "refused": len(outcomes) - tuned - len(faults), "faults": faults}
+        common.write("kinds_of_pipelines", HEADER, rows, facts)
+        before, _, _ = PAGE.read_text().partition(f"| {HEADER[0]} |")
+        PAGE.write_text(before + (common.RESULTS / "kinds_of_pipelines.md").read_text())
     if faults:
         raise SystemExit(f"{len(faults)} of {len(kinds)} kinds end as none should: {'; '.join(faults)}")
 

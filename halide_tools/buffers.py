@@ -194,7 +194,7 @@ def parse_contents(name, type, text):
 
 def _scalar(argument, given):
     if argument.type.is_handle():
-        raise ValueError(f"input {argument.name} is a pointer, and there is nothing here that it could point to: build the program without it")
+        raise ValueError(f"input {argument.name} is a pointer, which can point to nothing here: build the program without it")
     if given is not None:
         return parse_number(argument.name, str(argument.type), given)
     estimates = argument.argument_estimates
