@@ -100,6 +100,9 @@ def estimated_arguments(pipeline, given=()):
             if not all(m.defined() and e.defined() for m, e in bounds):
                 raise ValueError(f"output {func.name().partition('$')[0]} has no estimates: call set_estimates on it")
             bounds = tuple((_constant(m), _constant(e)) for m, e in bounds)
+            if any(extent <= 0 for _, extent in bounds):
+                region = Region(func.name().partition("$")[0], str(type), bounds)
+                raise ValueError(f"output {region.name} has estimates without a point, {region}: give all extents 1 or more")
             outputs.append(Region(func.name(), str(type), bounds, is_fixed=(True,) * len(bounds), alignment=p.host_alignment()))
     arguments = pipeline.infer_arguments()
     read = _sizes_read(pipeline) if any(a.kind == hl.ArgumentKind.InputBuffer for a in arguments) else set()

@@ -135,6 +135,13 @@ class ProgramSpec:
             pipeline, _ = self._build(hl.AutoschedulerParams())
         return pipeline if seen else None
 
+    def has_hand_schedule(self):
+        """Whether its author wrote a schedule, be it one that can't be built: whoever measures it will say why."""
+        try:
+            return self.build_hand_scheduled() is not None
+        except (Exception, SystemExit):  # whatever a user's Generator may raise
+            return True
+
     def _build(self, params):
         with as_script(self.path), recorded(hl.Buffer, hl.ImageParam, hl.Param) as made:
             module, generators = load_module(self.path)
@@ -222,9 +229,14 @@ def _param_value(generator, name, text):
 
 
 class _Ignored:
-    """What a directive that makes another Func returns where directives are ignored: takes any directive."""
+    """What a directive that makes another Func returns where directives are ignored: takes any directive, and has the Func's arguments."""
+
+    def __init__(self, original):
+        self.original = original
 
     def __getattr__(self, name):
+        if name not in DIRECTIVES[hl.Func] and hasattr(self.original, name):
+            return getattr(self.original, name)
         return lambda *args, **kwargs: self
 
 
@@ -238,7 +250,7 @@ def directives(ignored):
             seen.append(name)
             if not ignored:
                 return original(self, *args, **kwargs)
-            return _Ignored() if name in ("in_", "clone_in", "rfactor") else self
+            return _Ignored(self) if name in ("in_", "clone_in", "rfactor") else self
 
         return directive
 
@@ -424,7 +436,8 @@ def _generators_in(resolved, path):
         with as_script(resolved), directives(ignored=False):
             module, generators = load_module(resolved)
     except (Exception, SystemExit) as error:  # whatever a user's file may raise
-        raise ValueError(f"{path}: can't be imported: {_in_words(error)}") from error
+        hint = "; give a file beside the package that imports it" if "relative import" in str(error) else ""
+        raise ValueError(f"{path}: can't be imported: {_in_words(error)}{hint}") from error
     return generators, hasattr(module, "build")
 
 

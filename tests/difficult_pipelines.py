@@ -191,6 +191,34 @@ class WrongSchedule(hl.Generator):
             f.compute_at(self.output, c)
 
 
+@hl.generator(name="wrong_directive")
+class WrongDirective(hl.Generator):
+    """A schedule by its author that raises an exception as it is made."""
+
+    input, output = image(), result()
+
+    def generate(self):
+        self.output[x, y] = self.input[x, y] + self.input[x + 1, y]
+        Size().estimate(self.output)
+        if not self.using_autoscheduler():
+            self.output.vectorise(x, 8)
+
+
+@hl.generator(name="wrappers")
+class Wrappers(hl.Generator):
+    """A schedule left in that asks its wrappers for their arguments."""
+
+    input, output = image(), result()
+
+    def generate(self):
+        f = hl.Func("f")
+        f[x, y] = self.input[x, y] * 2.0
+        self.output[x, y] = f[x, y] + f[x + 1, y]
+        Size().estimate(self.output)
+        wrapper = f.in_(self.output)
+        wrapper.compute_root().vectorize(wrapper.args()[0], 8)
+
+
 @hl.generator(name="scalar_without_estimate")
 class ScalarWithoutEstimate(hl.Generator):
     """A scalar without estimate."""

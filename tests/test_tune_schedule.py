@@ -15,7 +15,7 @@ import numpy as np
 import orjson
 import pytest
 import torch
-from conftest import BLUR, expect_user_error, run
+from conftest import BLUR, ROOT, expect_user_error, run
 
 import train_utils
 from config import usable_cores
@@ -353,6 +353,15 @@ def test_the_authors_schedule_is_measured_and_can_be_the_answer(tmp_path):
     assert not again.not_restored
     for finished in (run, again):
         finished.end()
+
+
+def test_an_authors_schedule_that_can_not_be_built_is_no_end(tmp_path):
+    spec = find_programs(ROOT / "tests" / "difficult_pipelines.py", "wrong_directive")[0]
+    run = TuningRun(spec, tmp_path / "measurements", 60, QUICK)
+    run.measure([run.hand_written, run.key(Proposal.draw(1, 0))])
+    assert len(run.measured()) == 1 and run.hand_written not in run.measured()
+    assert "has no attribute 'vectorise'" in run.describe(run.hand_written), run.outcomes
+    run.end()
 
 
 REFUSED = """

@@ -66,7 +66,7 @@ class TuningRun(ProgramRun):
         self.numbers = {proposal: key for key, proposal in self.proposals.items()}
         self.next_number = 1 + max(map(int, self.proposals))
         self.others = [self.key(OtherAutoscheduler(name)) for name in OTHERS]
-        self.hand_written = self.key(HandWritten()) if spec.build_hand_scheduled() is not None else None
+        self.hand_written = self.key(HandWritten()) if spec.has_hand_schedule() else None
         self.processes = {}  # {key: Candidate}, compiled and right, of those that are kept
         self.not_restored = set()  # keys of schedules that can't be had from what is stored of them
         self.workspace = tempfile.TemporaryDirectory()

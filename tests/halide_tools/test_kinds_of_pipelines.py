@@ -16,6 +16,7 @@ from halide_tools.lowered_code import count_lowered
 from halide_tools.programs import describe_stages, find_programs, schedule_everything_at_root
 
 FILE = ROOT / "tests" / "kinds_of_pipelines.py"
+DIFFICULT = FILE.with_name("difficult_pipelines.py")
 KINDS = [spec.name for spec in find_programs(FILE)]
 PARAMS = {"parameters": "input.type=uint16 output.type=float32 radius=1 signed=true"}
 INDEXING = {
@@ -66,11 +67,22 @@ def test_contents_that_break_a_promise_are_an_error_and_not_a_crash():
     assert len(np.unique(values)) == 10 and -6 <= values.min() < 0 < values.max() <= 6
 
 
+@pytest.mark.parametrize(("name", "words"), [("pointer", "owner is a pointer"), ("empty", "output has estimates without a point, 0 x 64")])
+def test_arguments_that_can_not_be_had_are_named(name, words):
+    with pytest.raises(ValueError, match=words):
+        find_programs(DIFFICULT, name)
+
+
 def test_scalars_without_estimate_are_told():
-    (spec,) = find_programs(FILE.with_name("difficult_pipelines.py"), "scalar_without_estimate")
+    (spec,) = find_programs(DIFFICULT, "scalar_without_estimate")
     assert describe_inputs(spec)["gain"]["contents"] == "its default, 0.0, without estimate"
     assert describe_inputs(dataclasses.replace(spec, inputs=(("gain", "0.5"),)))["gain"]["contents"] == "the value 0.5"
     assert describe_inputs(spec_of("scalars"))["gain"]["contents"] == "its estimate"
+
+
+def test_what_wrappers_are_asked_for_is_there_though_directives_are_ignored():
+    (spec,) = find_programs(DIFFICULT, "wrappers")
+    assert spec.has_hand_schedule() and len(describe_stages(spec.build())["stages"]) == 2
 
 
 def test_schedules_of_authors_are_told_from_none():

@@ -319,6 +319,7 @@ def test_files_that_are_no_arrays_are_named(tmp_path):
         ("x = 1", "no @hl.generator class and no build"),
         ("import halide as hl\nhl.main()", "exits when it is imported"),
         ("1 +", "can't be imported: SyntaxError"),
+        ("from . import helper", "ImportError: attempted relative import .*; give a file beside the package that imports it"),
         ("def build(): return 3", "build.. returns int, not an hl.Pipeline"),
         ("def build(): raise RuntimeError('mine')", "RuntimeError: mine"),
         ("import sys\nsys.exit(0)", "exits when it is imported"),
