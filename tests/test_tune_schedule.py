@@ -8,7 +8,9 @@ import re
 import shutil
 import subprocess
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import halide as hl
 import numpy as np
@@ -434,6 +436,16 @@ def test_proposals_that_look_fast_are_lowered_and_predicted_again(tuned, tmp_pat
     assert sorted(np.argsort(at_first)[: math.ceil(len(pool.keys) * COUNTED_SHARE)]) == counted and len(pool.keys) > 4
     changed = ~np.isclose(pool.log_predicted, at_first, atol=1e-4)
     assert changed[counted].all() and changed.sum() == len(counted)
+
+
+@pytest.mark.parametrize("ms", [1e-4, 0.1704, 5e4])
+def test_equal_runtimes_are_drawn_without_a_warning(tmp_path, ms):
+    measured = {"lstm": ["0", "1", "2"], "random": [], "li2018": ["4"]}
+    drawn = SimpleNamespace(runtime_ms=lambda key: ms if key else math.inf, hand_written=None, spec=SimpleNamespace(name="p"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        results.plot_search(tmp_path / "search.png", drawn, measured)
+    assert (tmp_path / "search.png").stat().st_size > 1000
 
 
 def test_variations_are_reproducible_and_near():
