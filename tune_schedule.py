@@ -162,9 +162,6 @@ def measure_baselines(tuning):
     run.measure(run.baselines())
     if run.failed:
         raise UserError(f"{tuning.config.file}: {run.spec.name} can't be measured: {run.record['failure']}")
-    for name, held in run.record.get("inputs", {}).items():
-        if held["contents"].endswith("without estimate"):
-            say(f"{name} is {held['contents']}: call set_estimate on it, or give --inputs {name}=VALUE, if others matter more")
     say(f"{len(run.record['stages'])} stages; Adams2019's own choice: {run.describe(ADAMS2019)}")
     if run.hand_written:
         say(f"the author's schedule: {run.describe(run.hand_written)}")

@@ -118,8 +118,9 @@ def estimated_arguments(pipeline, given=()):
 def complete_estimates(pipeline, parameters, given=()):
     """Give estimates to inputs (hl.Parameter) that autoschedulers ask for and their author has left out, or Halide has garbled.
 
-    These are inputs whose size the algorithm reads, as _input_region takes them to be, and scalars: those with a value in `given`, and
-    those whose estimate has lost its type.
+    These are inputs whose size the algorithm reads, as _input_region takes them to be, and scalars: those with a value in `given`, those
+    whose estimate has lost its type, and those without one that have a default. A default of 0 is also what Halide takes where none is
+    told, so it is no estimate.
     """
     used, given = {a.name: a for a in pipeline.infer_arguments()}, dict(given)
     bounds = pipeline.outputs()[0].output_buffers()[0].parameter()
@@ -137,6 +138,8 @@ def complete_estimates(pipeline, parameters, given=()):
             p.set_estimate(hl.cast(p.type(), hl.Expr(parse_number(p.name(), str(p.type()), given[p.name()]))))
         elif p.estimate().defined() and p.estimate().type() != p.type():
             p.set_estimate(hl.cast(p.type(), p.estimate()))
+        elif not p.estimate().defined() and (default := used[p.name()].argument_estimates.scalar_def).defined() and hl.evaluate(default):
+            p.set_estimate(default)
 
 
 def _input_region(argument, given, like, sizes_read):
@@ -200,8 +203,7 @@ def _scalar(argument, given):
         raise ValueError(f"input {argument.name} is a pointer, which can point to nothing here: build the program without it")
     if given is not None:
         return parse_number(argument.name, str(argument.type), given)
-    estimates = argument.argument_estimates
-    value = estimates.scalar_estimate if estimates.scalar_estimate.defined() else estimates.scalar_def
+    value = argument.argument_estimates.scalar_estimate
     if not value.defined():
         raise ValueError(f"input {argument.name} has no estimate: call set_estimate on it, or give --inputs {argument.name}=VALUE")
     return hl.evaluate(value)

@@ -174,8 +174,7 @@ def describe_inputs(spec):
             text = given[a.name]
             contents = f"file {Path(text).name}" if text.endswith(".npy") else f"{'drawn from' if ':' in text else 'the value'} {text}"
         elif a.kind == hl.ArgumentKind.InputScalar:
-            has_estimate = a.argument_estimates.scalar_estimate.defined()
-            contents = "its estimate" if has_estimate else f"its default, {hl.evaluate(a.argument_estimates.scalar_def)}, without estimate"
+            contents = "its estimate"
         else:
             contents = "random, " + draw(str(a.type), np.random.default_rng(0))[1]
         found[a.name] = {"type": str(a.type), "dimensions": a.dimensions, "contents": contents, "indexes": a.name in indexing}

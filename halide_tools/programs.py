@@ -121,7 +121,7 @@ class ProgramSpec:
             pipeline = self.build()
             return pipeline, pipeline.infer_arguments()
         if cpp_generators.is_binary(self.path):
-            return cpp_generators.build(self.path, self.generator, self.params, self.target)
+            return cpp_generators.build(self.path, self.generator, self.params, self.target, self.inputs)
         with directives(ignored=True):
             return self._build(autoscheduler_params("Adams2019", self.threads))
 
@@ -130,7 +130,7 @@ class ProgramSpec:
         if not self.path:
             return None
         if cpp_generators.is_binary(self.path):
-            return cpp_generators.build_hand_scheduled(self.path, self.generator, self.params, self.target)
+            return cpp_generators.build_hand_scheduled(self.path, self.generator, self.params, self.target, self.inputs)
         with directives(ignored=False) as seen:
             pipeline, _ = self._build(hl.AutoschedulerParams())
         return pipeline if seen else None

@@ -99,7 +99,9 @@ class TuningRun(ProgramRun):
         proposal = self.proposals.get(key.rstrip("r"))
         if proposal is None:
             return "the program as it stands"
-        return {ADAMS2019: "Adams2019's own choice"}.get(key.rstrip("r"), f"schedule {key}")
+        if isinstance(proposal, (HandWritten, OtherAutoscheduler)):
+            return "the author's schedule" if isinstance(proposal, HandWritten) else f"{proposal.autoscheduler}'s choice"
+        return "Adams2019's own choice" if key.rstrip("r") == ADAMS2019 else f"schedule {key}"
 
     def baselines(self):
         """Keys of what the answer must not be slower than: Adams2019's own choice, and its author's schedule where there is one."""

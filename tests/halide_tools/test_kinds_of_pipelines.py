@@ -9,7 +9,7 @@ from conftest import ROOT
 
 from features import STAGE_BYTES
 from halide_tools.autoschedulers import Proposal
-from halide_tools.buffers import index_inputs
+from halide_tools.buffers import complete_estimates, estimated_arguments, index_inputs
 from halide_tools.comparison import mismatch
 from halide_tools.execution import Program, describe_inputs, index_hint
 from halide_tools.lowered_code import count_lowered
@@ -73,11 +73,16 @@ def test_arguments_that_can_not_be_had_are_named(name, words):
         find_programs(DIFFICULT, name)
 
 
-def test_scalars_without_estimate_are_told():
-    (spec,) = find_programs(DIFFICULT, "scalar_without_estimate")
-    assert describe_inputs(spec)["gain"]["contents"] == "its default, 0.0, without estimate"
-    assert describe_inputs(dataclasses.replace(spec, inputs=(("gain", "0.5"),)))["gain"]["contents"] == "the value 0.5"
-    assert describe_inputs(spec_of("scalars"))["gain"]["contents"] == "its estimate"
+def test_a_scalar_needs_an_estimate_or_a_value():
+    name, (x,) = "scalar_without_estimate", hl.vars("x")
+    with pytest.raises(ValueError, match="gain has no estimate: call set_estimate on it, or give --inputs gain=VALUE"):
+        find_programs(DIFFICULT, name)
+    given, gain, f = find_programs(DIFFICULT, name, inputs="gain=0.5")[0], hl.Param(hl.Float(32), "gain", 1.5), hl.Func("f")
+    assert describe_inputs(given)["gain"]["contents"] == "the value 0.5"
+    f[x] = gain * x
+    f.set_estimates([(0, 9)])
+    complete_estimates(hl.Pipeline(f), [gain.parameter()])
+    assert estimated_arguments(hl.Pipeline(f))[0] == [1.5], "a default that its author gave will do"
 
 
 def test_what_wrappers_are_asked_for_is_there_though_directives_are_ignored():
