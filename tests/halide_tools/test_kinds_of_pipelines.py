@@ -1,6 +1,5 @@
 """Every kind of pipeline is built, scheduled, run, compared and counted."""
 
-
 import halide as hl
 import numpy as np
 import pytest
