@@ -547,7 +547,7 @@ class ScheduleLeftIn(hl.Generator):
         picture(self.output)
         self.output.split(x, x, xi, 16).vectorize(xi)
         self.input.in_().compute_root()
-        f.in_(g).compute_root()
+        f.in_().compute_root()
         f.compute_root()
         g.compute_root()
         r0, r1 = hl.RVar("r0"), hl.RVar("r1")
