@@ -126,7 +126,7 @@ def complete_estimates(pipeline, parameters, given=()):
     bounds = pipeline.outputs()[0].output_buffers()[0].parameter()
     like = [(bounds.min_constraint_estimate(i), bounds.extent_constraint_estimate(i)) for i in range(bounds.dimensions())]
     read = {name for name, _ in _sizes_read(pipeline)}
-    for p in (p for p in parameters if p.name() in used):
+    for p in (p for p in parameters if p.name() in used and not p.type().is_handle()):
         if p.is_buffer():
             for i in range(p.dimensions() if p.name() in read else 0):
                 minimum, extent = like[i] if i < len(like) else (hl.i32(0), hl.i32(1))
