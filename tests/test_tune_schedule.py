@@ -425,6 +425,12 @@ def test_a_limit_of_minutes_holds_for_all_of_it(tmp_path, blur):
         assert report["best_ms"] > 0 and 0 <= report["background"] <= 1.1 and report["measured"] < 50
 
 
+def test_minutes_that_are_over_before_anything_begins_are_said_to_be(tmp_path, blur):
+    done = run("tune_schedule.py", blur.path, "--minutes=0.001", f"--output={tmp_path / 'out'}", check=False)
+    expect_user_error(done, "--minutes 0.001 were over before blur could be measured")
+    assert "blur: for " in done.stdout and "within" not in done.stdout
+
+
 def test_proposals_that_look_fast_are_lowered_and_predicted_again(tuned, tmp_path):
     spec = spec_of(tuned)
     device = torch.device("cpu")
