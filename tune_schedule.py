@@ -300,7 +300,7 @@ def main():
     output, folder = open_folder(config, spec)
     clock = Clock.start(config.minutes)
     if clock.minutes(1) <= 0:
-        raise UserError(f"--minutes {config.minutes:g} were over before {spec.name} could be measured: building and checking it took longer")
+        raise UserError(f"--minutes {config.minutes:g} were over before {spec.name} could be measured: building it took longer")
     cores = min(usable_cores(), config.num_threads or usable_cores())
     run = TuningRun(spec, folder, config.compile_seconds, PROTOCOLS[config.protocol], cores, say)
     run.record["identity"] = orjson.loads((folder / NOTE).read_bytes())["identity"]
