@@ -53,7 +53,7 @@ class CollectConfig(Config):
     generator: str = Field("", description="which of the file's Generators; empty: all")
     params: str = Field("", description='GeneratorParams and open types of the one Generator, as "NAME=VALUE NAME=VALUE"')
     inputs: str = Field(
-        "", description='contents of inputs of the one Generator, as "NAME=FILE.npy NAME=VALUE"; others are drawn at random'
+        "", description='contents of inputs of the one Generator, as "NAME=FILE.npy NAME=VALUE NAME=LOW:HIGH"; others are drawn at random'
     )
     target: str = Field("host", description="Halide target that schedules and code are made for")
     origins: str = Field(

@@ -59,7 +59,7 @@ class TuneConfig(Config):
     )
     generator: str = Field("", description="which of the file's Generators; needed where it holds several")
     params: str = Field("", description='GeneratorParams and open types, as "NAME=VALUE NAME=VALUE"')
-    inputs: str = Field("", description='contents of inputs, as "NAME=FILE.npy NAME=VALUE"; others are drawn at random')
+    inputs: str = Field("", description='contents of inputs, as "NAME=FILE.npy NAME=VALUE NAME=LOW:HIGH"; others are drawn at random')
     target: str = Field("host", description="Halide target that schedules, code and library are made for")
     budget: int = Field(
         32,
@@ -155,7 +155,6 @@ def measure_baselines(tuning):
     run.stopwatch.background.shares.append(busy)
     if busy > execution.BACKGROUND_CPU_LIMIT:
         say(f"others use {busy:.0%} of this machine: measurements will be less sure, and are flagged; nothing is waited for in vain")
-    say(f"{run.spec.name}: for {run.spec.threads} threads and {run.spec.halide_target()}")
     if any(key not in run.outcomes for key in run.baselines()):
         limit = f", within {clock.minutes(HALIDE_SHARE):.2g} minutes" if config.minutes else ""
         say(f"first: Halide's own choice (Adams2019 with beam {ADAMS2019_BEAM}), searched for, compiled and measured{limit}")
@@ -257,7 +256,7 @@ def describe_search(tuning, measured):
     """What the report says of the search and of its rivals."""
     run, pool = tuning.run, tuning.pool
     curves = {name: search.best_so_far(run, keys) for name, keys in measured.items()}
-    fastest = min(min(curve) for curve in curves.values() if curve)
+    fastest = min((min(curve) for curve in curves.values() if curve), default=math.inf)
     return {
         "measured": len(measured["lstm"]), "proposed": len(pool.keys), "search": curves["lstm"],
         "changed": {"tried": pool.edited, "failed": dict(pool.edits_failed)},
@@ -297,12 +296,15 @@ def summarise(report, output):
 def main():
     config = load_config(TuneConfig)
     spec = find_program(config)
+    say(f"{spec.name}: for {spec.threads} threads and {spec.halide_target()}")
     device = train_utils.pick_device(config)
     checkpoint = config.checkpoint if "checkpoint" in config.model_fields_set else train_utils.SHIPPED_MODEL
     model, meta = train_utils.load_model(checkpoint, device, config.precision)
     prepare_processes()
     output, folder = open_folder(config, spec)
     clock = Clock.start(config.minutes)
+    if clock.minutes(1) <= 0:
+        raise UserError(f"--minutes {config.minutes:g} were over before {spec.name} could be measured: building it took longer")
     cores = min(usable_cores(), config.num_threads or usable_cores())
     run = TuningRun(spec, folder, config.compile_seconds, PROTOCOLS[config.protocol], cores, say)
     run.record["identity"] = orjson.loads((folder / NOTE).read_bytes())["identity"]

@@ -43,7 +43,13 @@ def bench_runtime(bench, schedule="", is_shared=False):
 
 
 def decode(data):
-    """The text in bytes of any encoding in which bench.txt has been seen: UTF-8, or UTF-16 as PowerShell redirects it."""
+    """The text in bytes of UTF-8, of UTF-16 as PowerShell redirects it, or of UTF-32, with a byte order mark or without."""
+    if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return data.decode("utf-32", "replace")
+    if data[1:4] == b"\0\0\0":
+        return data.decode("utf-32-le", "replace")
+    if data[:3] == b"\0\0\0":
+        return data.decode("utf-32-be", "replace")
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return data.decode("utf-16", "replace")
     if data[1:2] == b"\0":

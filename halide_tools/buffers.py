@@ -11,6 +11,7 @@ import random
 import re
 import tempfile
 import weakref
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,10 +73,15 @@ class Region:
 
     @property
     def n_bytes(self):
-        """From the first element to the end of the last."""
+        """From the lowest address to the end of the highest."""
         return (
-            1 + sum((extent - 1) * stride for extent, stride in zip(self.extents, self.element_strides) if extent)
+            1 + sum((extent - 1) * abs(stride) for extent, stride in zip(self.extents, self.element_strides) if extent)
         ) * self.dtype.itemsize
+
+    @property
+    def n_bytes_before(self):
+        """From the lowest address to that of the element at the minima, behind which dimensions of negative stride begin."""
+        return sum(max(extent - 1, 0) * max(-stride, 0) for extent, stride in zip(self.extents, self.element_strides)) * self.dtype.itemsize
 
     def __str__(self):
         return " x ".join(map(str, self.extents)) + " from " + ", ".join(str(minimum) for minimum, _ in self.bounds)
@@ -93,8 +99,11 @@ def estimated_arguments(pipeline, given=()):
             p = buffer.parameter()
             bounds = [(p.min_constraint_estimate(i), p.extent_constraint_estimate(i)) for i in range(p.dimensions())]
             if not all(m.defined() and e.defined() for m, e in bounds):
-                raise ValueError(f"output {func.name()} has no estimates: call set_estimates on it")
+                raise ValueError(f"output {func.name().partition('$')[0]} has no estimates: call set_estimates on it")
             bounds = tuple((_constant(m), _constant(e)) for m, e in bounds)
+            if any(extent <= 0 for _, extent in bounds):
+                region = Region(func.name().partition("$")[0], str(type), bounds)
+                raise ValueError(f"output {region.name} has estimates without a point, {region}: give all extents 1 or more")
             outputs.append(Region(func.name(), str(type), bounds, is_fixed=(True,) * len(bounds), alignment=p.host_alignment()))
     arguments = pipeline.infer_arguments()
     read = _sizes_read(pipeline) if any(a.kind == hl.ArgumentKind.InputBuffer for a in arguments) else set()
@@ -110,14 +119,15 @@ def estimated_arguments(pipeline, given=()):
 def complete_estimates(pipeline, parameters, given=()):
     """Give estimates to inputs (hl.Parameter) that autoschedulers ask for and their author has left out, or Halide has garbled.
 
-    These are inputs whose size the algorithm reads, as _input_region takes them to be, and scalars: those with a value in `given`, and
-    those whose estimate has lost its type.
+    These are inputs whose size the algorithm reads, as _input_region takes them to be, and scalars: those with a value in `given`, those
+    whose estimate has lost its type, and those without one that have a default. A default of 0 is also what Halide takes where none is
+    told, so it is no estimate.
     """
     used, given = {a.name: a for a in pipeline.infer_arguments()}, dict(given)
     bounds = pipeline.outputs()[0].output_buffers()[0].parameter()
     like = [(bounds.min_constraint_estimate(i), bounds.extent_constraint_estimate(i)) for i in range(bounds.dimensions())]
     read = {name for name, _ in _sizes_read(pipeline)}
-    for p in (p for p in parameters if p.name() in used):
+    for p in (p for p in parameters if p.name() in used and not p.type().is_handle()):
         if p.is_buffer():
             for i in range(p.dimensions() if p.name() in read else 0):
                 minimum, extent = like[i] if i < len(like) else (hl.i32(0), hl.i32(1))
@@ -129,6 +139,8 @@ def complete_estimates(pipeline, parameters, given=()):
             p.set_estimate(hl.cast(p.type(), hl.Expr(parse_number(p.name(), str(p.type()), given[p.name()]))))
         elif p.estimate().defined() and p.estimate().type() != p.type():
             p.set_estimate(hl.cast(p.type(), p.estimate()))
+        elif not p.estimate().defined() and (default := used[p.name()].argument_estimates.scalar_def).defined() and hl.evaluate(default):
+            p.set_estimate(default)
 
 
 def _input_region(argument, given, like, sizes_read):
@@ -147,7 +159,7 @@ def _input_region(argument, given, like, sizes_read):
         minima = [minimum for minimum, _ in bounds] if known else [0] * n
         return Region(name, type, tuple(zip(minima, array.shape[::-1])), source="file", is_fixed=(True,) * n)
     if given is not None:
-        parse_number(name, type, given)
+        parse_contents(name, type, given)
     fixed = tuple((name, i) in sizes_read for i in range(n))
     return Region(name, type, bounds, source="estimate" if known else "guess", is_fixed=fixed)
 
@@ -155,9 +167,12 @@ def _input_region(argument, given, like, sizes_read):
 def read_array(name, path):
     """The array in a `.npy` file, mapped, not read. Raises ValueError, in one line."""
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"--inputs: {name}={path}: can't be read as a .npy file: {' '.join(str(error).split())}") from None
+    if not isinstance(found, np.ndarray):
+        raise ValueError(f"--inputs: {name}={path}: can't be read as a .npy file: it holds several arrays, as np.savez writes them")
+    return found
 
 
 def parse_number(name, type, text):
@@ -175,11 +190,21 @@ def parse_number(name, type, text):
     raise ValueError(f"--inputs: {name}={text}: neither a .npy file nor a number of type {type}")
 
 
+def parse_contents(name, type, text):
+    """(low, high) that an input's numbers are to be drawn from, of "LOW:HIGH"; low is high for a single number. Raises ValueError."""
+    low, is_range, high = text.partition(":")
+    found = parse_number(name, type, low), parse_number(name, type, high if is_range else low)
+    if is_range and (type == "bool" or not (math.isfinite(found[1] - found[0]) and found[0] <= found[1])):
+        raise ValueError(f"--inputs: {name}={text}: not a range of type {type} from a smaller to a larger number")
+    return found
+
+
 def _scalar(argument, given):
+    if argument.type.is_handle():
+        raise ValueError(f"input {argument.name} is a pointer, which can point to nothing here: build the program without it")
     if given is not None:
         return parse_number(argument.name, str(argument.type), given)
-    estimates = argument.argument_estimates
-    value = estimates.scalar_estimate if estimates.scalar_estimate.defined() else estimates.scalar_def
+    value = argument.argument_estimates.scalar_estimate
     if not value.defined():
         raise ValueError(f"input {argument.name} has no estimate: call set_estimate on it, or give --inputs {argument.name}=VALUE")
     return hl.evaluate(value)
@@ -261,14 +286,16 @@ def meet(region, demanded):
     if any(n == 0 for _, n, _ in demanded):
         return Region(region.name, region.type, tuple(bounds), None, region.source, region.is_fixed, region.alignment)
     strides, size, demanded_size = [0] * len(bounds), 1, 1
-    for i in sorted(range(len(bounds)), key=lambda i: (demanded[i][2], i)):
-        stride = demanded[i][2]
+    for i in sorted(range(len(bounds)), key=lambda i: (abs(demanded[i][2]), i)):
+        stride = abs(demanded[i][2])  # 0 where the same memory is read all along a dimension, negative where it runs backwards
+        if not stride:
+            continue
         if stride == demanded_size or stride < size:
             # Dense, or a multiple of something less than the row: keep what it is a multiple of.
             multiple = 1 if stride == demanded_size else stride & -stride
             stride = -(-size // multiple) * multiple
-        strides[i] = stride
-        size, demanded_size = stride * max(extents[i], 1), demanded[i][2] * demanded[i][1]
+        strides[i] = stride if demanded[i][2] > 0 else -stride
+        size, demanded_size = stride * max(extents[i], 1), abs(demanded[i][2]) * demanded[i][1]
     return Region(region.name, region.type, tuple(bounds), tuple(strides), region.source, region.is_fixed, region.alignment)
 
 
@@ -324,14 +351,16 @@ class Allocation:
 
 
 def put_contents(allocation, given, seed):
-    """Fill an input: with a file's contents or a number where one is given, else at random."""
+    """Fill an input: with a file's contents or a number where one is given, else at random, from a range where one is given."""
     region = allocation.region
-    if given is None:
-        fill(allocation, draw(region.type, np.random.default_rng(seed))[0])
-    elif given.endswith(".npy"):
+    is_file = given is not None and given.endswith(".npy")
+    low, high = (None, None) if given is None or is_file else parse_contents(region.name, region.type, given)
+    if is_file:
         allocation.array[...] = read_array(region.name, given).T
+    elif low is None or low < high:
+        fill(allocation, draw(region.type, np.random.default_rng(seed), low, high)[0])
     else:
-        number = parse_number(region.name, region.type, given)
+        number = low
         if region.type == "bfloat16":
             number = int(np.float32(number).view(np.uint32) >> 16)
         allocation.array[...] = number
@@ -341,8 +370,9 @@ def allocate(region):
     """Memory that begins at a distance drawn anew from where it is allocated: some distances between buffers are bad for the caches."""
     alignment = max(ALIGNMENT, region.alignment)
     memory = np.empty(region.n_bytes + MAX_OFFSET + alignment, np.uint8)
-    start = -memory.ctypes.data % alignment + random.randrange(0, MAX_OFFSET, alignment)
-    flat = memory[start : start + region.n_bytes].view(region.dtype)
+    before = region.n_bytes_before
+    start = -(memory.ctypes.data + before) % alignment + random.randrange(0, MAX_OFFSET, alignment)
+    flat = memory[start + before : start + region.n_bytes].view(region.dtype)
     strides = [stride * region.dtype.itemsize for stride in region.element_strides]
     array = np.lib.stride_tricks.as_strided(flat, region.extents, strides)
     plain = array.T.view({1: "u1", 2: "u2", 4: "u4", 8: "f8"}[region.dtype.itemsize])  # numpy names the outermost dimension first
@@ -379,17 +409,18 @@ def fill(allocation, drawn):
         moved[start : start + rows] = windows[begin[start : start + rows]]
 
 
-def draw(type, rng):
-    """(RANDOM_POINTS random numbers of a type, as its buffers hold them; how they were drawn, in words)."""
+def draw(type, rng, low=None, high=None):
+    """(RANDOM_POINTS random numbers of a type, as its buffers hold them; how they were drawn, in words). low, high : a range, if any."""
     if type == "bool":
         return (rng.random(RANDOM_POINTS) < 0.5).astype(np.uint8), "true or false, equally often"
     if "float" in type:
-        numbers = rng.random(RANDOM_POINTS, dtype=np.float32)
-        words = "uniform in [0, 1)"
+        low, high = (0, 1) if low is None else (low, high)
+        numbers = low + (high - low) * rng.random(RANDOM_POINTS, dtype=np.float32)
+        words = f"uniform in [{low:g}, {high:g})"
         return (numbers.view(np.uint32) >> 16).astype(np.uint16) if type == "bfloat16" else numbers.astype(type), words
-    # All values of the small types; wider ones are indices or sums more often than pixels.
-    kind = np.iinfo(type)
-    low, high = (kind.min, kind.max) if kind.bits <= 16 else (-WIDE_SIGNED, WIDE_SIGNED) if kind.min < 0 else (0, WIDE_UNSIGNED)
+    if low is None:  # all values of the small types; wider ones are indices or sums more often than pixels
+        kind = np.iinfo(type)
+        low, high = (kind.min, kind.max) if kind.bits <= 16 else (-WIDE_SIGNED, WIDE_SIGNED) if kind.min < 0 else (0, WIDE_UNSIGNED)
     return rng.integers(low, high, RANDOM_POINTS, dtype=type, endpoint=True), f"uniform in [{low}, {high}]"
 
 
@@ -411,14 +442,44 @@ def index_inputs(pipeline):
 
     indexing = set()
     for func in funcs.values():
-        text = " ".join(definitions(func))
+        text, values = " ".join(definitions(func)), {}
+        for let in re.finditer(r"\(let ([\w$.]+) = ", text):
+            values[let[1]] = f"{values.get(let[1], '')} {text[let.end() : _end_of_term(text, let.end())]}"
+
+        def calls_in(index, values=values):
+            """Names called in an index, and in the values of lets that it refers to."""
+            found, open_texts, seen = set(), [index], set()
+            while open_texts:
+                part = open_texts.pop()
+                found |= set(re.findall(r"([\w$.]+)\(", part))
+                lets = set(re.findall(r"[\w$.]+", part)) & values.keys() - seen
+                seen |= lets
+                open_texts += [values[name] for name in lets]
+            return found
+
         for i in range(func.num_update_definitions()):
-            indexing |= set(re.findall(r"([\w$.]+)\(", " ".join(map(str, func.update_args(i)))))
+            indexing |= calls_in(" ".join(map(str, func.update_args(i))))
         for call in re.finditer(r"([\w$.]+)\(", text):
             if call[1] in funcs or call[1] in inputs:
-                depth, end = 1, call.end()
-                while depth and end < len(text):
-                    depth += {"(": 1, ")": -1}.get(text[end], 0)
-                    end += 1
-                indexing |= set(re.findall(r"([\w$.]+)\(", text[call.end() : end])) & (funcs.keys() | inputs)
+                indexing |= calls_in(text[call.end() : _end_of_arguments(text, call.end())]) & (funcs.keys() | inputs)
     return sources(indexing)
+
+
+def _end_of_arguments(text, start):
+    """Where the parenthesis that was opened just before text[start] is closed."""
+    depth = 1
+    for end in range(start, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[end], 0)
+        if not depth:
+            return end
+    return len(text)
+
+
+def _end_of_term(text, start):
+    """Where the value of a let that begins at text[start] ends: before the " in " that belongs to it."""
+    depth = 0
+    for end in range(start, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[end], 0)
+        if not depth and text.startswith(" in ", end):
+            return end
+    return len(text)

@@ -211,7 +211,8 @@ def _wrong_floats(got, want, comparison):
     if not wrong.any():
         return None
     finite = want[np.isfinite(want)]
-    if not comparison.is_rounded or not finite.size or not np.isfinite(got[wrong]).all() or _is_small(wrong):
+    are_numbers = np.isfinite(got[wrong]).all() and np.isfinite(want[wrong]).all()
+    if not comparison.is_rounded or not are_numbers or _is_small(wrong):
         return wrong
     margin = TOLERANCE[name] * size.max()
     possible = (got[wrong] >= finite.min() - margin) & (got[wrong] <= finite.max() + margin)

@@ -24,6 +24,7 @@ from pathlib import Path
 import halide as hl
 
 from halide_tools import schedules
+from halide_tools.buffers import complete_estimates
 
 PLUGIN_SOURCE = Path(__file__).with_name("export_plugin.cpp")
 ELF = b"\x7fELF"
@@ -50,18 +51,18 @@ def list_generators(path):
     return names[1].split()
 
 
-def build(path, generator, params=(), target="host"):
+def build(path, generator, params=(), target="host", inputs=()):
     """(hl.Pipeline without its author's schedule, hl.Arguments as the Generator declares its inputs, used or not).
 
-    params : ((name, text), ...) of GeneratorParams and open types. Estimates are as in C++. Raises ValueError, in one line, for what the
-    Generator refuses, and where g++ is missing.
+    params : ((name, text), ...) of GeneratorParams and open types; inputs : as of ProgramSpec. Estimates are as in C++, completed. Raises
+    ValueError, in one line, for what the Generator refuses, and where g++ is missing.
     """
-    return _restore(*_hand_over(path, generator, params, target, author=False))
+    return _restore(*_hand_over(path, generator, params, target, author=False), inputs)
 
 
-def build_hand_scheduled(path, generator, params=(), target="host"):
+def build_hand_scheduled(path, generator, params=(), target="host", inputs=()):
     """The hl.Pipeline with the schedule that its author wrote, or None where there is none. Arguments and errors as of build()."""
-    pipeline = _restore(*_hand_over(path, generator, params, target, author=True))[0]
+    pipeline = _restore(*_hand_over(path, generator, params, target, author=True), inputs)[0]
     try:
         schedule = schedules.read(pipeline)
     except ValueError:
@@ -122,7 +123,7 @@ def _error(done):
 # What serialization loses
 
 
-def _restore(data, beside):
+def _restore(data, beside, inputs):
     try:
         parameters = hl.deserialize_parameters(data)
         for found in beside["inputs"]:
@@ -140,14 +141,15 @@ def _restore(data, beside):
         known = [tuple(bounds) for bounds in buffers[0]["bounds"] if None not in bounds]
         if known and len(known) == buffers[0]["dimensions"]:
             func.set_estimates(known)  # those of the Func are apart from those of its buffers
+    complete_estimates(pipeline, parameters.values(), inputs)
     used = {argument.name: argument for argument in pipeline.infer_arguments()}
     return pipeline, [used.get(found["name"]) or _unused(found) for found in beside["inputs"]]
 
 
 def _set_estimates(parameter, found):
     if not found["is_buffer"]:
-        if found["estimate"] is not None:
-            parameter.set_estimate(_constant(found))
+        if (estimate := _estimate(found)) is not None:
+            parameter.set_estimate(estimate)
         return
     for i, (minimum, extent) in enumerate(found["bounds"]):
         if minimum is not None:
@@ -156,11 +158,14 @@ def _set_estimates(parameter, found):
             parameter.set_extent_constraint_estimate(i, hl.i32(extent))
 
 
-def _constant(found):
-    """A scalar's estimate as an hl.Expr of its type."""
+def _estimate(found):
+    """A scalar's estimate, or else its default, as an hl.Expr of its type; None where there is neither, a default of 0 being none."""
+    value = found["estimate"] if found["estimate"] is not None else found["default"] or None
+    if value is None:
+        return None
     if found["code"] == 2:
-        return hl.cast(hl.Float(found["bits"]), hl.f64(found["estimate"]))
-    return hl.cast(_type(found), (hl.u64 if found["code"] == 1 else hl.i64)(int(found["estimate"])))
+        return hl.cast(hl.Float(found["bits"]), hl.f64(value))
+    return hl.cast(_type(found), (hl.u64 if found["code"] == 1 else hl.i64)(int(value)))
 
 
 def _type(found):
@@ -171,8 +176,8 @@ def _unused(found):
     """The hl.Argument of an input that the pipeline does not read, and that callers pass all the same."""
     if not found["is_buffer"]:
         parameter = hl.Param(_type(found), found["name"])
-        if found["estimate"] is not None:
-            parameter.set_estimate(_constant(found))
+        if (estimate := _estimate(found)) is not None:
+            parameter.set_estimate(estimate)
         return hl.Argument(parameter)
     image = hl.ImageParam(_type(found), found["dimensions"], found["name"])
     if not any(None in bounds for bounds in found["bounds"]):

@@ -76,7 +76,7 @@ class Program:
                     needed = next(demanded)
                     if i >= len(inputs) and [tuple(n[:2]) for n in needed] != list(region.bounds):
                         demand = dataclasses.replace(region, bounds=tuple((low, n) for low, n, _ in needed))
-                        raise ValueError(f"output {region.name} must be {demand}, where its estimates say {region}")
+                        raise ValueError(f"output {region.name.partition('$')[0]} must be {demand}, where its estimates say {region}")
                     arguments[i] = meet(region, needed)
         for region in arguments:
             if isinstance(region, Region) and region.n_bytes > self.target.maximum_buffer_size():
@@ -171,7 +171,8 @@ def describe_inputs(spec):
     indexing = index_inputs(pipeline)
     for a in pipeline.infer_arguments():
         if a.name in given:
-            contents = f"file {Path(given[a.name]).name}" if given[a.name].endswith(".npy") else f"the value {given[a.name]}"
+            text = given[a.name]
+            contents = f"file {Path(text).name}" if text.endswith(".npy") else f"{'drawn from' if ':' in text else 'the value'} {text}"
         elif a.kind == hl.ArgumentKind.InputScalar:
             contents = "its estimate"
         else:
@@ -185,7 +186,8 @@ def index_hint(spec):
     names = [name for name, i in describe_inputs(spec).items() if i["indexes"] and i["contents"].startswith("random")]
     if not names:
         return ""
-    return f"it indexes by {', '.join(names)}, whose contents are random: give them with --inputs {names[0]}=FILE.npy"
+    how = f"{names[0]}=FILE.npy or {names[0]}=LOW:HIGH"
+    return f"it indexes by {', '.join(names)}, whose contents are random: give them with --inputs {how}"
 
 
 def minimum_extents(spec, pipeline):

@@ -58,6 +58,7 @@ CPP_KEYWORDS = set(
     reinterpret_cast requires return short signed sizeof static static_assert static_cast struct switch template this
     thread_local throw true try typedef typeid typename union unsigned using virtual void volatile wchar_t while xor xor_eq""".split()
 )
+LONGEST_NAME = 200  # bytes of a program's name: file systems take 255, and suffixes come behind it
 BUILTIN_TYPES = {f"{kind}{bits}": make(bits) for kind, make in (("int", hl.Int), ("uint", hl.UInt)) for bits in (8, 16, 32, 64)} | {
     "bool": hl.Bool(), "float16": hl.Float(16), "float32": hl.Float(32), "float64": hl.Float(64), "bfloat16": hl.BFloat(16),
 }  # fmt: skip
@@ -65,8 +66,11 @@ BUILTIN_TYPES = {f"{kind}{bits}": make(bits) for kind, make in (("int", hl.Int),
 
 @functools.cache
 def default_threads():
-    """Threads of a program that asks for no number: HL_NUM_THREADS where Halide's runtime would take it, else all usable cores."""
-    asked = os.environ.get("HL_NUM_THREADS", "")
+    """Threads of a program that asks for no number: HL_NUM_THREADS where Halide's runtime would take it, else all usable cores.
+
+    As in Halide's runtime (src/runtime/thread_pool_common.h), the variable's older name counts where the newer is not set.
+    """
+    asked = os.environ.get("HL_NUM_THREADS", os.environ.get("HL_NUMTHREADS", ""))
     return int(asked) if asked.isdecimal() and int(asked) else usable_cores()
 
 
@@ -75,7 +79,7 @@ class ProgramSpec:
     """How to build a program afresh in any process: a random program by its seed, or a Generator (or build()) in a file.
 
     params : ((name, text), ...) of GeneratorParams and open types; target : Halide's text; n_threads : 0 is default_threads();
-    inputs : ((name, "FILE.npy" or number as text), ...), contents of inputs that are not drawn at random.
+    inputs : ((name, "FILE.npy", a number or "LOW:HIGH" as text), ...), contents of inputs of which the program says nothing.
     """
 
     name: str
@@ -117,7 +121,7 @@ class ProgramSpec:
             pipeline = self.build()
             return pipeline, pipeline.infer_arguments()
         if cpp_generators.is_binary(self.path):
-            return cpp_generators.build(self.path, self.generator, self.params, self.target)
+            return cpp_generators.build(self.path, self.generator, self.params, self.target, self.inputs)
         with directives(ignored=True):
             return self._build(autoscheduler_params("Adams2019", self.threads))
 
@@ -126,10 +130,17 @@ class ProgramSpec:
         if not self.path:
             return None
         if cpp_generators.is_binary(self.path):
-            return cpp_generators.build_hand_scheduled(self.path, self.generator, self.params, self.target)
+            return cpp_generators.build_hand_scheduled(self.path, self.generator, self.params, self.target, self.inputs)
         with directives(ignored=False) as seen:
             pipeline, _ = self._build(hl.AutoschedulerParams())
         return pipeline if seen else None
+
+    def has_hand_schedule(self):
+        """Whether its author wrote a schedule, be it one that can't be built: whoever measures it will say why."""
+        try:
+            return self.build_hand_scheduled() is not None
+        except (Exception, SystemExit):  # whatever a user's Generator may raise
+            return True
 
     def _build(self, params):
         with as_script(self.path), recorded(hl.Buffer, hl.ImageParam, hl.Param) as made:
@@ -218,9 +229,14 @@ def _param_value(generator, name, text):
 
 
 class _Ignored:
-    """What a directive that makes another Func returns where directives are ignored: takes any directive."""
+    """What a directive that makes another Func returns where directives are ignored: takes any directive, and has the Func's arguments."""
+
+    def __init__(self, original):
+        self.original = original
 
     def __getattr__(self, name):
+        if name not in DIRECTIVES[hl.Func] and hasattr(self.original, name):
+            return getattr(self.original, name)
         return lambda *args, **kwargs: self
 
 
@@ -234,7 +250,7 @@ def directives(ignored):
             seen.append(name)
             if not ignored:
                 return original(self, *args, **kwargs)
-            return _Ignored() if name in ("in_", "clone_in", "rfactor") else self
+            return _Ignored(self) if name in ("in_", "clone_in", "rfactor") else self
 
         return directive
 
@@ -398,6 +414,9 @@ def find_programs(path, generator="", params="", target="host", n_threads=0, inp
         if not names:
             there = f"there are {', '.join(sorted(generators))}" if generators else "it has a build() instead"
             raise ValueError(f"{path}: --generator {generator!r} is not in it; {there}")
+    for name in names:
+        if "/" in name or name in (".", "..") or len(name.encode()) > LONGEST_NAME:
+            raise ValueError(f"{path}: {name[:40]!r} can't be the name of a folder, where its measurements go; rename the Generator")
     if (params or inputs) and len(names) > 1:
         raise ValueError(f"{path}: --params and --inputs belong to one Generator; give --generator, one of {', '.join(names)}")
     if params and not names:
@@ -417,7 +436,8 @@ def _generators_in(resolved, path):
         with as_script(resolved), directives(ignored=False):
             module, generators = load_module(resolved)
     except (Exception, SystemExit) as error:  # whatever a user's file may raise
-        raise ValueError(f"{path}: can't be imported: {_in_words(error)}") from error
+        hint = "; give a file beside the package that imports it" if "relative import" in str(error) else ""
+        raise ValueError(f"{path}: can't be imported: {_in_words(error)}{hint}") from error
     return generators, hasattr(module, "build")
 
 

@@ -400,6 +400,46 @@ class Gather(hl.Generator):
         self.output.set_estimates([(0, 2000)])
 
 
+@hl.generator(name="sparse")
+class Sparse(hl.Generator):
+    """Indices that are used twice, so that Halide gives them a name (let): where rows begin, and their columns."""
+
+    starts, columns, values, vector = image(hl.UInt(8), 1), image(hl.UInt(8), 1), image(dimensions=1), image(dimensions=1)
+    output = result(dimensions=1)
+
+    def generate(self):
+        r = hl.RDom([(0, 16)], "r")
+        at = hl.i32(self.starts[x]) + r
+        self.output[x] = 0.0
+        self.output[x] += self.values[at] * self.vector[hl.i32(self.columns[at])]
+        self.output.set_estimates([(0, 500)])
+
+
+@hl.generator(name="bottom_up")
+class BottomUp(hl.Generator):
+    """Pictures that are stored from the bottom row up: strides that are negative."""
+
+    input, output = image(hl.UInt(8)), result(hl.UInt(8))
+
+    def generate(self):
+        self.output[x, y] = self.input[x, y] / 2 + self.input[x, y + 1] / 4
+        picture(self.output)
+        self.input.dim(1).set_stride(-128)
+        self.output.output_buffer().dim(1).set_stride(-96)
+
+
+@hl.generator(name="broadcast")
+class Broadcast(hl.Generator):
+    """A row that stands for all rows: a stride of 0."""
+
+    input, bias, output = image(), image(), result()
+
+    def generate(self):
+        self.output[x, y] = self.input[x, y] + self.bias[x, y]
+        picture(self.output)
+        self.bias.dim(1).set_stride(0)
+
+
 @hl.generator(name="warp")
 class Warp(hl.Generator):
     """Offsets in 16 bits around the point: a Func that can't be stored in full, since it may be read anywhere."""
@@ -507,7 +547,7 @@ class ScheduleLeftIn(hl.Generator):
         picture(self.output)
         self.output.split(x, x, xi, 16).vectorize(xi)
         self.input.in_().compute_root()
-        f.in_(g).compute_root()
+        f.in_().compute_root()
         f.compute_root()
         g.compute_root()
         r0, r1 = hl.RVar("r0"), hl.RVar("r1")

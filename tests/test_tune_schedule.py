@@ -3,23 +3,27 @@
 import dataclasses
 import importlib.util
 import math
+import platform
 import re
 import shutil
 import subprocess
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import halide as hl
 import numpy as np
 import orjson
 import pytest
 import torch
-from conftest import BLUR, expect_user_error, run
+from conftest import BLUR, ROOT, expect_user_error, run
 
 import train_utils
+from config import usable_cores
 from dumps.files import iter_dumps
 from dumps.parsing import parse_dump
-from features import featurize
+from features import SCHEDULE_FEATURES, STAGE_BYTES, featurize
 from halide_tools import schedules
 from halide_tools.autoschedulers import LIBRARIES, Proposal, load_autoscheduler
 from halide_tools.mutations import KINDS
@@ -273,6 +277,68 @@ def test_any_name_gives_files_that_a_compiler_takes(tmp_path):
     check_headers(tmp_path, best["header"].removesuffix(".h"))
 
 
+FLOATS = """
+import halide as hl
+
+def build():
+    x, y = hl.vars("x y")
+    image = hl.ImageParam(hl.Float(32), 2, "image")
+    across, out = hl.Func("across"), hl.Func("out")
+    across[x, y] = hl.sqrt(image[x, y]) + hl.sqrt(image[x + 1, y]) + hl.sqrt(image[x + 2, y])
+    out[x, y] = (across[x, y] + across[x, y + 1] + across[x, y + 2]) * hl.f32(0.3)
+    out.set_estimates([(0, 1024), (0, 1024)])
+    return hl.Pipeline(out)
+"""
+
+
+AVX = re.compile(r"%[yz]mm|\tv[a-z0-9]+ +.*%xmm")  # instructions that an older processor has not
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="needs a target of x86-64 that is not this machine's")
+@pytest.mark.parametrize("threads, target", [(1, "x86-64-linux-sse41"), (2, "host")])
+def test_threads_and_target_hold_for_schedules_code_measurements_and_records(tmp_path, threads, target):
+    (tmp_path / "floats.py").write_text(FLOATS)
+    out, resolved = tmp_path / "out", str(hl.Target(target))
+    flags = ["--budget=2", "--proposals=6", "--protocol=quick", f"--num_threads={threads}", f"--target={target}"]
+    run("tune_schedule.py", tmp_path / "floats.py", *flags, f"--output={out}")
+    folder = out / "measurements" / "floats"
+    report, note, record = (
+        orjson.loads(path.read_bytes()) for path in (out / "report.json", folder.parent / "collection.json", folder / "program.json")
+    )
+
+    # Schedules: loops are parallel where there are threads for it, and vectors as long as the target has them.
+    measured = {key: c for key, c in record["candidates"].items() if key.isdecimal() and c["outcome"] == "measured"}
+    parallel = {key: ".parallel(" in (folder / f"{key.zfill(3)}.schedule.h").read_text() for key in measured}
+    assert parallel["0"] == (threads > 1) and (threads > 1 or not any(parallel.values()))
+    assert report["best"]["autoscheduler_params"].get("parallelism") == str(threads)
+    column = SCHEDULE_FEATURES.index("native_vector_size")
+    for dump in folder.glob("*.sample"):
+        stages = np.frombuffer(dump.read_bytes()[:-12], "<f4").reshape(-1, STAGE_BYTES // 4)
+        assert (stages[:, column] == (8 if "avx" in resolved else 4)).all(), "the featurization was made for another target"
+
+    # Code: wide registers and calls of the thread pool where they were asked for, and nowhere else.
+    if shutil.which("objdump"):
+        listing = subprocess.run(["objdump", "-dr", out / "floats.a"], capture_output=True, text=True, check=True).stdout
+        assert bool(AVX.search(listing)) == ("avx" in resolved), "Halide's runtime is for the same target, too"
+        sections = listing.split("Disassembly of section ")
+        code = "".join(section for section in sections if "floats" in section.partition("\n")[0])
+        assert bool(re.search(r"\tvsqrtps .*%ymm", code)) == ("avx" in resolved) and re.search(r"\tv?sqrtps ", code)
+        assert ("halide_do_par_for" in code) == parallel[report["best"]["key"]]
+
+    # Measurements.
+    for key, c in measured.items():
+        if not parallel[key]:
+            assert c["cpu_share"] < 1.2, "it ran on more threads than asked for"
+        elif usable_cores() > 1 and not c["noisy"]:
+            assert c["cpu_share"] > 1.2, "it ran on one thread"
+
+    # Records, and what is read of them with the measurements.
+    for said in (report, note, note["machine"], record):
+        assert (said["threads"], said["target"]) == (threads, resolved)
+    dumps = [dump for dump in iter_dumps(str(out / "measurements")) if dump.file.endswith(".sample")]
+    assert {(dump.machine["threads"], dump.machine["target"]) for dump in dumps} == {(threads, resolved)}
+
+
 HAND_SCHEDULED = BLUR.replace(
     "    out.set_estimates",
     '    xi = hl.Var("xi")\n    out.split(x, x, xi, 16).vectorize(xi)\n    blur.compute_at(out, y)\n    out.set_estimates',
@@ -294,6 +360,15 @@ def test_the_authors_schedule_is_measured_and_can_be_the_answer(tmp_path):
     assert not again.not_restored
     for finished in (run, again):
         finished.end()
+
+
+def test_an_authors_schedule_that_can_not_be_built_is_no_end(tmp_path):
+    spec = find_programs(ROOT / "tests" / "difficult_pipelines.py", "wrong_directive")[0]
+    run = TuningRun(spec, tmp_path / "measurements", 60, QUICK)
+    run.measure([run.hand_written, run.key(Proposal.draw(1, 0))])
+    assert len(run.measured()) == 1 and run.hand_written not in run.measured()
+    assert "has no attribute 'vectorise'" in run.describe(run.hand_written), run.outcomes
+    run.end()
 
 
 REFUSED = """
@@ -332,6 +407,16 @@ def test_a_program_that_no_autoscheduler_takes_gets_one_line_in_halides_words(tm
     assert len(record["candidates"]) < 10
 
 
+def test_the_authors_schedule_is_the_answer_where_no_autoscheduler_has_one(tmp_path):
+    file, out = write_refused(tmp_path), tmp_path / "out"
+    file.write_text(REFUSED.replace("    return", "    pipeline.outputs()[0].parallel(hl.Var('y'))\n    return"))
+    done = run("tune_schedule.py", file, "--proposals=6", "--protocol=quick", f"--output={out}")
+    report = orjson.loads((out / "report.json").read_bytes())
+    assert report["origin"] == "hand_written" and report["best_ms"] == report["hand_written_ms"] > 0 and report["measured"] == 0
+    assert report["adams2019_ms"] is report["speedup"] is None and "could not be measured" in done.stdout
+    assert (out / "search.png").exists() and (out / "refused.a").exists()
+
+
 def test_a_limit_of_minutes_holds_for_all_of_it(tmp_path, blur):
     """Whatever the machine is busy with: every step gives up in time, and what could be had is the answer."""
     began = time.monotonic()
@@ -343,6 +428,12 @@ def test_a_limit_of_minutes_holds_for_all_of_it(tmp_path, blur):
     if done.returncode == 0:
         report = orjson.loads((tmp_path / "out" / "report.json").read_bytes())
         assert report["best_ms"] > 0 and 0 <= report["background"] <= 1.1 and report["measured"] < 50
+
+
+def test_minutes_that_are_over_before_anything_begins_are_said_to_be(tmp_path, blur):
+    done = run("tune_schedule.py", blur.path, "--minutes=0.001", f"--output={tmp_path / 'out'}", check=False)
+    expect_user_error(done, "--minutes 0.001 were over before blur could be measured")
+    assert "blur: for " in done.stdout and "within" not in done.stdout
 
 
 def test_proposals_that_look_fast_are_lowered_and_predicted_again(tuned, tmp_path):
@@ -377,6 +468,16 @@ def test_a_change_is_told_as_its_schedule_is_measured(tuned, tmp_path):
         assert proposal == run_.proposals[key] and found.origin == "mutated"
         assert found.instance == told[key].instance
         assert np.allclose(found.lowered, told[key].lowered, rtol=1e-3)
+
+
+@pytest.mark.parametrize("ms", [1e-4, 0.1704, 5e4])
+def test_equal_runtimes_are_drawn_without_a_warning(tmp_path, ms):
+    measured = {"lstm": ["0", "1", "2"], "random": [], "li2018": ["4"]}
+    drawn = SimpleNamespace(runtime_ms=lambda key: ms if key else math.inf, hand_written=None, spec=SimpleNamespace(name="p"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        results.plot_search(tmp_path / "search.png", drawn, measured)
+    assert (tmp_path / "search.png").stat().st_size > 1000
 
 
 def test_variations_are_reproducible_and_near():

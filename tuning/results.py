@@ -91,17 +91,24 @@ def parameters_of(spec, proposal):
 
 
 def plot_search(path, run, measured):
-    """Best runtime against measurements: a curve for each way to choose, a line for each other autoscheduler."""
+    """Best runtime against measurements: a curve for each way to choose, a line for each other autoscheduler and the author."""
     figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+    curves = {name: search.best_so_far(run, keys) for name, keys in measured.items()}
+    baselines = {"adams2019": run.runtime_ms(ADAMS2019), "hand_written": run.runtime_ms(run.hand_written)}
+    drawn = [ms for ms in (*(ms for best in curves.values() for ms in best), *baselines.values()) if math.isfinite(ms)]
+    axis.set_yscale("log")
+    if drawn:  # limits are set, since matplotlib finds none where all values are the same
+        axis.set_ylim(min(drawn) / 1.1, max(drawn) * 1.1)
     for name, keys in measured.items():
-        best = search.best_so_far(run, keys)
+        best = curves[name]
         if len(keys) > 1:
             axis.plot(range(1, len(best) + 1), best, ".-", label=name)
         elif keys and math.isfinite(best[0]):
             axis.axhline(best[0], color="gray", ls={"mullapudi2016": ":", "li2018": "-."}.get(name, "-"), label=name)
-    if math.isfinite(run.runtime_ms(ADAMS2019)):
-        axis.axhline(run.runtime_ms(ADAMS2019), color="k", lw=0.8, label="adams2019")
-    axis.set(xlabel="schedules measured", ylabel="fastest so far, ms", yscale="log", title=run.spec.name)
+    for (name, ms), line in zip(baselines.items(), ("-", "--")):
+        if math.isfinite(ms):
+            axis.axhline(ms, color="k", lw=0.8, ls=line, label=name)
+    axis.set(xlabel="schedules measured", ylabel="fastest so far, ms", title=run.spec.name)
     axis.legend()
     figure.savefig(path, dpi=110)
     plt.close(figure)

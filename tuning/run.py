@@ -67,7 +67,7 @@ class TuningRun(ProgramRun):
         self.numbers = {proposal: key for key, proposal in self.proposals.items()}
         self.next_number = 1 + max(map(int, self.proposals))
         self.others = [self.key(OtherAutoscheduler(name)) for name in OTHERS]
-        self.hand_written = self.key(HandWritten()) if spec.build_hand_scheduled() is not None else None
+        self.hand_written = self.key(HandWritten()) if spec.has_hand_schedule() else None
         self.processes = {}  # {key: Candidate}, compiled and right, of those that are kept
         self.not_restored = set()  # keys of schedules that can't be had from what is stored of them
         self.workspace = tempfile.TemporaryDirectory()
@@ -101,7 +101,9 @@ class TuningRun(ProgramRun):
         proposal = self.proposals.get(key.rstrip("r"))
         if proposal is None:
             return "the program as it stands"
-        return {ADAMS2019: "Adams2019's own choice"}.get(key.rstrip("r"), f"schedule {key}")
+        if isinstance(proposal, (HandWritten, OtherAutoscheduler)):
+            return "the author's schedule" if isinstance(proposal, HandWritten) else f"{proposal.autoscheduler}'s choice"
+        return "Adams2019's own choice" if key.rstrip("r") == ADAMS2019 else f"schedule {key}"
 
     def baselines(self):
         """Keys of what the answer must not be slower than: Adams2019's own choice, and its author's schedule where there is one."""

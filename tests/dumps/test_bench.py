@@ -23,6 +23,7 @@ PARSABLE = (
         b"\xfe\xff" + f"{LINE}\n".encode("utf-16-be"),
         f"{LINE}\n".encode("utf-16-le"),
         f"{LINE}\n".encode("utf-16-be"),
+        *(f"{LINE}\n".encode(encoding) for encoding in ("utf-32", "utf-32-le", "utf-32-be")),
         b"\xef\xbb\xbf" + f"{LINE}\n".encode(),
         f"Warning: Using 0 for the scalar argument named alpha since it has no estimate\n{LINE}\n".encode(),
         f"1 2 3 4 5 6 7 8 9\n\n{LINE}".encode(),

@@ -27,3 +27,20 @@ public:
 };
 
 HALIDE_REGISTER_GENERATOR(Odd, odd)
+
+// Estimates of the output alone: a scalar has a default, and the size of the input is read by the boundary condition.
+class FewEstimates : public Generator<FewEstimates> {
+public:
+    Input<Buffer<float, 2>> image{"image"};
+    Input<float> gain{"gain", 0.5f};
+    Input<int> shift{"shift"};
+    Output<Buffer<float, 2>> result{"result"};
+
+    void generate() {
+        Var x("x"), y("y");
+        result(x, y) = BoundaryConditions::repeat_edge(image)(x + shift, y - 1) * gain;
+        result.set_estimates({{0, 96}, {0, 64}});
+    }
+};
+
+HALIDE_REGISTER_GENERATOR(FewEstimates, few_estimates)

@@ -38,6 +38,8 @@ def test_fifty_ways_to_be_wrong_are_called_wrong(type):
         (np.full((8, 8), np.inf, np.float32), np.full((8, 8), -np.inf, np.float32)),
         (np.zeros((8, 8), np.float32), np.full((8, 8), np.nan, np.float32)),
         (np.r_[np.zeros(999_999), 1e6].astype(np.float32), np.zeros(1_000_000, np.float32)),
+        (np.full(5000, 0.5, np.float32), np.r_[np.full(4999, 0.5), np.nan].astype(np.float32)),
+        (np.full(5000, 0.5, np.float32), np.r_[np.inf, np.full(4999, 0.5)].astype(np.float32)),
         (np.array(5, np.int32), np.array(7, np.int32)),
     ],
 )

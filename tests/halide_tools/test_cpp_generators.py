@@ -45,8 +45,8 @@ def executable(tmp_path_factory):
 
 @needs_gpp
 def test_generators_are_told_from_other_executables(executable, tmp_path):
-    assert cpp_generators.list_generators(executable) == ["odd", "sharpen"]
-    assert [spec.name for spec in find_programs(executable)] == ["odd", "sharpen"]
+    assert cpp_generators.list_generators(executable) == ["few_estimates", "odd", "sharpen"]
+    assert [spec.name for spec in find_programs(executable)] == ["few_estimates", "odd", "sharpen"]
     with pytest.raises(ValueError, match="not one made of Halide Generators"):
         find_programs(shutil.which("g++"))
     copy = shutil.copyfile(executable, tmp_path / "copy")  # without the bit that lets it run
@@ -64,8 +64,8 @@ def test_an_executable_is_a_program_like_any_other(executable):
     assert find_programs(executable, generator="odd")[0].build_hand_scheduled() is None
     for options, words in (
         ({"generator": "sharpen"}, "image.type=float32"),
-        ({"generator": "nowhere"}, "there are odd, sharpen"),
-        ({"params": "radius=2"}, "--generator, one of odd, sharpen"),
+        ({"generator": "nowhere"}, "there are few_estimates, odd, sharpen"),
+        ({"params": "radius=2"}, "--generator, one of few_estimates, odd, sharpen"),
         ({"generator": "sharpen", "params": "image.type=uint8 rad=2"}, "no GeneratorParam named: rad"),
     ):
         with pytest.raises(ValueError, match=words):
@@ -100,6 +100,17 @@ def test_a_tuple_arrays_unused_inputs_and_scalars_of_all_types_come_over(executa
     declared = re.search(r"\nint odd\((.*?)\)", (tmp_path / "odd.h").read_text())[1]
     names = [re.sub(r"^_|_buffer$", "", argument.split()[-1].strip("*")) for argument in declared.split(",")]
     assert names == [*(a.name for a in arguments), "pair_0", "pair_1"]
+
+
+@needs_gpp
+def test_estimates_that_are_left_out_are_completed_as_in_python(executable):
+    with pytest.raises(ValueError, match="shift has no estimate: .* --inputs shift=VALUE"):
+        find_programs(executable, "few_estimates")
+    (spec,) = find_programs(executable, "few_estimates", inputs="shift=3")
+    for proposal in (Proposal.draw(0, 0), OtherAutoscheduler("Mullapudi2016")):
+        pipeline = spec.build()
+        proposal.apply(pipeline, spec)
+    assert estimated_arguments(pipeline, spec.inputs)[0][1:] == [0.5, 3]
 
 
 @needs_gpp

@@ -8,12 +8,14 @@ import sys
 import tarfile
 
 import halide as hl
+import numpy as np
 import orjson
 import pytest
 from conftest import ROOT
 
 from config import usable_cores
 from features import STAGE_BYTES
+from halide_tools import programs
 from halide_tools.autoschedulers import Proposal
 from halide_tools.buffers import estimated_arguments, lowered_text
 from halide_tools.comparison import mismatch
@@ -285,6 +287,11 @@ def test_parameters_are_read_by_their_type(tmp_path):
         ({"generator": "planar", "target": "host-cuda"}, "GPU"),
         ({"generator": "planar", "inputs": "inputs=3"}, "inputs is no input of this program; it has input"),
         ({"generator": "planar", "inputs": "input=no.npy"}, "can't be read"),
+        ({"generator": "planar", "inputs": "input=9:1"}, "input=9:1: not a range of type uint16 from a smaller to a larger"),
+        ({"generator": "planar", "inputs": "input=1:many"}, "input=many: neither a .npy file nor a number of type uint16"),
+        ({"generator": "planar", "inputs": "input=1:70000"}, "input=70000: neither"),
+        ({"generator": "booleans", "inputs": "input=false:true"}, "not a range of type bool"),
+        ({"generator": "scalars", "inputs": "gain=0:1"}, "gain=0:1: neither"),
     ],
 )  # fmt: skip
 def test_what_can_not_be_is_said_in_one_line(options, words):
@@ -293,12 +300,26 @@ def test_what_can_not_be_is_said_in_one_line(options, words):
     assert "\n" not in str(caught.value)
 
 
+def test_files_that_are_no_arrays_are_named(tmp_path):
+    np.savez(tmp_path / "several.npz", a=np.zeros(3))
+    files = {"empty.npy": b"", "text.npy": b"1, 2, 3", "zip.npy": (tmp_path / "several.npz").read_bytes()}
+    files["cut.npy"] = files["zip.npy"][:100]
+    np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    for name in (*files, "objects.npy"):
+        with pytest.raises(ValueError, match=f"--inputs: input=.*{name}: can't be read as a .npy file") as caught:
+            find_programs(ROOT / "tests" / "kinds_of_pipelines.py", "planar", inputs=f"input={tmp_path / name}")
+        assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("x = 1", "no @hl.generator class and no build"),
         ("import halide as hl\nhl.main()", "exits when it is imported"),
         ("1 +", "can't be imported: SyntaxError"),
+        ("from . import helper", "ImportError: attempted relative import .*; give a file beside the package that imports it"),
         ("def build(): return 3", "build.. returns int, not an hl.Pipeline"),
         ("def build(): raise RuntimeError('mine')", "RuntimeError: mine"),
         ("import sys\nsys.exit(0)", "exits when it is imported"),
@@ -323,6 +344,32 @@ def test_targets_and_threads_reach_schedules(blur):
     serial, one = source(n_threads=1)
     assert spec.threads == usable_cores() and one.threads == 1 and "parallel(" not in serial
     assert str(sse.halide_target()) == "x86-64-linux-sse41" and narrow != host
+
+
+def test_halides_own_variables_say_how_many_threads(monkeypatch):
+    for variables, expected in (
+        ({}, usable_cores()),
+        ({"HL_NUM_THREADS": "3"}, 3),
+        ({"HL_NUMTHREADS": "5"}, 5),
+        ({"HL_NUM_THREADS": "3", "HL_NUMTHREADS": "5"}, 3),
+        ({"HL_NUM_THREADS": "0"}, usable_cores()),
+        ({"HL_NUM_THREADS": "many"}, usable_cores()),
+    ):
+        for name in ("HL_NUM_THREADS", "HL_NUMTHREADS"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        programs.default_threads.cache_clear()
+        assert ProgramSpec("p", 0).threads == expected, variables
+    programs.default_threads.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["../above", "/tmp/elsewhere", "..", "a/b", "long" * 60])
+def test_names_that_lead_elsewhere_are_refused(tmp_path, name):
+    path = write(tmp_path, named=NAMES.replace('("imaging::named", "for", "", "3d", "größe")', repr((name, "fine")))) / "named.py"
+    assert find_programs(path, "fine")[0].name == "fine"
+    with pytest.raises(ValueError, match="can't be the name of a folder"):
+        find_programs(path, name)
 
 
 def test_names_in_any_alphabet_and_of_any_kind(tmp_path):

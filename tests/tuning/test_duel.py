@@ -50,6 +50,13 @@ def test_the_winner_is_chosen_on_one_set_and_reported_on_another():
     assert answer.times == {"7": [1.3] * 3, "0": [2.2] * 3} and len(run.sets) == 3
 
 
+def test_without_time_to_choose_anew_the_search_chooses_and_fresh_runs_report():
+    run = Run({"0": 2.0, "7": 1.0, "8": 1.2}, lambda key, n_set, i: None if n_set == 0 else 1.5)
+    answer = remeasure_finalists(run, ["0", "7", "8"], None, NO_LIMIT)
+    assert answer.key == "7" and answer.times == {"7": [1.5] * 3, "0": [1.5] * 3} and "no time to measure" in answer.notes[0]
+    assert [list(kept) for kept in run.sets] == [[], ["7", "0"], ["7", "0"]]
+
+
 def test_a_speedup_below_one_is_reported_as_it_is():
     run = Run({"0": 2.0, "7": 1.0}, lambda key, n_set, i: {"0": 1.0, "7": [0.9, 1.0, 1.2][n_set]}[key])
     answer = remeasure_finalists(run, ["0", "7"], None, NO_LIMIT)
