@@ -25,7 +25,7 @@ UNROLLS = (2, 3, 4, 6, 8)
 TILE_VECTORS, TILE_ROWS, STRIP_ROWS = (1, 2, 3, 4), (2, 3, 4, 6, 8), (8, 16, 32, 64, 128)
 MAX_UNROLLED = 32  # iterations of loops that are unrolled inside each other
 MUTATED = 1  # tells the random numbers of Mutated.draw from those of Proposal.draw
-MAX_CHANGES = 8
+MAX_CHANGES, TRIES = 8, 3  # and how often something else is drawn in place of a change that is seen to be refused
 # What is changed: Adams2019's own choice, what it proposes with noise, and Mullapudi2016's choice.
 PARENTS, PARENT_SHARES = ("greedy", "noisy", "Mullapudi2016"), (0.35, 0.45, 0.2)
 
@@ -177,6 +177,18 @@ def _unrolls_known(schedule, label):
         loops = tuple(l._replace(mark="serial") if l.mark == "unroll" and l.name not in known else l for l in stage.loops)
         schedule = _replace_stage(schedule, label, k, loops=loops)
     return schedule
+
+
+def misplaced(schedule, facts):
+    """Labels of the Funcs that are computed where not all that read them can see them, or stored inside of that: Halide refuses those."""
+    found = set()
+    for label, func in schedule.funcs.items():
+        if isinstance(func.compute, Level):
+            sites = _sites(schedule, facts, label)
+            outside = sites[sites.index(func.compute) :] if func.compute in sites else []
+            if not outside or (isinstance(func.store, Level) and func.store not in outside):
+                found.add(label)
+    return found
 
 
 # Kinds of change
@@ -481,9 +493,13 @@ class Mutated:
         known, unscheduled = facts(pipeline, spec.halide_target()), schedules.read(pipeline)
         self.parent.apply(pipeline, spec)
         schedule = schedules.read(pipeline, unscheduled)
-        for n in range(self.changes):
-            changed = mutate(schedule, known, rng)
-            if changed is None and not n:
-                raise NoChange("no kind of change applies to it")
-            schedule = changed[0] if changed else schedule
+        n_changed = 0
+        for _ in range(TRIES * self.changes):
+            changed, _ = mutate(schedule, known, rng) or (schedule, "")
+            if changed != schedule and misplaced(changed, known) <= misplaced(schedule, known):
+                schedule, n_changed = changed, n_changed + 1
+            if n_changed == self.changes:
+                break
+        if not n_changed:
+            raise NoChange("no kind of change applies to it")
         return schedule

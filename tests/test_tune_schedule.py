@@ -132,8 +132,14 @@ def test_tuning_finds_measures_and_builds_a_schedule(tuned):
     link = folder / "link"  # without a comma, which separates paths in raw_path
     link.symlink_to(out)
     dumps = list(iter_dumps(str(link / "measurements")))
+    others = [(dump.file, parse_dump(dump, 1e5)) for dump in dumps if dump.file.endswith(".schedule.json")]
+    assert (
+        {"mullapudi2016", "li2018", "hand_written"} >= {s.origin for _, s in others} >= set(report["rivals"]) & {"mullapudi2016", "li2018"}
+    )
+    assert all(s.lowered is not None and not s.has_schedule_features for _, s in others)
     schedules = [parse_dump(dump, 1e5) for dump in dumps if dump.file.endswith(".sample")]
-    assert len(schedules) >= report["measured"] and len({s.program for s in schedules}) == 1
+    assert len(schedules) + len(others) >= report["measured"] and len({s.program for s in [*schedules, *(s for _, s in others)]}) == 1
+    assert len({s.instance for s in [*schedules, *(s for _, s in others)]}) == 1
     assert all(s.lowered is not None for s in schedules)
     assert {dump.collection for dump in dumps if dump.file.endswith(".sample")} == {"measurements"}
 
@@ -284,6 +290,9 @@ def test_the_authors_schedule_is_measured_and_can_be_the_answer(tmp_path):
     assert not no_library and best["autoscheduler"] == "hand_written" and run.outcomes[run.hand_written]["origin"] == "hand_written"
     assert "vectorize" in (tmp_path / "best.schedule.h").read_text() and "vectorize" in (tmp_path / "best_schedule.py").read_text()
     check_headers(tmp_path, "scheduled")
+    [dump] = [d for d in iter_dumps(str(tmp_path / "measurements")) if d.file.endswith(".schedule.json")]
+    schedule = parse_dump(dump, 1e5)
+    assert schedule.origin == "hand_written" and schedule.runtime_ms == run.runtime_ms(run.hand_written) and schedule.lowered[:, 0].all()
     again = TuningRun(spec, tmp_path / "measurements", 60, QUICK)
     assert again.measure_again(again.baselines(), 1).keys() == set(again.baselines()), "neither is searched for once more"
     assert not again.not_restored
