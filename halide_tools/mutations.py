@@ -34,11 +34,13 @@ PARENTS, PARENT_SHARES = ("greedy", "noisy", "Mullapudi2016"), (0.35, 0.45, 0.2)
 class Facts:
     """Of a pipeline, by the labels of its Funcs.
 
-    readers : {Func: ((Func, stage) that reads it, ...)}; lanes : elements of a Func's type in a native vector.
+    readers : {Func: ((Func, stage) that reads it, ...)}; lanes : elements of a Func's type in a native vector; reductions : {(Func, stage)}
+    of the updates that read of their Func the value that they replace alone, which `rfactor` needs. A scan reads the one before.
     """
 
     readers: dict
     lanes: dict
+    reductions: frozenset
 
 
 def facts(pipeline, target):
@@ -52,7 +54,16 @@ def facts(pipeline, target):
                 if read in funcs and read != name:
                     readers[labels[read]].append((labels[name], stage))
     lanes = {labels[name]: target.natural_vector_size(func.types()[0]) for name, func in funcs.items()}
-    return Facts({label: tuple(stages) for label, stages in readers.items()}, lanes)
+    reductions = {(labels[name], k + 1) for name, f in funcs.items() for k in range(f.num_update_definitions()) if _is_reduction(f, k)}
+    return Facts({label: tuple(stages) for label, stages in readers.items()}, lanes, frozenset(reductions))
+
+
+def _is_reduction(func, k):
+    """Whether update `k` of an hl.Func reads of it the value that it replaces, and no other."""
+    text = lambda expression: re.fullmatch(r"<halide\.Expr of type [^:]*: (.*)>", str(expression), re.S)[1]
+    values, name = " ".join(map(text, func.update_values(k))), re.escape(func.name())
+    replaced = f"{func.name()}({', '.join(map(text, func.update_args(k)))})"
+    return values.count(replaced) == len(re.findall(rf"(?<![\w$.]){name}\(", values))
 
 
 def mutate(schedule, facts, rng, kinds=None):
@@ -364,7 +375,10 @@ def wrap(schedule, facts, rng):
 def rfactor(schedule, facts, rng):
     """A reduction in independent parts: as many as a vector holds, or one for each value of one of several RVars."""
     created = {c.base for c in schedule.created} | {c.label for c in schedule.created}
-    updates = [(label, k) for label, k in _stages(schedule) if k and label not in created and schedule.funcs[label].stages[k].rvars]
+    updates = [
+        (label, k) for label, k in _stages(schedule)
+        if (label, k) in facts.reductions and label not in created and schedule.funcs[label].stages[k].rvars
+    ]  # fmt: skip
     picked = _pick(rng, updates)
     if picked is None:
         return None

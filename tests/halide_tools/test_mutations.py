@@ -71,6 +71,19 @@ def test_facts_say_who_reads_whom_and_how_wide_vectors_are(parents):
     assert facts.lanes["product"] == hl.get_host_target().natural_vector_size(hl.Float(32))
 
 
+def test_scans_are_no_reductions():
+    x, r, f, g, h = hl.Var("x"), hl.RDom([(1, 31)]), hl.Func("scan"), hl.Func("total"), hl.Func("histogram")
+    f[x] = x
+    f[r.x] = f[r.x] + f[r.x - 1]
+    g[x] = 0
+    g[x] += f[r.x]
+    h[x] = 0
+    h[hl.clamp(g[r.x], 0, 9)] += 1
+    h[x] = h[x] + h[x]
+    found = mutations.facts(hl.Pipeline(h), hl.get_host_target()).reductions
+    assert found == {("total", 1), ("histogram", 1), ("histogram", 2)}
+
+
 def test_a_register_tile_keeps_the_reduction_in_its_readers_tile(parents):
     _, facts, scheduled = parents[0]
     child, _ = mutations.mutate(scheduled[0], facts, np.random.default_rng(0), ["register_tile"])

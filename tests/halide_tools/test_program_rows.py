@@ -21,32 +21,26 @@ def counted(pipeline, labels, names, created):
     return found, of_program(pipeline, labels, names, created, found)
 
 
-def test_an_intermediate_of_rfactor_works_for_its_update_and_a_wrapper_for_its_func(mat_mul):
+def test_an_intermediate_of_rfactor_works_for_the_update_that_it_was_made_of(mat_mul):
     pipeline = mat_mul.build()
     labels, data = stage_labels(pipeline), schedules.read(pipeline)
     handles = schedules.find_funcs(data, pipeline)
     names = {label: func.name() for label, func in handles.items()}
     product = handles["product"].compute_root()
-    u = hl.Var("u")
-    intermediate = product.update(0).rfactor(product.rvars(0)[0], u)
-    intermediate.compute_root()
-    wrapped = handles["product"].in_(handles["output"])
-    wrapped.compute_root()
-    created = (
-        Created("product.update(0).rfactor", "rfactor", "product", (), 0),
-        Created("product.in_(output)", "in_", "product", ("output",)),
-    )
-    names |= {created[0].label: intermediate.name(), created[1].label: wrapped.name()}
-    rows, found = counted(pipeline, labels, names, created)
-    assert len(rows) > len(found) == 3 and labels == ["output", "product"]
+    intermediate = product.update(0).rfactor(product.rvars(0)[0], hl.Var("u")).compute_root()
+    handles["product"].in_(handles["output"]).compute_root()
+    created = (Created("factored", "rfactor", "product", (), 0), Created("wrapper", "in_", "product", ("output",)))
+    rows, found = counted(pipeline, labels, names | {"factored": intermediate.name()}, created)
+    assert labels == ["output", "product"] and len(rows) == 5 and len(found) == 3
     assert np.allclose(rows.sum(0), found.sum(0)), "nothing is lost"
     of_func = {}
     for func in functions(pipeline):
-        own, rows = rows[: func.num_update_definitions() + 1], rows[func.num_update_definitions() + 1 :]
-        of_func[func.name()] = own.sum(0)
+        n = func.num_update_definitions() + 1
+        of_func[func.name()], rows = rows[:n], rows[n:]
     output, update, pure = found
-    assert np.allclose(output, of_func[handles["output"].name()])
-    assert (update >= of_func[intermediate.name()]).all() and (pure >= of_func[wrapped.name()]).all() and of_func[wrapped.name()].any()
+    own_update, own_pure = of_func[names["product"]]
+    assert np.array_equal(output, of_func[names["output"]][0]) and np.array_equal(pure, own_pure)
+    assert np.allclose(update, own_update + of_func[intermediate.name()].sum(0)) and (update > own_update).any()
 
 
 def test_without_added_funcs_nothing_changes_and_a_func_that_is_gone_gives_none(mat_mul):
