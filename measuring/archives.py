@@ -37,7 +37,7 @@ def known_schedules(path):
                 elif name.endswith(LOWERED_SUFFIX):
                     found = orjson.loads(archive.extractfile(member).read())
                     found.pop(HASH, None)
-                    counts.setdefault(program, {})[name.removesuffix(LOWERED_SUFFIX)] = found
+                    counts.setdefault(program, {})[name.removesuffix(LOWERED_SUFFIX)] = found or None
                 elif name.endswith(SCHEDULE_SUFFIX):
                     dump = own.read(orjson.loads(archive.extractfile(member).read()))
                     counts.setdefault(program, {})[name.removesuffix(SCHEDULE_SUFFIX)] = dump.counts

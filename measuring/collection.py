@@ -293,9 +293,9 @@ class ProgramRun:
             replace_file(stem.with_suffix(".schedule.h"), self.header(candidate).encode())
         if candidate.featurization:
             footer = struct.pack("<fii", found["runtime_ms"], self.spec.seed % 2**31, int(candidate.key.rstrip("r")))
-            if candidate.lowered is not None:
-                known_hash = {} if candidate.lowered_hash is None else {HASH: hash_text(candidate.lowered_hash)}
-                replace_file(stem.with_suffix(LOWERED_SUFFIX), orjson.dumps(candidate.lowered | known_hash))
+            if candidate.key.isdecimal():  # what is repeated is read with what lies beside the first
+                lowered = (candidate.lowered or {}) | {HASH: hash_text(candidate.lowered_hash)}
+                replace_file(stem.with_suffix(LOWERED_SUFFIX), orjson.dumps(lowered))
             replace_file(stem.with_suffix(".sample"), candidate.featurization + footer)
         elif "features" in self.record:
             program = own.Program.from_json(self.record["features"] | {name: self.record[name] for name in ("stages", "calls")})
