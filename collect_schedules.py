@@ -198,8 +198,11 @@ def report(output, specs):
             if reason := why_none(record) if not n else record.get("failure", ""):
                 reasons.append(f"{record['name']}: {n} measured: {reason}")
         n_measured += sum(counts)
+        lost = Counter(c["outcome"] for r in records for k, c in r["candidates"].items() if c["outcome"] != "measured" and k.isdecimal())
         kinds = ", ".join(f"{n} {name}" for name, n in by_origin.most_common()) if len(by_origin) > 1 else ""
         lines.append(f"{sum(counts)} schedules{f' ({kinds})' if kinds else ''} of {sum(n > 0 for n in counts)} programs in {folder}")
+        if lost:
+            lines.append(f"  not measured: {', '.join(f'{n} {outcome}' for outcome, n in lost.most_common())}")
     if not n_measured and not archives.packed_programs(output):
         told = "; ".join(reasons[:3])[:LONGEST_MESSAGE]
         raise UserError(f"no schedule of {'any program' if len(specs) > 1 else specs[0].name} could be measured: {told}")

@@ -54,15 +54,8 @@ COLUMNS = {
     "label_size": "i",
 }
 UNKNOWN = -1
-ROW_COLUMNS = [
-    "is_uncounted",
-    "program",
-    "instance",
-    "schedule",
-    "lowered_hash",
-    "features",
-    "runtime_ms",
-]  # of those, what parse_chunk gives
+# Of those, what parse_chunk gives.
+ROW_COLUMNS = ["is_uncounted", "program", "instance", "schedule", "lowered_hash", "features", "runtime_ms"]
 
 
 class Spool:

@@ -28,6 +28,7 @@ sys.path.insert(0, str(ROOT))
 import common
 
 from config import Config, load_config, run_script
+from dumps.companions import SCHEDULE_SUFFIX
 from measuring.machine import PROTOCOLS
 
 PATIENCE = 20  # seconds for a killed collection's processes to end
@@ -52,6 +53,10 @@ def start(config, output):
     return subprocess.Popen([sys.executable, ROOT / "collect_schedules.py", *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
+def n_dumps(output):
+    return sum(1 for suffix in (".sample", SCHEDULE_SUFFIX) for _ in output.parent.glob(f"{output.name}*/*/*{suffix}"))
+
+
 def measured(output):
     """{program/number: hash of its features} of the schedules measured, in all parts of a collection."""
     records = [orjson.loads(path.read_bytes()) for path in output.parent.glob(f"{output.name}*/*/program.json")]
@@ -66,7 +71,7 @@ def measured(output):
 def wait_for_measurements(process, output, n):
     """Seconds until `n` schedules are measured, or the collection has ended."""
     began = time.monotonic()
-    while process.poll() is None and sum(1 for _ in output.parent.glob(f"{output.name}*/*/*.sample")) < n:
+    while process.poll() is None and n_dumps(output) < n:
         time.sleep(0.1)
     return time.monotonic() - began
 

@@ -309,7 +309,11 @@ def directives_of(schedule):
     """Yields the Directives that make `schedule`, in the order in which they must come."""
     for created in schedule.created:
         yield from _creating(created)
-    rfactored = {(created.base, created.update + 1) for created in schedule.created}
+    rfactored = {(created.base, created.update + 1) for created in schedule.created} | {
+        (created.label, 1)
+        for created in schedule.created
+        if created.method == "rfactor"  # it has the schedule of the update it is made of
+    }
     for label, func in schedule.funcs.items():
         stages = [list(_stage_directives(label, k, stage)) for k, stage in enumerate(func.stages)]
         yield from stages[0] if stages else ()

@@ -25,7 +25,7 @@ UNROLLS = (2, 3, 4, 6, 8)
 TILE_VECTORS, TILE_ROWS, STRIP_ROWS = (1, 2, 3, 4), (2, 3, 4, 6, 8), (8, 16, 32, 64, 128)
 MAX_UNROLLED = 32  # iterations of loops that are unrolled inside each other
 MUTATED = 1  # tells the random numbers of Mutated.draw from those of Proposal.draw
-MAX_CHANGES = 8
+MAX_CHANGES, TRIES = 8, 3  # and how often something else is drawn in place of a change that is seen to be refused
 # What is changed: Adams2019's own choice, what it proposes with noise, and Mullapudi2016's choice.
 PARENTS, PARENT_SHARES = ("greedy", "noisy", "Mullapudi2016"), (0.35, 0.45, 0.2)
 
@@ -34,11 +34,13 @@ PARENTS, PARENT_SHARES = ("greedy", "noisy", "Mullapudi2016"), (0.35, 0.45, 0.2)
 class Facts:
     """Of a pipeline, by the labels of its Funcs.
 
-    readers : {Func: ((Func, stage) that reads it, ...)}; lanes : elements of a Func's type in a native vector.
+    readers : {Func: ((Func, stage) that reads it, ...)}; lanes : elements of a Func's type in a native vector; reductions : {(Func, stage)}
+    of the updates that read of their Func the value that they replace alone, which `rfactor` needs. A scan reads the one before.
     """
 
     readers: dict
     lanes: dict
+    reductions: frozenset
 
 
 def facts(pipeline, target):
@@ -52,7 +54,16 @@ def facts(pipeline, target):
                 if read in funcs and read != name:
                     readers[labels[read]].append((labels[name], stage))
     lanes = {labels[name]: target.natural_vector_size(func.types()[0]) for name, func in funcs.items()}
-    return Facts({label: tuple(stages) for label, stages in readers.items()}, lanes)
+    reductions = {(labels[name], k + 1) for name, f in funcs.items() for k in range(f.num_update_definitions()) if _is_reduction(f, k)}
+    return Facts({label: tuple(stages) for label, stages in readers.items()}, lanes, frozenset(reductions))
+
+
+def _is_reduction(func, k):
+    """Whether update `k` of an hl.Func reads of it the value that it replaces, and no other."""
+    text = lambda expression: re.fullmatch(r"<halide\.Expr of type [^:]*: (.*)>", str(expression), re.S)[1]
+    values, name = " ".join(map(text, func.update_values(k))), re.escape(func.name())
+    replaced = f"{func.name()}({', '.join(map(text, func.update_args(k)))})"
+    return values.count(replaced) == len(re.findall(rf"(?<![\w$.]){name}\(", values))
 
 
 def mutate(schedule, facts, rng, weights=None):
@@ -63,6 +74,18 @@ def mutate(schedule, facts, rng, weights=None):
         if changed is not None and changed != schedule:
             return changed, str(name)
     return None
+
+
+def several(schedule, facts, n, rng, weights=None):
+    """(Schedule after up to `n` changes, their kinds): none of those that are seen to be refused."""
+    kinds = []
+    for _ in range(TRIES * n):
+        changed, kind = mutate(schedule, facts, rng, weights) or (schedule, "")
+        if changed != schedule and misplaced(changed, facts) <= misplaced(schedule, facts):
+            schedule, kinds = changed, [*kinds, kind]
+        if len(kinds) == n:
+            break
+    return schedule, kinds
 
 
 # Parts of a schedule
@@ -190,6 +213,18 @@ def join(schedule, other, rng):
     return _without_lost_levels(
         Schedule(schedule.outputs, schedule.funcs | {label: other.funcs[label] for label in taken}, schedule.created)
     )
+
+
+def misplaced(schedule, facts):
+    """Labels of the Funcs that are computed where not all that read them can see them, or stored inside of that: Halide refuses those."""
+    found = set()
+    for label, func in schedule.funcs.items():
+        if isinstance(func.compute, Level):
+            sites = _sites(schedule, facts, label)
+            outside = sites[sites.index(func.compute) :] if func.compute in sites else []
+            if not outside or (isinstance(func.store, Level) and func.store not in outside):
+                found.add(label)
+    return found
 
 
 # Kinds of change
@@ -365,7 +400,10 @@ def wrap(schedule, facts, rng):
 def rfactor(schedule, facts, rng):
     """A reduction in independent parts: as many as a vector holds, or one for each value of one of several RVars."""
     created = {c.base for c in schedule.created} | {c.label for c in schedule.created}
-    updates = [(label, k) for label, k in _stages(schedule) if k and label not in created and schedule.funcs[label].stages[k].rvars]
+    updates = [
+        (label, k) for label, k in _stages(schedule)
+        if (label, k) in facts.reductions and label not in created and schedule.funcs[label].stages[k].rvars
+    ]  # fmt: skip
     picked = _pick(rng, updates)
     if picked is None:
         return None
@@ -494,12 +532,10 @@ class Mutated:
         known, unscheduled = facts(pipeline, spec.halide_target()), schedules.read(pipeline)
         self.parent.apply(pipeline, spec)
         schedule = schedules.read(pipeline, unscheduled)
-        for n in range(self.changes):
-            changed = mutate(schedule, known, rng)
-            if changed is None and not n:
-                raise NoChange("no kind of change applies to it")
-            schedule = changed[0] if changed else schedule
-        return schedule
+        changed, kinds = several(schedule, known, self.changes, rng)
+        if not kinds:
+            raise NoChange("no kind of change applies to it")
+        return changed
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def known_schedules(path):
                 elif name.endswith(LOWERED_SUFFIX):
                     found = orjson.loads(archive.extractfile(member).read())
                     found.pop(HASH, None)
-                    if EVERYWHERE in found:  # else of an earlier version, which counted less
+                    if EVERYWHERE in found:  # else of an earlier version, which counted less, or not counted
                         counts.setdefault(program, {})[name.removesuffix(LOWERED_SUFFIX)] = found
                 elif name.endswith(SCHEDULE_SUFFIX):
                     dump = own.read(orjson.loads(archive.extractfile(member).read()))

@@ -178,13 +178,16 @@ def _run_steps(connection, task):
 
 
 class Scheduled(NamedTuple):
-    """A scheduled pipeline. data : text of Schedule.to_json or ""; by_stage : makes counts of its stages those of its program's stages."""
+    """A scheduled pipeline.
+
+    data : text of Schedule.to_json or ""; by_stage : function that makes counts of its stages those of its program's, None where they are.
+    """
 
     pipeline: hl.Pipeline
     featurization: bytes
     source: str
     data: str
-    by_stage: Callable = staticmethod(lambda counts: counts)
+    by_stage: Callable | None = None
 
 
 def _schedule(task):
@@ -214,7 +217,7 @@ def _scheduled(task):
         if pipeline is None:
             raise NoSchedule("its author wrote no schedule")
         data = _as_data(pipeline)
-        if data is None or not labels:
+        if data is None or not isinstance(labels, list):
             return Scheduled(pipeline, b"", "", "")
         names = {label: name for label, (name, _) in data.names.items()}
         return Scheduled(pipeline, b"", "", data.to_json(), partial(of_program, pipeline, labels, names, data.created))
@@ -303,7 +306,8 @@ def _check(program, task, by_stage):
     if wrong:
         return Failed("wrong_result", wrong)
     found = lowered_features.count_lowered(program.pipeline, task.spec) if task.counts else None
-    found = None if found is None else by_stage(found)
+    if found is not None and by_stage:
+        found = by_stage(found)
     return Checked(None if found is None else lowered_features.as_dict(found))
 
 

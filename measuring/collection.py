@@ -41,7 +41,7 @@ PROPOSALS_A_SCHEDULE = 3  # give up on a program after this many proposals for e
 MUTATIONS_A_SCHEDULE = 8  # or this many where some are mutations: those fail more often, most of them before they are compiled
 FEW_TIMEOUTS, MANY_TIMEOUTS = 2, 4  # or after this many that took too long to compile: few if fewer were fast enough, or many
 REFUSALS = 4  # or where Halide has refused the first so many
-REFUSED = ("halide_error", "no_legal_state")
+REFUSED = ("halide_error", "no_legal_state", "no_schedule")
 MUTATED = Mutated.autoscheduler
 
 
@@ -95,6 +95,7 @@ class ProgramRun:
             # A timeout counts against the candidates that compiled beside it, and those are gone with the process that was killed.
             for key in [key for key, c in self.outcomes.items() if c["outcome"] in self.forgotten]:
                 del self.outcomes[key]
+            self.record.pop("not_featurized", None)
         self.reference_ready, self.failed = False, "failure" in self.record
         self.reference_way, *self.reference_ways_left = reference_schedules()
         self.awaiting_deduplication = []  # candidates whose proposals may be duplicates of earlier ones, in the order of their keys
@@ -165,11 +166,10 @@ class ProgramRun:
         timeouts = [c.get("origin") for c in self.outcomes.values() if c["outcome"] == "timeout"]
         n, fast_enough = len(timeouts) - timeouts.count(MUTATED), len(self.measured()) + self.n_compiled
         too_many = n >= MANY_TIMEOUTS or (n >= FEW_TIMEOUTS and n > fast_enough) or len(timeouts) > max(MANY_TIMEOUTS, fast_enough)
-        if ADAMS2019 in self.origins:
-            proposed = [c for key, c in self.outcomes.items() if key.isdecimal() and c["outcome"] != "no_schedule"][:REFUSALS]
-            hopeless = len(proposed) == REFUSALS and all(c["outcome"] in REFUSED for c in proposed)
-        else:
-            hopeless = "not_featurized" in self.record
+        keys = sorted((key for key in self.outcomes if key.isdecimal()), key=int)
+        first = [self.outcomes[key]["outcome"] for key in keys if self.outcomes[key]["outcome"] != "no_schedule"][:REFUSALS]
+        hopeless = ADAMS2019 in self.origins and len(first) == REFUSALS and all(outcome in REFUSED for outcome in first)
+        hopeless |= self.origins != (ADAMS2019,) and "not_featurized" in self.record
         return self.failed or ((too_many or hopeless) and not self.known)
 
     def next_keys(self):
@@ -294,9 +294,9 @@ class ProgramRun:
             replace_file(stem.with_suffix(".schedule.h"), self.header(candidate).encode())
         if candidate.featurization:
             footer = struct.pack("<fii", found["runtime_ms"], self.spec.seed % 2**31, int(candidate.key.rstrip("r")))
-            if candidate.lowered is not None:
-                known_hash = {} if candidate.lowered_hash is None else {HASH: hash_text(candidate.lowered_hash)}
-                replace_file(stem.with_suffix(LOWERED_SUFFIX), orjson.dumps(candidate.lowered | known_hash))
+            if candidate.key.isdecimal():  # what is repeated is read with what lies beside the first
+                lowered = (candidate.lowered or {}) | {HASH: hash_text(candidate.lowered_hash)}
+                replace_file(stem.with_suffix(LOWERED_SUFFIX), orjson.dumps(lowered))
             replace_file(stem.with_suffix(".sample"), candidate.featurization + footer)
         elif "features" in self.record:
             program = own.Program.from_json(self.record["features"] | {name: self.record[name] for name in ("stages", "calls")})

@@ -133,9 +133,8 @@ def edit(spec, wanted):
         known = mutations.facts(pipeline, spec.halide_target())
         if wanted.other and (joined := mutations.join(schedule, Schedule.from_json(wanted.other), rng)):
             schedule, kinds = joined, ["join"]
-        for _ in range(wanted.n):
-            if changed := mutations.mutate(schedule, known, rng, dict(wanted.weights)):
-                schedule, kinds = changed[0], [*kinds, changed[1]]
+        schedule, more = mutations.several(schedule, known, wanted.n, rng, dict(wanted.weights))
+        kinds += more
         if not kinds:
             return Failed("no_change", "no kind of change applies to it")
         number, found = count_from_data(schedule, pipeline, spec)

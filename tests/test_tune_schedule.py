@@ -355,6 +355,9 @@ def test_the_authors_schedule_is_measured_and_can_be_the_answer(tmp_path):
     assert not no_library and best["autoscheduler"] == "hand_written" and run.outcomes[run.hand_written]["origin"] == "hand_written"
     assert "vectorize" in (tmp_path / "best.schedule.h").read_text() and "vectorize" in (tmp_path / "best_schedule.py").read_text()
     check_headers(tmp_path, "scheduled")
+    [dump] = [d for d in iter_dumps(str(tmp_path / "measurements")) if d.file.endswith(".schedule.json")]
+    schedule = parse_dump(dump, 1e5)
+    assert schedule.origin == "hand_written" and schedule.runtime_ms == run.runtime_ms(run.hand_written) and schedule.lowered[:, 0].all()
     again = TuningRun(spec, tmp_path / "measurements", 60, QUICK)
     assert again.measure_again(again.baselines(), 1).keys() == set(again.baselines()), "neither is searched for once more"
     assert not again.not_restored

@@ -1,7 +1,10 @@
 """Changes of schedules: each kind makes schedules that lower, and leaves its parent as it was."""
 
+import dataclasses
+
 import halide as hl
 import numpy as np
+import orjson
 import pytest
 from conftest import ROOT
 
@@ -68,6 +71,19 @@ def test_facts_say_who_reads_whom_and_how_wide_vectors_are(parents):
     assert facts.lanes["product"] == hl.get_host_target().natural_vector_size(hl.Float(32))
 
 
+def test_scans_are_no_reductions():
+    x, r, f, g, h = hl.Var("x"), hl.RDom([(1, 31)]), hl.Func("scan"), hl.Func("total"), hl.Func("histogram")
+    f[x] = x
+    f[r.x] = f[r.x] + f[r.x - 1]
+    g[x] = 0
+    g[x] += f[r.x]
+    h[x] = 0
+    h[hl.clamp(g[r.x], 0, 9)] += 1
+    h[x] = h[x] + h[x]
+    found = mutations.facts(hl.Pipeline(h), hl.get_host_target()).reductions
+    assert found == {("total", 1), ("histogram", 1), ("histogram", 2)}
+
+
 def test_a_register_tile_keeps_the_reduction_in_its_readers_tile(parents):
     _, facts, scheduled = parents[0]
     child, _ = mutations.mutate(scheduled[0], facts, np.random.default_rng(0), {"register_tile": 1.0})
@@ -92,3 +108,26 @@ def test_two_schedules_join_func_by_func(parents, tmp_path):
         except (hl.HalideError, ValueError):
             continue
     assert lowered
+
+
+def test_a_mutated_proposal_is_the_same_each_time_and_known_from_its_record(parents):
+    drawn = [mutations.Mutated.draw(7, k) for k in range(200)]
+    assert drawn == [mutations.Mutated.draw(7, k) for k in range(200)] != [mutations.Mutated.draw(8, k) for k in range(200)]
+    assert {p.changes for p in drawn} == set(range(1, 9)) and len({str(p.parent) for p in drawn}) > 50
+    assert {p.parent.autoscheduler for p in drawn} == {"Adams2019", "Mullapudi2016"}
+    records = orjson.loads(orjson.dumps([dataclasses.asdict(p) for p in drawn]))
+    assert [mutations.Mutated.from_record(record) for record in records] == drawn
+    spec = parents[1][0]
+    for proposal in [p for p in drawn if p.changes > 2 and p.parent.autoscheduler == "Mullapudi2016"][:3]:
+        first, second = proposal.find(spec), proposal.find(spec)
+        assert first.to_json() == second.to_json() and first.directives()
+
+
+def test_what_halide_is_known_to_refuse_is_seen_before_it_is_lowered(parents):
+    spec, facts, scheduled = parents[1]
+    for parent in scheduled:
+        assert not mutations.misplaced(parent, facts), "autoschedulers place Funcs where Halide takes them"
+    parent = scheduled[1]
+    label, func = next((label, f) for label, f in parent.funcs.items() if isinstance(f.compute, mutations.Level))
+    nowhere = dataclasses.replace(func, compute=func.compute._replace(loop="no_such_loop"))
+    assert mutations.misplaced(schedules.Schedule(parent.outputs, parent.funcs | {label: nowhere}, parent.created), facts) == {label}

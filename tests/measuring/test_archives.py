@@ -21,7 +21,7 @@ def make_collection(folder, program="p", runtime_ms=1.0, **record):
     candidates = {"0": {"outcome": "measured", "runtime_ms": runtime_ms, "hash": "h"}}
     content = {"name": program, "seed": 1, "complete": True, "candidates": candidates} | record
     (folder / program / "program.json").write_bytes(orjson.dumps(content))
-    for suffix in (".sample", ".schedule.h", ".lowered.json"):
+    for suffix in (".sample", ".schedule.h", ".lowered.json", ".schedule.json"):
         (folder / program / f"000{suffix}").write_bytes(b"of " + suffix.encode())
     (folder / program / "00r.sample").write_bytes(b"again")
     return folder
@@ -44,7 +44,15 @@ def test_only_what_is_in_the_archive_is_removed_and_only_what_the_collection_wro
     assert files(out) == {name: before[name] for name in ("notes.txt", "p/my.sample", "photos/000.sample")}
     with tarfile.open(archive) as tar:
         packed = {m.name.removeprefix("out/"): tar.extractfile(m).read() for m in tar}
-    own = ("collection.json", "p/program.json", "p/000.sample", "p/000.schedule.h", "p/000.lowered.json", "p/00r.sample")
+    own = (
+        "collection.json",
+        "p/program.json",
+        "p/000.sample",
+        "p/000.schedule.h",
+        "p/000.lowered.json",
+        "p/000.schedule.json",
+        "p/00r.sample",
+    )
     assert packed == {name: before[name] for name in own}
     assert list(packed)[1] == "p/program.json", "before the program's schedules"
 

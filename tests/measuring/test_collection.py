@@ -7,14 +7,15 @@ import subprocess
 import sys
 import time
 
+import orjson
 import pytest
-from conftest import ROOT, make_stages
+from conftest import ROOT, make_stages, parse, sample_bytes
 
 from halide_tools import execution
 from halide_tools.autoschedulers import Proposal
 from halide_tools.programs import ProgramSpec, find_programs, reference_schedules
 from measuring import archives, candidate, collection, machine
-from measuring.candidate import Candidate
+from measuring.candidate import Candidate, origin
 from measuring.collection import Plan, ProgramRun
 from measuring.compile_queue import CompileQueue
 from measuring.machine import CAREFUL, QUICK
@@ -331,3 +332,75 @@ def test_a_candidate_is_run_on_the_threads_that_its_program_says(tmp_path, blur)
         assert run_.record["threads"] == threads and (threads > 1 or run_.outcomes["0"]["cpu_share"] < 1.2)
     assert source[1] != source[2]
     assert math.isfinite(run_.outcomes["0"]["runtime_ms"])
+
+
+def own_steps(text, number, lowered=None):
+    """What a candidate says that Adams2019 has not proposed."""
+    return [Proposed(b"", "", 0.1, schedule=text, lowered_hash=number), Compiled(0.2), Checked(lowered)]
+
+
+def test_what_lowers_to_the_code_of_an_earlier_candidate_is_not_measured(tmp_path, monkeypatch):
+    reference = [Proposed(b"", "", 0.1, {"stages": ["f"], "calls": {}}), Compiled(0.1), ReferenceRun({}), FEATURIZED]
+    sample = [dataclasses.replace(steps("a")[0], lowered_hash=7), *steps("a")[1:]]
+    scripts = {"reference": [reference], "0": [sample], "1": [own_steps("b", 8)], "2": [own_steps("c", 7)], "3": [own_steps("d", 8)]}
+    Actor(monkeypatch, scripts)
+    run_ = ProgramRun(ProgramSpec("p", 1), plan(tmp_path, origins=("adams2019", "mutated")))
+    assert [c.key for _, c in CompileQueue({run_: list("0123")}, tmp_path, 2).run()] == ["0", "1"]
+    assert {key: (c["outcome"], c["of"], c["lowered_hash"]) for key, c in run_.outcomes.items()} == {
+        "2": ("duplicate", "0", f"{7:016x}"),
+        "3": ("duplicate", "1", f"{8:016x}"),
+    }
+
+
+def test_a_dump_of_our_own_needs_the_programs_features(tmp_path, monkeypatch):
+    """They come from Adams2019 once a program; where they can't be had, the reason is that of each candidate, and Adams2019's are kept."""
+    start = [Proposed(b"", "", 0.1, {"stages": ["f", "g"], "calls": {"exp": [1, 0]}}), Compiled(0.1), ReferenceRun({})]
+    featurized = Featurized(make_stages(5, n_stages=2).tobytes())
+    for name, last in (("has", featurized), ("has not", Failed("no_legal_state", "Ran out of legal states"))):
+        Actor(monkeypatch, {"reference": [[*start, last]], "0": [steps("a")], "1": [own_steps("{}", 8, {"stores": [1, 2]})]})
+        run_ = ProgramRun(ProgramSpec("p", 1), plan(tmp_path / name, origins=("adams2019", "mutated")))
+        ready = CompileQueue({run_: ["0", "1"]}, tmp_path, 2).run()
+        assert not run_.failed, "the reference itself has run"
+        if name == "has":
+            assert [c.key for _, c in ready] == ["0", "1"] and len(run_.record["features"]["sizes"]) == 2
+            candidate_, found = ready[1][1], machine.summary([execution.Pass([2.0], 1, 1.0, 0.0)])
+            candidate_.schedule, candidate_.passes = "", [1]
+            run_.keep_measurement(candidate_, found)
+            tree = orjson.loads((run_.folder / "001.schedule.json").read_bytes())
+            dump = parse(orjson.dumps(tree), "001.schedule.json")
+            assert dump.program == parse(sample_bytes(make_stages(5, n_stages=2), 1)).program and dump.runtime_ms == 2.0
+            assert tree["program"]["stages"] == ["f", "g"] and dump.schedule == 8 and dump.calls.sum() == 1 and dump.lowered.sum() == 3
+        else:
+            assert [c.key for _, c in ready] == ["0"] and run_.outcomes["1"]["outcome"] == "not_featurized"
+            assert "legal states" in run_.outcomes["1"]["detail"] and run_.should_stop()
+            assert ProgramRun(run_.spec, plan(tmp_path / name)).record.get("not_featurized") is None, "another try may have more time"
+
+
+def test_mutations_that_fail_do_not_give_up_the_program(tmp_path):
+    both = plan(tmp_path, 8, origins=("adams2019", "mutated"))
+    refused = {"outcome": "halide_error", "origin": "mutated"}
+    run_ = ProgramRun(ProgramSpec("p", 1), plan(tmp_path, 8, origins=("mutated",)))
+    run_.outcomes.update({str(k): refused for k in range(40)})
+    assert not run_.should_stop() and run_.next_keys() == [str(k) for k in range(40, 48)]
+    run_.outcomes.update({str(k): refused for k in range(8 * collection.MUTATIONS_A_SCHEDULE)})
+    assert run_.next_keys() == [], "but not for ever"
+
+    run_ = ProgramRun(ProgramSpec("p", 1), both)
+    run_.outcomes.update({str(k): {"outcome": "timeout", "origin": "mutated"} for k in range(collection.MANY_TIMEOUTS)})
+    assert not run_.should_stop()
+    run_.outcomes["9"] = {"outcome": "timeout", "origin": "mutated"}
+    assert run_.should_stop(), "more than were fast enough"
+    run_.outcomes.update({str(k): {"outcome": "measured", "origin": "adams2019"} for k in range(10, 15)})
+    assert not run_.should_stop()
+    run_.outcomes.update({str(k): {"outcome": "timeout", "origin": "adams2019"} for k in range(20, 24)})
+    assert run_.should_stop(), "Adams2019's own count as ever"
+
+
+def test_mutations_get_less_time_to_run_than_what_an_autoscheduler_proposes(tmp_path, blur):
+    run_, limits = ProgramRun(blur, plan(tmp_path, origins=("adams2019", "mutated"))), {}
+    for key in ("0", "1"):
+        candidate_ = Candidate(key, run_, tmp_path)
+        candidate_.check()
+        limits[origin(candidate_.proposal)] = candidate_.deadline - time.monotonic()
+        candidate_.end()
+    assert limits["mutated"] < candidate.MUTATED_RUN_SECONDS + 0.1 and limits["adams2019"] > candidate.RUN_SECONDS - 5
