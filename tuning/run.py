@@ -13,7 +13,7 @@ from measuring.candidate import HandWritten, proposal_of
 from measuring.collection import Plan, ProgramRun
 from measuring.compile_queue import CompileQueue
 from measuring.machine import CAREFUL
-from measuring.messages import BuildLibrary, Failed, FindMinimumExtents, MinimumExtents
+from measuring.messages import BuildLibrary, Failed, FindMinimumExtents, LoopNest, MinimumExtents, PrintLoopNest, Profile
 from measuring.stopwatch import Stopwatch
 
 ADAMS2019, ADAMS2019_SECONDS = "0", 3600  # key of its own choice, and the longest that its search may take
@@ -114,6 +114,22 @@ class TuningRun(ProgramRun):
         self.processes |= {candidate.key: candidate for _, candidate in ready}
         self._keep_the_fastest()
 
+    def measure_beside(self, keys, other):
+        """Measure these candidates as `measure` does, interleaved with `other`, which was measured before.
+
+        Returns its milliseconds now, None where it did not run; the record keeps those that it had.
+        """
+        ready = self._compile([key for key in keys if key not in self.outcomes])
+        self._revive([other])
+        self.repeated, beside = {}, []
+        if other in self.processes and not self.processes[other].has_ended:
+            self.processes[other].start_over()
+            beside = [(self, self.processes[other])]
+        self.stopwatch.measure([*beside, *ready])
+        self.processes |= {candidate.key: candidate for _, candidate in ready}
+        self._keep_the_fastest()
+        return self.repeated.get(other, {}).get("runtime_ms")
+
     def _compile(self, keys):
         return CompileQueue({self: keys}, self.workspace.name, self.cores, self.report).run()
 
@@ -176,6 +192,15 @@ class TuningRun(ProgramRun):
         """The smallest outputs that a schedule can be called with, a list for each; None where that can't be told in time."""
         answer = self._ask(key, FindMinimumExtents())
         return answer.extents if isinstance(answer, MinimumExtents) else None
+
+    def loop_nest(self, key):
+        """The loops of a schedule as Halide prints them; None where they can't be had in time."""
+        answer = self._ask(key, PrintLoopNest())
+        return answer.text if isinstance(answer, LoopNest) else None
+
+    def profile(self, key, seconds):
+        """Profiled, of a schedule that runs for so long under Halide's profiler, or Failed."""
+        return self._ask(key, Profile(seconds))
 
     def _ask(self, key, order):
         self._revive([key])
