@@ -49,7 +49,7 @@ class StageCostsConfig(Config):
 
 
 def profile(spec, proposal, connection):
-    """In a process of its own, where Funcs have the names that the profiler prints: sends what `profiled` returns, or the words of an error."""
+    """In a process of its own, where Funcs have the names that the profiler prints: sends what `profiled` returns, or an error's words."""
     try:
         pipeline = spec.build()
         description = describe_stages(pipeline)

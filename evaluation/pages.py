@@ -122,7 +122,9 @@ def table(columns, rows):
         for i, name in enumerate(columns)
     ]
     body = [element("tr", *map(cell, row)) for row in rows]
-    return element("div", element("table", element("thead", element("tr", *heads)), element("tbody", *body), class_="sortable"), class_="wide")
+    return element(
+        "div", element("table", element("thead", element("tr", *heads)), element("tbody", *body), class_="sortable"), class_="wide"
+    )
 
 
 def figure(drawn, name, caption):

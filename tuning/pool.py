@@ -77,21 +77,25 @@ class Pool:
 
         What is new is counted and predicted.
         """
-        like = next((s for s in self.schedules if s.algorithm_features.any()), None)
-        if like is None:
-            return  # Adams2019 has featurized nothing, so there is nothing to predict by
+        if not self._featurized():
+            return  # there is nothing to predict by
+        found = self._on_all_cores("changed", edit, edits, deadline).values()
+        schedules = [(edited, self.schedule_of(counts, number)) for edited, number, counts in found]
+        self.add([(edited, schedule) for edited, schedule in schedules if schedule])
+
+    def _featurized(self):
+        """A schedule that Adams2019 has featurized; None where there is none."""
+        return next((s for s in self.schedules if s.algorithm_features.any()), None)
+
+    def schedule_of(self, counts, lowered_hash=None):
+        """The Schedule of which nothing is known but what is counted in its lowered code; None where that is of other stages."""
+        like = self._featurized()
+        if like is None or len(counts) != len(like.calls):
+            return None
         sizes = np.zeros_like(like.schedule_features)
         sizes[:, SIZES] = like.schedule_features[:, SIZES]
-        found = self._on_all_cores("changed", edit, edits, deadline)
-        self.add([
-            (
-                edited,
-                dataclasses.replace(
-                    like, schedule_features=sizes, has_schedule_features=False, lowered=counts.astype(np.float32), lowered_hash=number
-                ),
-            )
-            for edited, number, counts in found.values() if len(counts) == len(like.calls)
-        ])  # fmt: skip
+        lowered = counts.astype(np.float32)
+        return dataclasses.replace(like, schedule_features=sizes, has_schedule_features=False, lowered=lowered, lowered_hash=lowered_hash)
 
     def _on_all_cores(self, what, function, proposals, deadline):
         began, failures, told = time.monotonic(), [], time.monotonic()
