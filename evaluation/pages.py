@@ -32,7 +32,7 @@ h1 { font-size: 1.7rem; } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .8rem 0; }
 th, td { border-bottom: 1px solid var(--line); padding: .2rem .7rem; text-align: left; vertical-align: top; }
-td[data-value], th.number { text-align: right; }
+td.number, th.number { text-align: right; }
 table.sortable th button { all: unset; cursor: pointer; font-weight: bold; }
 table.sortable th button:focus-visible { outline: 2px solid var(--mark); }
 th[aria-sort="ascending"] button::after { content: " \\2191"; } th[aria-sort="descending"] button::after { content: " \\2193"; }
@@ -109,19 +109,18 @@ def number_text(value):
 def table(columns, rows):
     """A table whose rows a click on a column's name sorts. Numbers are shown rounded, and kept as they are for sorting."""
 
-    def cell(value):
+    is_number = [any(isinstance(row[i], (int, float)) for row in rows) for i in range(len(columns))]
+    numeric = {"class_": "number"}
+
+    def cell(value, in_numbers):
         if value is None or isinstance(value, float) and not math.isfinite(value):
-            return element("td", "-")
+            return element("td", "-", **(numeric if in_numbers else {}))
         if isinstance(value, (int, float)):
-            return element("td", value if isinstance(value, int) else number_text(value), data_value=value)
+            return element("td", value if isinstance(value, int) else number_text(value), **numeric, data_value=value)
         return element("td", value)
 
-    is_number = [any(isinstance(row[i], (int, float)) for row in rows) for i in range(len(columns))]
-    heads = [
-        element("th", element("button", name, type="button"), **({"class_": "number"} if is_number[i] else {}))
-        for i, name in enumerate(columns)
-    ]
-    body = [element("tr", *map(cell, row)) for row in rows]
+    heads = [element("th", element("button", name, type="button"), **(numeric if is_number[i] else {})) for i, name in enumerate(columns)]
+    body = [element("tr", *map(cell, row, is_number)) for row in rows]
     return element(
         "div", element("table", element("thead", element("tr", *heads)), element("tbody", *body), class_="sortable"), class_="wide"
     )

@@ -14,7 +14,7 @@ import numpy as np
 
 import train_utils
 from features import featurize
-from halide_tools.directives import OUTERMOST, ROOT, Level, labels_of
+from halide_tools.directives import OUTERMOST, ROOT, FuncSchedule, Level, labels_of
 from halide_tools.mutations import Edited
 from halide_tools.schedules import Schedule
 from measuring.messages import Profiled
@@ -29,11 +29,13 @@ NO_TIME = "there was no time left for it"
 UNDONE = "undone"  # the name of these measurements among the record's searches, and their kind of change
 # What of a Func is undone together.
 PARTS = {
-    "its loops": ("args", "stages"),
+    "its loops": ("stages",),
     "where it is computed and stored": (
         "compute", "store", "hoist", "memory_type", "storage", "bounds", "memoize", "async_", "ring_buffer",
     ),
 }  # fmt: skip
+
+WHOLE = {"its schedule": tuple(field.name for field in dataclasses.fields(FuncSchedule))}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +178,7 @@ def without_each_change(winner, ancestor):
     for label in [*winner.funcs, *(label for label in ancestor.funcs if label not in winner.funcs)]:
         if label in winner.funcs and label in ancestor.funcs:
             mine, before = winner.funcs[label], ancestor.funcs[label]
-            for part, names in PARTS.items():
+            for part, names in (PARTS if mine.args == before.args else WHOLE).items():
                 func = dataclasses.replace(mine, **{name: getattr(before, name) for name in names})
                 found.append(Undone(label, f"{label}: {part}", with_funcs(winner, ancestor, {**winner.funcs, label: func}, winner.created)))
         else:
@@ -197,7 +199,7 @@ def without_created(winner, ancestor, label):
         funcs[label] = ancestor.funcs[label]
         created = (*winner.created, made)
     if made.method == "rfactor" and made.base in other.funcs:  # which changes the update that it is made of
-        funcs[made.base] = dataclasses.replace(funcs[made.base], **{n: getattr(ancestor.funcs[made.base], n) for n in PARTS["its loops"]})
+        funcs[made.base] = dataclasses.replace(funcs[made.base], stages=ancestor.funcs[made.base].stages)
     return with_funcs(winner, ancestor, funcs, created)
 
 
