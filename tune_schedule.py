@@ -236,6 +236,7 @@ def write_results(tuning, measured, answer, search_seconds):
         "best": best, "minimum_extents": minimum_extents, "protocol": tuning.config.protocol,
         "seconds": {"search": search_seconds, **pool.seconds, "model_share": pool.seconds["predict"] / search_seconds},
     }  # fmt: skip
+    (output / "report.html").unlink(missing_ok=True)  # of an earlier answer
     write_report(output, report)
     figure = results.draw_search(run, measured)
     figure.savefig(output / "search.png", dpi=110)

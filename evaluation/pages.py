@@ -51,11 +51,11 @@ document.querySelectorAll("table.sortable th").forEach((header) => header.addEve
   const table = header.closest("table"), body = table.tBodies[0], column = header.cellIndex;
   const sign = header.getAttribute("aria-sort") === "ascending" ? -1 : 1;
   const key = (row) => { const cell = row.cells[column]; return "value" in cell.dataset ? Number(cell.dataset.value) : cell.textContent; };
-  const compare = (a, b) => typeof a === "number" && typeof b === "number" ? a - b
-    : typeof a === "number" ? -1 : typeof b === "number" ? 1 : a.localeCompare(b);
+  const compare = (a, b) => typeof a !== typeof b ? (typeof a === "number" ? -1 : 1)  // what has no number comes last
+    : sign * (typeof a === "number" ? a - b : a.localeCompare(b, undefined, {numeric: true}));
   table.querySelectorAll("th").forEach((other) => other.removeAttribute("aria-sort"));
   header.setAttribute("aria-sort", sign === 1 ? "ascending" : "descending");
-  body.append(...[...body.rows].sort((a, b) => sign * compare(key(a), key(b))));
+  body.append(...[...body.rows].sort((a, b) => compare(key(a), key(b))));
 }));
 </script>
 </body>

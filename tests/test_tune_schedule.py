@@ -15,6 +15,7 @@ import orjson
 import pytest
 import torch
 from conftest import BLUR, expect_user_error, run
+from html_pages import Page, visit
 
 import train_utils
 from dumps.files import iter_dumps
@@ -136,6 +137,29 @@ def test_tuning_finds_measures_and_builds_a_schedule(tuned):
     assert len(schedules) >= report["measured"] and len({s.program for s in schedules}) == 1
     assert all(s.lowered is not None for s in schedules)
     assert {dump.collection for dump in dumps if dump.file.endswith(".sample")} == {"measurements"}
+
+
+def test_the_page_shows_what_the_report_holds(tuned):
+    out, report = output_of(tuned), report_of(tuned)
+    record = orjson.loads((out / "measurements" / "narrow_blur" / "program.json").read_bytes())
+    page, explained, winner = Page((out / "report.html").read_text()), report["explained"], report["best"]["key"]
+    assert not explained["left_out"], explained["left_out"]
+    for ms in (report["best_ms"], report["adams2019_ms"], report["hand_written_ms"]):
+        assert f"{ms:.4g} ms" in page.text
+    assert f"{report['speedup']:.4g} times as fast" in page.text and report["target"] in page.text
+    assert page.table("origin", "times it was the fastest so far") and all(table["sortable"] for table in page.tables)
+    assert sum(row[1] for row in page.table("origin", "times it was the fastest so far")) == report["measured"]
+    measured = {k: c["runtime_ms"] for k, c in record["candidates"].items() if k.isdecimal() and "runtime_ms" in c}
+    assert {str(int(row[0])): row[2] for row in page.table("schedule", "measured, ms")} == measured
+    assert {row[0]: row[2] for row in page.table("rival")} == {name: rival["best_ms"] for name, rival in report["rivals"].items()}
+    assert set(explained["loop_nests"]) == set(explained["profile"]) == {"0", winner}
+    assert all(nest.strip() in page.text and "produce" in nest for nest in explained["loop_nests"].values())
+    assert {row[0] for row in page.table("Func")} >= set(explained["profile"][winner])
+    assert (out / "best.schedule.h").read_text() in page.text
+    assert (explained["undone"] is not None) == (report["origin"] == "mutated")
+    if undone := explained["undone"]:
+        assert [row[1] for row in page.table("without")] == [line["ms"] for line in undone["changes"][:3]]
+    assert len(visit(out / "report.html")["figures"]) == 3
 
 
 def test_the_reported_times_are_of_runs_that_chose_nothing(tuned):

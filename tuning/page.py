@@ -214,7 +214,7 @@ def directives(line):
 def measured_table(run, pool):
     predicted = predicted_ms(pool)
     rows = [
-        (int(key), c["origin"], run.runtime_ms(key), predicted.get(key), c.get("edit_of", ""), ", ".join(c.get("kinds", ())))
+        (int(key), c["origin"], run.runtime_ms(key), predicted.get(key), int(c["edit_of"]) if "edit_of" in c else None, ", ".join(c.get("kinds", ())))
         for key, c in ((key, run.outcomes[key]) for key in run.measured())
     ]  # fmt: skip
     return table(["schedule", "origin", "measured, ms", "predicted, ms", "made of", "changes"], rows)

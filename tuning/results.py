@@ -113,7 +113,8 @@ def draw_search(run, measured):
         if math.isfinite(run.runtime_ms(key)):
             label = "Adams2019's own choice" if key == ADAMS2019 else "the author's schedule"
             axis.axhline(run.runtime_ms(key), color=ORIGIN_COLOURS[name], ls="--", lw=1, label=label)
-    axis.set(xlabel="schedules measured", ylabel="ms", yscale="log", title=run.spec.name)
+    axis.set(xlabel="schedules measured", ylabel="ms", yscale="log")
+    axis.set_title(run.spec.name, parse_math=False)
     axis.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
