@@ -69,6 +69,14 @@ class Schedule:
         """The program at these sizes."""
         return stable_hash(self.program, self.schedule_features[:, own.SIZES])
 
+    def another(self, lowered, lowered_hash):
+        """Another Schedule of the same program at the same sizes, of which the counts in its lowered code alone are known."""
+        sizes = np.zeros_like(self.schedule_features)
+        sizes[:, own.SIZES] = self.schedule_features[:, own.SIZES]
+        return Schedule(
+            sizes, self.algorithm_features, self.program, math.nan, self.calls, lowered.astype(np.float32), False, lowered_hash
+        )
+
 
 def stable_hash(*parts):
     """63 bits that depend on the contents (float arrays, bytes, text or numbers) alone, the same on every machine."""

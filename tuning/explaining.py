@@ -10,8 +10,6 @@ import dataclasses
 import math
 import time
 
-import numpy as np
-
 import train_utils
 from features import featurize
 from halide_tools.directives import OUTERMOST, ROOT, FuncSchedule, Level, labels_of
@@ -62,6 +60,8 @@ def explain(run, pool, key, clock, say):
         "history": history(run, key),
         "left_out": [],
     }
+    if ADAMS2019 not in keys:
+        explained["left_out"].append(f"{run.name_of(ADAMS2019)}, beside the fastest schedule: it could not be measured")
     for k in keys:
         if run.is_late():
             explained["left_out"].append(f"the loops and the time per Func of {run.name_of(k)}: {NO_TIME}")
@@ -106,70 +106,67 @@ def history(run, key):
 
 
 def undone_changes(run, pool, key, left_out, say):
-    """{"ancestor", "how", "winner_ms", "changes": [{"what", "lost", "back", "ms", "slower"}, ...], "refused": [line, ...]} or None.
+    """What its changes are worth, None for a schedule that the search has not changed:
 
-    how : `measured`, or `predicted` by the model alone; slower : by what share, against the winner beside it. None for a schedule that
-    the search has not changed.
+    {"ancestor", "how", "winner_ms", "changes": [{"what", "lost", "back", "ms", "slower"}, ...], "refused": [line, ...], "not_tried"}.
+    how : `measured`, or `predicted` by the model alone; slower : by what share, against the winner beside it; refused : lines about those
+    that can't be undone alone; not_tried : how many others there are.
     """
-    steps = history(run, key)
-    ancestor = steps[0]["key"]
+    ancestor = history(run, key)[0]["key"]
     stored = [run.outcomes[k].get("schedule") for k in (key, ancestor)]
     if not isinstance(run.proposals[key], Edited) or not all(stored):
         return None
-    winner, first = map(Schedule.from_json, stored)
-    changes = without_each_change(winner, first)
     if run.is_late():
         left_out.append(f"what the changes were worth: {NO_TIME}")
         return None
+    winner, first = map(Schedule.from_json, stored)
+    changes = without_each_change(winner, first)
     say(f"undoing what makes it differ from {run.name_of(ancestor)}, one by one")
-    ms, refused = predict_losses(run, pool, key, changes)
-    found = {"ancestor": ancestor, "how": "predicted", "winner_ms": pool_ms(pool, key), "refused": refused}
-    costliest = sorted(ms, key=ms.get, reverse=True)[:N_UNDONE]
-    if not run.is_late() and costliest:
-        measured, winner_ms = measure_losses(run, key, costliest, refused)
-        if winner_ms and measured:
-            found, ms, costliest = found | {"how": "measured", "winner_ms": winner_ms}, measured, list(measured)
+    ms, how, refused = predict_losses(run, pool, key, changes), "predicted", []
+    winner_ms = math.exp(pool.log_predicted[pool.keys.index(key)]) if key in pool.keys else None
+    if not run.is_late():
+        order = [*sorted(ms, key=ms.get, reverse=True), *(change for change in changes if change not in ms)]
+        measured, winner_now, refused = measure_losses(run, key, order[:N_UNDONE])
+        if measured and winner_now:
+            ms, winner_ms, how = measured, winner_now, "measured"
     lines = [
-        {"what": change.what, **directives_apart(winner, change.schedule), "ms": ms[change], "slower": ms[change] / found["winner_ms"] - 1}
-        for change in costliest
+        {"what": change.what, **directives_apart(winner, change.schedule), "ms": ms[change], "slower": ms[change] / winner_ms - 1}
+        for change in (sorted(ms, key=ms.get, reverse=True)[:N_UNDONE] if winner_ms else [])
     ]
-    return found | {"changes": sorted(lines, key=lambda line: -line["ms"])}
-
-
-def pool_ms(pool, key):
-    return math.exp(pool.log_predicted[pool.keys.index(key)]) if key in pool.keys else None
+    found = {"ancestor": ancestor, "how": how, "winner_ms": winner_ms, "changes": lines, "refused": refused}
+    return found | {"not_tried": len(changes) - len(lines) - len(refused)}
 
 
 def predict_losses(run, pool, key, changes):
-    """({Undone: predicted milliseconds}, lines about those that can't be lowered)."""
+    """{Undone: predicted milliseconds} of those, among the N_PREDICTED where the model sees most of the time, that can be lowered."""
     weight = predicted_ms(run, pool, key) or {}
     changes = sorted(changes, key=lambda change: -weight.get(change.label, 0.0))[:N_PREDICTED]
+    like = next((schedule for schedule in pool.schedules if schedule.algorithm_features.any()), None)
+    if like is None:
+        return {}  # Adams2019 has featurized nothing, so there is nothing to predict by
     proposals = {Edited(change.schedule.to_json(), key, (UNDONE,)): change for change in changes}
-    failures, ms = [], {}
-    counts = on_all_cores(count, run.spec, list(proposals), run.deadline, failures, run.cores)
-    for proposal, schedule in ((p, pool.schedule_of(c)) for p, c in counts.items()):
-        if schedule is not None:
-            ((log_predicted, _, _),) = train_utils.predict_sequences(pool.model, featurize([schedule]), pool.device)
-            ms[proposals[proposal]] = float(np.exp(log_predicted))
-    refused = [change.what for proposal, change in proposals.items() if proposal not in counts]
-    return ms, [f"{what} can't be undone alone" for what in refused]
+    counts = on_all_cores(count, run.spec, list(proposals), run.deadline, cores=run.cores)
+    counted = {proposals[p]: like.another(found, None) for p, found in counts.items() if len(found) == len(like.calls)}
+    predictions = train_utils.predict_sequences(pool.model, featurize(list(counted.values())), pool.device) if counted else []
+    return {change: math.exp(log_predicted) for change, (log_predicted, _, _) in zip(counted, predictions)}
 
 
-def measure_losses(run, key, changes, refused):
-    """({Undone: milliseconds}, the winner's beside them). What fails is added to the lines of `refused`."""
+def measure_losses(run, key, changes):
+    """({Undone: milliseconds}, the winner's beside them, lines about those that failed)."""
     keys = {change: run.key(Edited(change.schedule.to_json(), key, (UNDONE,))) for change in changes}
     winner_ms = run.measure_beside(list(keys.values()), key)
     run.searches[UNDONE] = [k for k in keys.values() if k in run.measured()]
     run.save()
-    ms = {}
+    ms, refused = {}, []
     for change, own in keys.items():
-        found = run.outcomes.get(own, {"outcome": "deadline"})
-        same = found.get("of", own)  # as what it compiles to was measured before
-        if math.isfinite(run.runtime_ms(same)):
-            ms[change] = winner_ms if same == key else run.runtime_ms(same)
-        else:
-            refused.append(f"{change.what} can't be undone alone: {run.describe(own)}")
-    return ms, winner_ms
+        same = run.outcomes.get(own, {}).get("of", own)  # what it compiles to was measured before
+        if same == key and winner_ms:
+            ms[change] = winner_ms
+        elif math.isfinite(run.runtime_ms(same)):
+            ms[change] = run.runtime_ms(same)
+        elif run.outcomes.get(own, {}).get("outcome", "deadline") != "deadline":
+            refused.append(f"{change.what}: can't be undone alone ({run.describe(own)})")
+    return ms, winner_ms, refused
 
 
 def without_each_change(winner, ancestor):

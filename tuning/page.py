@@ -188,13 +188,13 @@ def mattered(run, report):
             "Not known; see below." if is_changed else "Nothing was changed: the fastest schedule is as its origin proposed it."
         )
         return
-    made_of, noise = run.name_of(undone["ancestor"]), f"Differences of {NOISE:.0%} and less tell nothing"
+    first, noise = report["explained"]["history"][0], f"Differences of {NOISE:.0%} and less tell nothing"
     how = {
         "measured": f"checked, and measured once, interleaved with the fastest schedule. {noise}, on a busy machine more.",
         "predicted": f"and predicted by the model, since there was no time to measure it: nothing here was run or checked. {noise}.",
     }[undone["how"]]
     yield paragraph(
-        f"The fastest schedule was made of {made_of}. Each difference between the two was undone alone, {how} "
+        f"The fastest schedule was made of {run.name_of(first['key'])} ({first['origin']}). Each difference between the two was undone alone, {how} "
         f"The fastest schedule takes {number_text(undone['winner_ms'])} ms beside them. Changes that help only together all look valuable."
     )
     rows = [(line["what"], line["ms"], 100 * line["slower"], directives(line)) for line in undone["changes"]]
@@ -203,7 +203,8 @@ def mattered(run, report):
         yield table(columns, rows[:N_MATTERED])
     if rows[N_MATTERED:]:
         yield folded(f"{len(rows) - N_MATTERED} that mattered less", table(columns, rows[N_MATTERED:]))
-    yield bullets(undone["refused"])
+    not_tried = [f"{undone['not_tried']} other differences were not tried."] if undone["not_tried"] else []
+    yield bullets([*undone["refused"], *not_tried])
 
 
 def directives(line):
@@ -212,9 +213,10 @@ def directives(line):
 
 
 def measured_table(run, pool):
-    predicted = predicted_ms(pool)
-    rows = [
-        (int(key), c["origin"], run.runtime_ms(key), predicted.get(key), int(c["edit_of"]) if "edit_of" in c else None, ", ".join(c.get("kinds", ())))
-        for key, c in ((key, run.outcomes[key]) for key in run.measured())
-    ]  # fmt: skip
+    predicted, rows = predicted_ms(pool), []
+    for key in run.measured():
+        found = run.outcomes[key]
+        made_of = int(found["edit_of"]) if "edit_of" in found else None
+        kinds = ", ".join(found.get("kinds", ()))
+        rows.append((int(key), found["origin"], run.runtime_ms(key), predicted.get(key), made_of, kinds))
     return table(["schedule", "origin", "measured, ms", "predicted, ms", "made of", "changes"], rows)

@@ -16,12 +16,11 @@ import train_utils
 from dumps.companions import LOWERED_SUFFIX, SCHEDULE_SUFFIX, call_counts, lowered_in, read_or_none
 from dumps.files import Dump
 from dumps.parsing import parse_dump
-from features import SCHEDULE_FEATURES, featurize
+from features import featurize
 from halide_tools.programs import describe_stages
 from measuring.processes import count, edit, on_all_cores, propose
 
 REPORT_SECONDS = 15  # between two lines about how far the proposals are
-SIZES = SCHEDULE_FEATURES.index("points_computed_minimum")
 PROPOSING_SHARE = 0.6  # of the time there is; counting takes the rest
 FIRST_PROPOSALS = 8  # if Halide refuses all of them, no more are tried
 # Of new proposals, those predicted fastest, that are lowered and counted, which takes several times as long as to propose them.
@@ -72,30 +71,22 @@ class Pool:
                 self.schedules[i].lowered = lowered
         self.predict(fastest)
 
+    def part(self, keys):
+        """Another Pool with the schedules of these `keys` alone."""
+        part = Pool(self.run, self.model, self.meta, self.device)
+        part.add([(self.run.proposals[key], self.schedules[self.keys.index(key)]) for key in keys])
+        return part
+
     def change(self, edits, deadline=math.inf):
         """Change schedules as each of `edits` (processes.Edit) says, on all cores, until the deadline.
 
         What is new is counted and predicted.
         """
-        if not self._featurized():
-            return  # there is nothing to predict by
+        like = next((s for s in self.schedules if s.algorithm_features.any()), None)
+        if like is None:
+            return  # Adams2019 has featurized nothing, so there is nothing to predict by
         found = self._on_all_cores("changed", edit, edits, deadline).values()
-        schedules = [(edited, self.schedule_of(counts, number)) for edited, number, counts in found]
-        self.add([(edited, schedule) for edited, schedule in schedules if schedule])
-
-    def _featurized(self):
-        """A schedule that Adams2019 has featurized; None where there is none."""
-        return next((s for s in self.schedules if s.algorithm_features.any()), None)
-
-    def schedule_of(self, counts, lowered_hash=None):
-        """The Schedule of which nothing is known but what is counted in its lowered code; None where that is of other stages."""
-        like = self._featurized()
-        if like is None or len(counts) != len(like.calls):
-            return None
-        sizes = np.zeros_like(like.schedule_features)
-        sizes[:, SIZES] = like.schedule_features[:, SIZES]
-        lowered = counts.astype(np.float32)
-        return dataclasses.replace(like, schedule_features=sizes, has_schedule_features=False, lowered=lowered, lowered_hash=lowered_hash)
+        self.add([(edited, like.another(counts, number)) for edited, number, counts in found if len(counts) == len(like.calls)])
 
     def _on_all_cores(self, what, function, proposals, deadline):
         began, failures, told = time.monotonic(), [], time.monotonic()

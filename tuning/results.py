@@ -114,6 +114,7 @@ def draw_search(run, measured):
             label = "Adams2019's own choice" if key == ADAMS2019 else "the author's schedule"
             axis.axhline(run.runtime_ms(key), color=ORIGIN_COLOURS[name], ls="--", lw=1, label=label)
     axis.set(xlabel="schedules measured", ylabel="ms", yscale="log")
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_title(run.spec.name, parse_math=False)
     axis.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     return figure

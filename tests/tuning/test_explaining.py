@@ -7,7 +7,7 @@ import halide as hl
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import BLUR, ROOT
 
 import train_utils
 from halide_tools import mutations, schedules
@@ -121,10 +121,12 @@ def test_most_of_what_is_left_lowers_and_the_winner_stays_as_it_is(name, tmp_pat
     assert sum(found) > 0.7 * len(found), found
 
 
-@pytest.fixture
-def changed(blur, tmp_path):
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
     """(TuningRun, Pool, key of a schedule made of Adams2019's own choice, with its vectors taken away and its loops in another order)."""
-    run = TuningRun(blur, tmp_path / "measurements", 60, QUICK)
+    folder = tmp_path_factory.mktemp("changed")
+    (folder / "blur.py").write_text(BLUR)
+    run = TuningRun(find_programs(folder / "blur.py")[0], folder / "measurements", 60, QUICK)
     run.measure([ADAMS2019])
     device = torch.device("cpu")
     pool = Pool(run, *train_utils.load_model(train_utils.SHIPPED_MODEL, device), device)
@@ -143,18 +145,25 @@ def changed(blur, tmp_path):
     run.end()
 
 
+@pytest.fixture
+def changed(tuned):
+    tuned[0].set_deadline(math.inf)  # whatever another test has left
+    return tuned
+
+
 def test_changes_are_undone_and_measured_beside_the_winner(changed):
     run, pool, key = changed
     before = {k: dict(c) for k, c in run.outcomes.items()}
     explained = explaining.explain(run, pool, key, Clock(0.0), lambda line: None)
     undone = explained["undone"]
     assert explained["left_out"] == [] and undone["how"] == "measured" and undone["ancestor"] == ADAMS2019
+    assert undone["not_tried"] == 0 and not undone["refused"]
     assert undone["changes"] and all(0 < line["ms"] < math.inf for line in undone["changes"])
     assert all(line["slower"] == pytest.approx(line["ms"] / undone["winner_ms"] - 1) for line in undone["changes"])
     assert [line["ms"] for line in undone["changes"]] == sorted((line["ms"] for line in undone["changes"]), reverse=True)
     new = [k for k in run.outcomes if k not in before and k.isdecimal()]
     assert new and {k: run.outcomes[k] for k in before} == before, "what was measured stays as it was"
-    assert run.searches["undone"] == [k for k in new if k in run.measured()] and "lstm" not in run.searches
+    assert run.searches["undone"] == [k for k in new if k in run.measured()] and set(run.searches) == {"undone"}
     assert all(run.outcomes[k]["edit_of"] == key and run.outcomes[k]["kinds"] == ("undone",) for k in new)
     assert [step["key"] for step in explained["history"]] == [ADAMS2019, key]
     assert set(explained["loop_nests"]) == set(explained["profile"]) == {ADAMS2019, key}
@@ -171,10 +180,21 @@ def test_without_time_everything_is_left_out_and_said(changed):
 
 def test_where_nothing_can_be_measured_any_more_the_model_predicts(changed, monkeypatch):
     run, pool, key = changed
-    monkeypatch.setattr(run, "is_late", lambda late=iter([False, True]): next(late))
+    late, before = iter([False, True]), {"searches": dict(run.searches), "candidates": dict(run.outcomes)}
+    monkeypatch.setattr(run, "is_late", lambda: next(late))
     undone = explaining.undone_changes(run, pool, key, [], lambda line: None)
     assert undone["how"] == "predicted" and undone["winner_ms"] == pytest.approx(math.exp(pool.log_predicted[pool.keys.index(key)]))
-    assert undone["changes"] and "undone" not in run.searches
+    assert undone["changes"] and before == {"searches": run.searches, "candidates": run.outcomes}, "nothing is measured"
+
+
+def test_a_change_that_cannot_be_undone_alone_is_named_with_the_reason(changed):
+    run, _, key = changed
+    winner = schedules.Schedule.from_json(run.outcomes[key]["schedule"])
+    blur = dataclasses.replace(winner.funcs["blur"], compute=Level("out", "nowhere"))
+    change = explaining.Undone("blur", "blur: its place", dataclasses.replace(winner, funcs=winner.funcs | {"blur": blur}))
+    ms, winner_ms, refused = explaining.measure_losses(run, key, [change])
+    assert not ms and winner_ms > 0
+    assert len(refused) == 1 and refused[0].startswith("blur: its place: can't be undone alone (halide_error") and "nowhere" in refused[0]
 
 
 def test_a_schedule_that_was_not_changed_has_nothing_to_undo(changed):
