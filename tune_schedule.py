@@ -238,8 +238,7 @@ def write_results(tuning, measured, answer, search_seconds):
     }  # fmt: skip
     (output / "report.html").unlink(missing_ok=True)  # of an earlier answer
     write_report(output, report)
-    figure = results.draw_search(run, measured)
-    figure.savefig(output / "search.png", dpi=110)
+    results.plot_search(output / "search.png", run, measured)
     report["explained"] = explain(run, pool, answer.key, tuning.clock, say)
     text = tuning_page(run, pool, measured, report, (output / "best.schedule.h").read_text())
     replace_file(output / "report.html", text.encode())

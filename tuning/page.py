@@ -194,7 +194,8 @@ def mattered(run, report):
         "predicted": f"and predicted by the model, since there was no time to measure it: nothing here was run or checked. {noise}.",
     }[undone["how"]]
     yield paragraph(
-        f"The fastest schedule was made of {run.name_of(first['key'])} ({first['origin']}). Each difference between the two was undone alone, {how} "
+        f"The fastest schedule was made of {run.name_of(first['key'])} ({first['origin']}). "
+        f"Each difference between the two was undone alone, {how} "
         f"The fastest schedule takes {number_text(undone['winner_ms'])} ms beside them. Changes that help only together all look valuable."
     )
     rows = [(line["what"], line["ms"], 100 * line["slower"], directives(line)) for line in undone["changes"]]

@@ -120,6 +120,12 @@ def draw_search(run, measured):
     return figure
 
 
+def plot_search(path, run, measured):
+    figure = draw_search(run, measured)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
 def within(best, limit):
     """How many measurements it took to come within the limit, or None."""
     return next((i + 1 for i, ms in enumerate(best) if ms <= limit), None)
