@@ -154,19 +154,17 @@ def predict_losses(run, pool, key, changes):
 def measure_losses(run, key, changes):
     """({Undone: milliseconds}, the winner's beside them, lines about those that failed)."""
     keys = {change: run.key(Edited(change.schedule.to_json(), key, (UNDONE,))) for change in changes}
-    winner_ms = run.measure_beside(list(keys.values()), key)
+    now = run.measure_interleaved([key, *keys.values()])
     run.searches[UNDONE] = [k for k in keys.values() if k in run.measured()]
     run.save()
     ms, refused = {}, []
     for change, own in keys.items():
-        same = run.outcomes.get(own, {}).get("of", own)  # what it compiles to was measured before
-        if same == key and winner_ms:
-            ms[change] = winner_ms
-        elif math.isfinite(run.runtime_ms(same)):
-            ms[change] = run.runtime_ms(same)
-        elif run.outcomes.get(own, {}).get("outcome", "deadline") != "deadline":
+        found = run.outcomes.get(own, {"outcome": "deadline"})
+        if (same := found.get("of", own)) in now:
+            ms[change] = now[same]
+        elif found["outcome"] not in ("measured", "duplicate", "deadline"):
             refused.append(f"{change.what}: can't be undone alone ({run.describe(own)})")
-    return ms, winner_ms, refused
+    return ms, now.get(key), refused
 
 
 def without_each_change(winner, ancestor):

@@ -8,6 +8,7 @@ import matplotlib
 
 from evaluation import pages
 from evaluation.pages import Html, bullets, element, folded, number_text, paragraph, side_by_side, table
+from halide_tools.execution import BACKGROUND_CPU_LIMIT
 from tuning import results
 from tuning.duel import NOISE, REPEATS
 from tuning.run import ADAMS2019
@@ -66,7 +67,11 @@ def summary(run, report):
         element("code", report["origin"]), ": ", worth, author, f" Each time is the median of up to {REPEATS} fresh, interleaved runs ",
         "that took no part in the choice.",
     )  # fmt: skip
-    yield bullets(report["notes"])
+    busy = report["background"] > BACKGROUND_CPU_LIMIT
+    warning = (
+        f"Others used {report['background']:.0%} of the machine meanwhile: measure again on an idle one before you rely on these times."
+    )
+    yield bullets([*report["notes"], *([warning] if busy else [])])
     extents = report["minimum_extents"]
     facts = [
         ("target", report["target"]), ("threads", report["threads"]), ("protocol", report["protocol"]),

@@ -114,21 +114,26 @@ class TuningRun(ProgramRun):
         self.processes |= {candidate.key: candidate for _, candidate in ready}
         self._keep_the_fastest()
 
-    def measure_beside(self, keys, other):
-        """Measure these candidates as `measure` does, interleaved with `other`, which was measured before.
+    def measure_interleaved(self, keys):
+        """{key: milliseconds now} of these candidates, interleaved: new ones are measured as by `measure`, the others once more.
 
-        Returns its milliseconds now, None where it did not run; the record keeps those that it had.
+        What the record has of the others stays. A new one that compiles to what is there already is measured as that.
         """
-        ready = self._compile([key for key in keys if key not in self.outcomes])
-        self._revive([other])
-        self.repeated, beside = {}, []
-        if other in self.processes and not self.processes[other].has_ended:
-            self.processes[other].start_over()
-            beside = [(self, self.processes[other])]
-        self.stopwatch.measure([*beside, *ready])
+        new = [key for key in keys if key not in self.outcomes]
+        ready = self._compile(new)
         self.processes |= {candidate.key: candidate for _, candidate in ready}
+        known = dict.fromkeys(self.outcomes.get(key, {}).get("of", key) for key in keys)
+        again = [key for key in known if key not in new and key in self.measured()]
+        self._revive(again)
+        repeated = [(self, self.processes[key]) for key in again if key in self.processes and not self.processes[key].has_ended]
+        for _, candidate in repeated:
+            candidate.start_over()
+        self.repeated = {}
+        self.stopwatch.measure([*repeated, *ready])
         self._keep_the_fastest()
-        return self.repeated.get(other, {}).get("runtime_ms")
+        return {key: self.runtime_ms(key) for key in new if key in self.measured()} | {
+            key: found["runtime_ms"] for key, found in self.repeated.items()
+        }
 
     def _compile(self, keys):
         return CompileQueue({self: keys}, self.workspace.name, self.cores, self.report).run()

@@ -165,6 +165,11 @@ def test_changes_are_undone_and_measured_beside_the_winner(changed):
     assert new and {k: run.outcomes[k] for k in before} == before, "what was measured stays as it was"
     assert run.searches["undone"] == [k for k in new if k in run.measured()] and set(run.searches) == {"undone"}
     assert all(run.outcomes[k]["edit_of"] == key and run.outcomes[k]["kinds"] == ("undone",) for k in new)
+    outcomes = {k: dict(c) for k, c in run.outcomes.items()}
+    again = explaining.undone_changes(run, pool, key, [], lambda line: None)
+    assert [line["what"] for line in again["changes"]] and again["winner_ms"] != undone["winner_ms"], "all are measured anew, interleaved"
+    assert not {line["ms"] for line in again["changes"]} & {line["ms"] for line in undone["changes"]}
+    assert {k: c for k, c in run.outcomes.items() if k.isdecimal()} == {k: c for k, c in outcomes.items() if k.isdecimal()}
     assert [step["key"] for step in explained["history"]] == [ADAMS2019, key]
     assert set(explained["loop_nests"]) == set(explained["profile"]) == {ADAMS2019, key}
     assert "vectorized" in explained["loop_nests"][ADAMS2019] and "vectorized" not in explained["loop_nests"][key]
