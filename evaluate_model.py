@@ -5,7 +5,8 @@
     python evaluate_model.py --checkpoint models/default.safetensors --run_path runs/shipped
 
 Reads data_path (generate_dataset.py) and run_path/best.safetensors (train_model.py), or --checkpoint. Writes into run_path: report.json,
-report.md, predictions.csv, predictions_holdout.csv, and the plots predicted_measured.png, error_by_program.png and regret_by_k.png.
+report.md, report.html (the same for a browser, with tables that sort), predictions.csv, predictions_holdout.csv, and the plots
+predicted_measured.png, error_by_program.png and regret_by_k.png.
 The coverage of the intervals is also noted in run_path/best.safetensors, for rank_schedules.py. A report on another checkpoint that
 lies in run_path is moved to run_path/previous-N.
 
@@ -25,17 +26,21 @@ from config import Config, UserError, load_config, make_folder, replace_file, ru
 from evaluation import baselines, intervals, metrics
 from evaluation.report import (
     REPORT_FILES,
+    draw_error_by_program,
+    draw_predicted_measured,
+    draw_regret_by_k,
     leakage,
     part_report,
-    plot_error_by_program,
-    plot_predicted_measured,
-    plot_regret_by_k,
+    report_blocks,
     seen_programs,
     worst_misses,
     write_markdown,
+    write_page,
     write_predictions,
 )
 from features import INPUTS
+
+LISTED_PROGRAMS = 20  # of the test programs, in report.md; report.html lists all of them
 
 
 class EvaluateConfig(Config):
@@ -170,20 +175,28 @@ def report_notes(report, trained, test, data_path):
 
 
 def write_report(run, report, splits, predicted, half_widths):
-    """report.json, report.md, the predictions and the plots. An older report on another checkpoint is moved aside."""
+    """report.json, report.md, report.html, the predictions and the plots. An older report on another checkpoint is moved aside."""
     before = run / "report.json"
     of = report["checkpoint"]
     if before.exists() and (orjson.loads(before.read_bytes()).get("checkpoint") or of)["file"] != of["file"]:
         print(f"{run}: the report on another checkpoint is now in {set_aside(run, REPORT_FILES)}")
     replace_file(run / "report.json", orjson.dumps(report, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY))
-    write_markdown(run / "report.md", report)
+    write_markdown(run / "report.md", report_blocks(report, LISTED_PROGRAMS))
     test, holdout = predicted["lstm"]
     write_predictions(run / "predictions.csv", splits["test"], test, half_widths["test"])
     write_predictions(run / "predictions_holdout.csv", splits["holdout"], holdout, half_widths["holdout"])
     parts = [("test", splits["test"], test)] + ([("holdout", splits["holdout"], holdout)] if len(holdout) else [])
-    plot_predicted_measured(run / "predicted_measured.png", parts)
-    plot_error_by_program(run / "error_by_program.png", splits["test"], test)
-    plot_regret_by_k(run / "regret_by_k.png", splits["test"], {name: p for name, (p, _) in predicted.items() if not np.isnan(p).any()})
+    figures = {
+        "predicted_measured": (draw_predicted_measured(parts), "Each schedule's predicted and measured runtime, of the LSTM."),
+        "error_by_program": (draw_error_by_program(splits["test"], test), "The LSTM's errors on each test program, in log-runtime."),
+        "regret_by_k": (
+            draw_regret_by_k(splits["test"], {name: p for name, (p, _) in predicted.items() if not np.isnan(p).any()}),
+            "How much slower than a program's fastest the best of the k schedules is that a model predicts to be the fastest.",
+        ),
+    }
+    for name, (figure, _) in figures.items():
+        figure.savefig(run / f"{name}.png", dpi=110)
+    write_page(run / "report.html", report_blocks(report), figures)
 
 
 def main():

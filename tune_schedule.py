@@ -12,9 +12,10 @@ winner, and another, that took no part in the choice, is reported.
 
 Writes to --output: best.schedule.h (for C++ Generators), best_schedule.py (with apply(pipeline), for Python), best.weights (which give
 the same schedule again through Adams2019 itself, with the parameters in report.json; none where another autoscheduler won), a static
-library and its header, report.json, search.png, and a folder of every measurement that generate_dataset.py reads. The fresh runs at the
-end are noted in its program.json. Started again with the same output it goes on from the measurements there;
-another program, size, parameter, target or number of threads is refused. Use the machine for nothing else.
+library and its header, report.json, report.html (the search, the schedule, where the time goes, what its changes are worth), search.png,
+and a folder of every measurement that generate_dataset.py reads. The fresh runs at the end are noted in its program.json. Started again
+with the same output it goes on from the measurements there; another program, size, parameter, target or number of threads is refused.
+Use the machine for nothing else.
 """
 
 import math
@@ -42,6 +43,8 @@ from measuring.processes import identities
 from tuning import results, search
 from tuning.choosing import ChooseByHalide, choose_at_random, choose_by_model
 from tuning.duel import REPEATS, remeasure_finalists
+from tuning.explaining import explain
+from tuning.page import tuning_page
 from tuning.pool import Pool, read_measured
 from tuning.run import ADAMS2019, ADAMS2019_BEAM, OTHERS, Clock, TuningRun
 
@@ -234,9 +237,18 @@ def write_results(tuning, measured, answer, search_seconds):
         "best": best, "minimum_extents": minimum_extents, "protocol": tuning.config.protocol,
         "seconds": {"search": search_seconds, **pool.seconds, "model_share": pool.seconds["predict"] / search_seconds},
     }  # fmt: skip
-    replace_file(output / "report.json", orjson.dumps(report, option=orjson.OPT_INDENT_2))
+    (output / "report.html").unlink(missing_ok=True)  # of an earlier answer
+    write_report(output, report)
     results.plot_search(output / "search.png", run, measured)
+    report["explained"] = explain(run, pool, answer.key, tuning.clock, say)
+    text = tuning_page(run, pool, measured, report, (output / "best.schedule.h").read_text())
+    replace_file(output / "report.html", text.encode())
+    write_report(output, report)
     return report
+
+
+def write_report(output, report):
+    replace_file(output / "report.json", orjson.dumps(report, option=orjson.OPT_INDENT_2))
 
 
 def describe_answer(run, answer):
@@ -286,6 +298,7 @@ def summarise(report, output):
     if report["minimum_extents"]:
         say(f"the library takes outputs of at least {report['minimum_extents']}")
     files = [best[kind] for kind in ("schedule", "python", "library", "header") if best[kind]] + [
+        "report.html",
         "report.json",
         "search.png",
         "measurements",

@@ -9,10 +9,7 @@ runs/stage_costs/table.md. The applications are never trained on.
 """
 
 import multiprocessing
-import os
-import re
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -36,9 +33,9 @@ from halide_tools.programs import (
     describe_stages,
     find_programs,
 )
+from measuring.candidate import HALIDE_ERRORS
 from tuning.pool import proposed_schedule
 
-LINE = re.compile(r"^\s+([\w$.]+):\s+([\d.]+)\s*ms\s+\(")
 PROFILE_SECONDS = 1.0
 
 
@@ -51,41 +48,34 @@ class StageCostsConfig(Config):
     checkpoint: str = Field(str(ROOT / "models" / "default.safetensors"), description="model to check")
 
 
-def profile(spec, proposal, path, connection):
-    """In a process of its own, where Funcs have the names that the profiler prints.
-
-    Schedules the program, sends what the model is told, runs it under Halide's profiler, and leaves its report at `path`.
-    """
-    out = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(out, 1), os.dup2(out, 2)
-    pipeline = spec.build()
-    description = describe_stages(pipeline)
-    featurization, _ = proposal.apply(pipeline, spec)
-    connection.send((description, featurization, lowered_features.count_lowered(pipeline, spec)))
-    execution.run_under_profiler(pipeline, spec, PROFILE_SECONDS)
+def profile(spec, proposal, connection):
+    """In a process of its own, where Funcs have the names that the profiler prints: sends what `profiled` returns, or an error's words."""
+    try:
+        pipeline = spec.build()
+        description = describe_stages(pipeline)
+        featurization, _ = proposal.apply(pipeline, spec)
+        schedule = proposed_schedule(featurization, call_counts(description["calls"]), lowered_features.count_lowered(pipeline, spec))
+        connection.send((description["stages"], schedule, execution.profile(pipeline, spec, PROFILE_SECONDS)))
+    except HALIDE_ERRORS as error:
+        connection.send(str(error))
 
 
 def profiled(spec, proposal):
-    """(names of the stages, Schedule, {Func: milliseconds} of the last run that the profiler reports)."""
+    """(names of the stages, Schedule, {Func: milliseconds a call} as the profiler reports)."""
     context = multiprocessing.get_context("spawn")
     connection, theirs = context.Pipe()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "profile.txt")
-        process = context.Process(target=profile, args=(spec, proposal, str(path), theirs))
-        process.start()
-        theirs.close()
-        try:
-            description, featurization, lowered = connection.recv()
-        except EOFError:
-            raise UserError(f"{spec.name}: could not be scheduled: {path.read_text(errors='replace').strip()[-200:]}") from None
+    process = context.Process(target=profile, args=(spec, proposal, theirs))
+    process.start()
+    theirs.close()
+    try:
+        found = connection.recv()
+    except EOFError:
         process.join()
-        times = {}
-        for line in path.read_text(errors="replace").splitlines():
-            if found := LINE.match(line):
-                times[found[1]] = float(found[2])
-    if process.exitcode or not times:
-        raise UserError(f"{spec.name}: its profile could not be read (exit code {process.exitcode})")
-    return description["stages"], proposed_schedule(featurization, call_counts(description["calls"]), lowered), times
+        found = f"its process ended with exit code {process.exitcode}"
+    process.join()
+    if isinstance(found, str):
+        raise UserError(f"{spec.name}: could not be profiled: {found}")
+    return found
 
 
 def predicted_ms(model, stages, schedule):

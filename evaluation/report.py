@@ -1,5 +1,6 @@
-"""The contents of report.json, report.md, the CSV files of predictions, and the plots, which evaluate_model.py writes."""
+"""The contents of report.json, report.md, report.html, the CSV files of predictions, and the plots, which evaluate_model.py writes."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
@@ -7,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from dumps.parsing import hex_id
-from evaluation import intervals, metrics
+from evaluation import intervals, metrics, pages
 from evaluation.metrics import TITLES
 
 matplotlib.use("Agg")
@@ -17,6 +18,7 @@ DEFAULT_ORIGIN = "adams2019"  # of schedules whose data do not say which autosch
 REPORT_FILES = [
     "report.json",
     "report.md",
+    "report.html",
     "predictions.csv",
     "predictions_holdout.csv",
     "predicted_measured.png",
@@ -109,57 +111,94 @@ def write_predictions(path, rows, log_predicted, half_width):
     table.to_csv(path, index=False)
 
 
-def table(models, columns=TITLES):
-    """A Markdown table of {model: {metric: value}}."""
-    lines = ["| model | " + " | ".join(TITLES[c] for c in columns) + " |", "|---" * (1 + len(columns)) + "|"]
-    for name, scores in models.items():
-        lines.append(f"| {name} | " + " | ".join(_number(scores[c]) for c in columns) + " |")
-    return "\n".join(lines)
+# The report for people: blocks that report.md and report.html show alike
 
 
-def _number(value):
-    return "-" if value is None or np.isnan(value) else f"{value:.3g}" if abs(value) >= 100 else f"{value:.3f}"
+@dataclass(frozen=True)
+class Heading:
+    level: int
+    text: str
 
 
-def write_markdown(path, report):
-    """report.md, for people, from what report.json holds."""
+@dataclass(frozen=True)
+class Table:
+    """rows : as long as `columns`, of text and numbers."""
+
+    columns: tuple
+    rows: list
+
+
+TITLE = Heading(1, "Report")
+
+
+def report_blocks(report, n_programs=None):
+    """What report.json holds, for people: Headings, Tables, and lines of text. n_programs : how many test programs are listed."""
     n = report["counts"]["splits"]["test"]
     rows = f"{n['schedules']} schedules of {n['programs']} programs" if report["split_by"] == "program" else f"{n['schedules']} schedules"
-    parts = [f"# Report\n\nSplit by {report['split_by']}; test: {rows} never trained on.\n"]
-    parts += [f"{line}\n" for line in report["notes"]]
-    parts += [table(report["models"]), ""]
-    parts += [f"Without {name}: {why}.\n" for name, why in report["left_out"].items()]
-    parts += uncertainty_lines(report)
-    parts += few_shot_table(report["few_shot"])
-    parts.append("## Worst misses\n\n| file | measured ms | predicted ms |\n|---|---|---|")
-    parts += [f"| {line['file']} | {_number(line['runtime_ms'])} | {_number(line['predicted_ms'])} |" for line in report["worst_misses"]]
-    parts += ["", *origin_tables(report["origins"])]
-    parts += ["## Test programs, worst predicted first\n", programs_table(report["programs"][:20]), ""]
+    blocks = [TITLE, f"Split by {report['split_by']}; test: {rows} never trained on.", *report["notes"]]
+    blocks += [models_table(report["models"]), *(f"Without {name}: {why}." for name, why in report["left_out"].items())]
+    blocks += [*uncertainty_lines(report), *few_shot_blocks(report["few_shot"])]
+    misses = [tuple(line[c] for c in ("file", "runtime_ms", "predicted_ms")) for line in report["worst_misses"]]
+    blocks += [Heading(2, "Worst misses"), Table(("file", "measured ms", "predicted ms"), misses), *origin_blocks(report["origins"])]
+    blocks += [Heading(2, "Test programs, worst predicted first"), programs_table(report["programs"][:n_programs])]
     for collection, found in report["holdout"].items():
-        parts += [f"## Holdout: {collection}\n", table(found["models"]), "", interval_line(found["interval"], "rows"), ""]
-        parts += [*few_shot_table(found["few_shot"]), *origin_tables(found["origins"]), programs_table(found["programs"]), ""]
-    path.write_text("\n".join(parts))
+        blocks += [Heading(2, f"Holdout: {collection}"), models_table(found["models"]), interval_line(found["interval"], "rows")]
+        blocks += [*few_shot_blocks(found["few_shot"]), *origin_blocks(found["origins"]), programs_table(found["programs"])]
+    return blocks
+
+
+def models_table(models):
+    """The Table of {model: {metric: value}}."""
+    return Table(("model", *TITLES.values()), [(name, *(scores[c] for c in TITLES)) for name, scores in models.items()])
+
+
+def programs_table(lines):
+    return Table(tuple(PROGRAM_COLUMNS), [tuple(line[c] for c in PROGRAM_COLUMNS) for line in lines])
+
+
+def few_shot_blocks(lines):
+    if not lines:
+        return []
+    keys = ("k", "programs", "mse_log", "uncorrected_mse_log", "median_ape", "uncorrected_median_ape")
+    return [
+        Heading(3, "After measuring k schedules of a new program"),
+        "Errors on its other schedules, corrected by those k and not.",
+        Table(
+            ("k", "programs", "MSE log", "not corrected", "median APE %", "not corrected"), [tuple(line[k] for k in keys) for line in lines]
+        ),
+    ]
+
+
+def origin_blocks(origins):
+    """The metrics of each kind of schedule, where there is more than one."""
+    if len(origins) < 2:
+        return []
+    return [
+        block
+        for origin, found in origins.items()
+        for block in (Heading(3, f"{found['schedules']} schedules of {origin}"), models_table(found["models"]))
+    ]
 
 
 def uncertainty_lines(report):
-    """Confidence intervals, noise ceiling, coverage and leakage, a paragraph each."""
+    """Confidence intervals, noise ceiling, coverage and leakage, a line each."""
     lines = []
     if low_high := report["confidence"].get("lstm"):
         ranges = [f"{TITLES[k]} {_number(low)} to {_number(high)}" for k, (low, high) in low_high.items() if low is not None]
-        lines.append(f"Confidence intervals of the LSTM (bootstrap over programs): {'; '.join(ranges)}.\n")
+        lines.append(f"Confidence intervals of the LSTM (bootstrap over programs): {'; '.join(ranges)}.")
     if ceiling := report["noise_ceiling"]:
         lines.append(
             f"Noise ceiling, from {ceiling['repeated_schedules']} repeated schedules: MSE log {ceiling['mse_log']:.5f}, median APE "
             f"{ceiling['median_ape']:.2f} %; two measurements differ by {ceiling['median_difference']:.2f} % in the median, "
-            f"{ceiling['p90_difference']:.2f} % at the 90th percentile.\n"
+            f"{ceiling['p90_difference']:.2f} % at the 90th percentile."
         )
     else:
-        lines.append("Noise ceiling: unknown, no schedule was measured twice.\n")
-    lines.append(interval_line(report["interval"], "test rows") + "\n")
+        lines.append("Noise ceiling: unknown, no schedule was measured twice.")
+    lines.append(interval_line(report["interval"], "test rows"))
     seen = report["leakage"]
     expected = " (a split by schedule shares programs by design)" if report["split_by"] == "schedule" else ""
     shared = f"{seen['programs']} test programs and {seen['schedules']} test schedules"
-    lines.append(f"Leakage: {shared} are in the training or validation split{expected}.\n")
+    lines.append(f"Leakage: {shared} are in the training or validation split{expected}.")
     return lines
 
 
@@ -171,50 +210,61 @@ def interval_line(found, rows):
     )
 
 
-def few_shot_table(lines):
-    if not lines:
-        return []
-    keys = ("mse_log", "uncorrected_mse_log", "median_ape", "uncorrected_median_ape")
-    return [
-        "### After measuring k schedules of a new program\n\nErrors on its other schedules, corrected by those k and not.\n",
-        "| k | programs | MSE log | not corrected | median APE % | not corrected |\n|---|---|---|---|---|---|",
-        *(f"| {line['k']} | {line['programs']} | " + " | ".join(_number(line[key]) for key in keys) + " |" for line in lines),
-        "",
-    ]
+def _number(value):
+    return "-" if value is None or np.isnan(value) else f"{value:.3g}" if abs(value) >= 100 else f"{value:.3f}"
 
 
-def origin_tables(origins):
-    """The metrics of each kind of schedule, where there is more than one."""
-    if len(origins) < 2:
-        return []
-    return [
-        part
-        for origin, found in origins.items()
-        for part in (f"### {found['schedules']} schedules of {origin}\n", table(found["models"]), "")
-    ]
+def write_markdown(path, blocks):
+    """report.md."""
+    path.write_text("\n".join(f"{_markdown(block)}\n" for block in blocks))
 
 
-def programs_table(lines):
-    rows = ["| " + " | ".join(PROGRAM_COLUMNS) + " |", "|---" * len(PROGRAM_COLUMNS) + "|"]
-    for line in lines:
-        cells = (line[c] if isinstance(line[c], (str, int)) else _number(line[c]) for c in PROGRAM_COLUMNS)
-        rows.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(rows)
+def _markdown(block):
+    match block:
+        case Heading(level, text):
+            return f"{'#' * level} {text}"
+        case Table(columns, rows):
+            cells = [[str(value) if isinstance(value, (str, int)) else _number(value) for value in row] for row in rows]
+            lines = [" | ".join(row) for row in (columns, *cells)]
+            return "\n".join([f"| {lines[0]} |", "|---" * len(columns) + "|", *(f"| {line} |" for line in lines[1:])])
+    return block
 
 
-def plot_predicted_measured(path, parts):
+def write_page(path, blocks, figures):
+    """report.html: the blocks, with tables that sort, and below the first table the figures {name: (figure, caption)}, closed then."""
+    blocks = [block for block in blocks if block != TITLE]
+    at = next(i for i, block in enumerate(blocks, 1) if isinstance(block, Table))
+    drawn = [pages.figure(figure, name, caption) for name, (figure, caption) in figures.items()]
+    path.write_text(pages.page("Evaluation", [*map(_html, blocks[:at]), *drawn, *map(_html, blocks[at:])]))
+
+
+def _html(block):
+    match block:
+        case Heading(level, text):
+            return pages.element(f"h{level}", text)
+        case Table(columns, rows):
+            return pages.table(columns, rows)
+    return pages.paragraph(block)
+
+
+# Plots
+
+
+def draw_predicted_measured(parts):
+    """parts : (name, rows, log_predicted) each."""
     figure, axis = plt.subplots(figsize=(5, 5), layout="constrained")
     for name, rows, log_predicted in parts:
-        axis.loglog(np.exp(rows.log_runtime), np.exp(log_predicted), ".", ms=4, alpha=0.5, label=name)
+        axis.loglog(
+            np.exp(rows.log_runtime), np.exp(log_predicted), ".", ms=4, alpha=0.5, label=name, rasterized=True
+        )  # thousands of points
     low, high = axis.get_xlim()
     axis.plot([low, high], [low, high], "k-", lw=0.8)
     axis.set(xlabel="measured, ms", ylabel="predicted, ms")
     axis.legend()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    return figure
 
 
-def plot_error_by_program(path, rows, log_predicted):
+def draw_error_by_program(rows, log_predicted):
     residual = log_predicted - rows.log_runtime
     instances = np.unique(rows.instance)
     groups = sorted((residual[rows.instance == i] for i in instances), key=np.median)
@@ -222,11 +272,10 @@ def plot_error_by_program(path, rows, log_predicted):
     axis.boxplot(groups, widths=0.7, showfliers=False, medianprops={"color": "C3"})
     axis.axhline(0, color="k", lw=0.8)
     axis.set(xlabel="test programs", ylabel="ln predicted - ln measured", xticks=[])
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    return figure
 
 
-def plot_regret_by_k(path, rows, predicted):
+def draw_regret_by_k(rows, predicted):
     figure, axis = plt.subplots(figsize=(5, 3.5), layout="constrained")
     largest = min(16, int(np.unique(rows.instance, return_counts=True)[1].max()))
     for name, log_predicted in predicted.items():
@@ -240,8 +289,7 @@ def plot_regret_by_k(path, rows, predicted):
         axis.plot(range(1, largest + 1), regret, "o-", ms=3, label=name)
     axis.set(xlabel="k schedules measured", ylabel="best of them / fastest of all")
     axis.legend()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    return figure
 
 
 def names_of(rows):

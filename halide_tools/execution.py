@@ -6,7 +6,9 @@ import functools
 import os
 import re
 import sys
+import tempfile
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +39,8 @@ FAST_SHARE = 0.05
 # More of the machine than this used by others while a schedule runs spoils its measurement.
 BACKGROUND_CPU_LIMIT = 0.05
 TICK = 0.01  # seconds in which the system counts the time that processors are busy
+# Of the profiler's report: how many calls it is of, and the milliseconds that a Func took in all of them, or waiting for threads did.
+PROFILED_CALLS, PROFILED_FUNC = re.compile(r"\bruns: (\d+)"), re.compile(r"^\s+(\S.*?):\s+([\d.]+)\s*ms\s+\(")
 UNALIGNED = re.compile(r"host pointer of (\S+) is not aligned to a (\d+) bytes")  # Halide's refusal of a buffer
 
 
@@ -296,14 +300,51 @@ def benchmark(program, seed):
     return Pass(times, batch, round(own / (now - start), 4), round(max(0.0, busy - own - TICK) / ((now - start) * os.cpu_count()), 4))
 
 
-def run_under_profiler(pipeline, spec, seconds):
-    """Run a scheduled `pipeline` for a while; Halide's profiler prints how long each Func took."""
+def printed(work):
+    """What is printed while `work()` runs, by C and C++, too; sent nowhere else."""
+    flush = ctypes.CDLL(None).fflush
+    sys.stdout.flush(), sys.stderr.flush(), flush(None)
+    kept = os.dup(1), os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
+        try:
+            work()
+        finally:
+            flush(None)
+            for number, old in enumerate(kept, 1):
+                os.dup2(old, number), os.close(old)
+        file.seek(0)
+        return file.read().decode(errors="replace")
+
+
+def profile(pipeline, spec, seconds):
+    """{Func: milliseconds a call} of a scheduled `pipeline` that runs for so long under Halide's profiler.
+
+    The profiler looks about once a millisecond at what is running, so only the sum over many calls tells something. A Func that is inlined
+    counts as part of its readers. `waiting for parallel tasks to finish` is one of the keys. Raises ValueError where nothing is reported.
+    """
     target = spec.halide_target().with_feature(hl.TargetFeature.Profile)
     program = Program(pipeline, dataclasses.replace(spec, target=str(target)))
-    program.start(spec.seed)
+    printed(lambda: program.start(spec.seed))  # with a report of a call that is not like the others
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+
+    def calls():
         program()
+        while time.monotonic() < deadline:
+            program()
+
+    return read_profile(printed(calls))
+
+
+def read_profile(text):
+    """What `profile` returns, from one or more reports of Halide's profiler."""
+    calls, totals = sum(map(int, PROFILED_CALLS.findall(text))), Counter()
+    for line in text.splitlines():
+        if found := PROFILED_FUNC.match(line):
+            totals[found[1]] += float(found[2])
+    if not calls or not totals:
+        raise ValueError("Halide's profiler has reported nothing")
+    return {name: total / calls for name, total in totals.items()}
 
 
 def background_cpu_share_now(seconds=0.1):

@@ -48,8 +48,12 @@ from measuring.messages import (
     FindMinimumExtents,
     GoOn,
     LibraryBuilt,
+    LoopNest,
     Measured,
     MinimumExtents,
+    PrintLoopNest,
+    Profile,
+    Profiled,
     Proposed,
     ReferenceRun,
 )
@@ -320,6 +324,13 @@ def _obey(order, program):
             return LibraryBuilt()
         case FindMinimumExtents():
             return MinimumExtents(execution.minimum_extents(program.spec, program.pipeline))
+        case PrintLoopNest():
+            return LoopNest(execution.printed(program.pipeline.print_loop_nest))
+        case Profile():
+            data = _as_data(program.pipeline)
+            labels = {name: label for label, (name, _) in data.names.items()} if data else {}
+            found = execution.profile(program.pipeline, program.spec, order.seconds)
+            return Profiled({labels.get(name, name): ms for name, ms in found.items()})
         case GoOn():
             return Measured(execution.benchmark(program, program.spec.seed))
 
@@ -507,7 +518,7 @@ class Candidate:
         return self.receive(self.deadline - time.monotonic())
 
     def ask(self, order, seconds):
-        """The answer to BuildLibrary or FindMinimumExtents, or Failed."""
+        """The answer to an order of messages, or Failed."""
         self.limit("timeout", "done", seconds)
         self.send(order)
         return self.receive(self.deadline - time.monotonic())

@@ -25,6 +25,18 @@ class FindMinimumExtents:
     """Find the smallest outputs that this candidate's schedule can be called with."""
 
 
+@dataclass(frozen=True)
+class PrintLoopNest:
+    """Tell the loops that this candidate's schedule makes."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Run for so many seconds under Halide's profiler."""
+
+    seconds: float
+
+
 # From the candidate, in this order; Failed may come at any time, and is the last
 
 
@@ -85,6 +97,20 @@ class MinimumExtents:
     """As of execution.minimum_extents: a list for each output."""
 
     extents: list
+
+
+@dataclass(frozen=True)
+class LoopNest:
+    """As Halide prints it."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Profiled:
+    """func_ms : {label of the Func: milliseconds a call}, as of execution.profile."""
+
+    func_ms: dict
 
 
 @dataclass(frozen=True)

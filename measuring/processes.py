@@ -77,7 +77,7 @@ def count(spec, proposal):
         pipeline = spec.build()
         proposal.apply(pipeline, spec)
         found = lowered_features.count_lowered(pipeline, spec)
-    except HALIDE_ERRORS as error:
+    except (*HALIDE_ERRORS, LookupError) as error:
         return failure(error)
     return NOT_COUNTED if found is None else found
 

@@ -7,11 +7,13 @@ import orjson
 import pandas as pd
 import pytest
 from conftest import SMALL, expect_user_error, flags, meta_of, run
+from html_pages import Page, visit
 
 import data_utils
 import train_utils
 from batches import Sequences
 from config import UserError, load_config
+from evaluation import metrics
 
 
 def test_generate_train_evaluate(trained):
@@ -72,13 +74,28 @@ def test_report_agrees_with_its_predictions(trained):
     assert len(pd.read_csv(folder / "run" / "predictions_holdout.csv")) == 8
 
 
+def test_the_page_shows_what_the_report_holds(trained):
+    folder, _ = trained
+    report, page = report_of(folder / "run"), Page((folder / "run" / "report.html").read_text())
+    assert all(table["sortable"] for table in page.tables) and {"Worst misses", "Holdout: applications"} <= set(page.headings)
+    models = {row[0]: row[1:] for row in page.table("model")}
+    assert models == {name: [scores[metric] for metric in metrics.TITLES] for name, scores in report["models"].items()}
+    misses = [[miss["file"], miss["runtime_ms"], miss["predicted_ms"]] for miss in report["worst_misses"]]
+    assert page.table("file", "measured ms") == misses
+    assert [row[0] for row in page.table("name", "stages")] == [line["name"] for line in report["programs"]]
+    assert all(note in page.text for note in report["notes"])
+    visited = visit(folder / "run" / "report.html")
+    assert len(visited["figures"]) == 3 and len(visited["tables"]) == len(page.tables)
+
+
 def test_the_same_seed_gives_the_same_report(trained):
     folder, _ = trained
     again = folder / "again"
     arguments = [f"--run_path={again}", f"--data_path={folder / 'data'}", *SMALL]
     run("train_model.py", *arguments)
     run("evaluate_model.py", *arguments)
-    assert (again / "report.json").read_bytes() == (folder / "run" / "report.json").read_bytes()
+    for name in ("report.json", "report.md", "report.html"):
+        assert (again / name).read_bytes() == (folder / "run" / name).read_bytes()
 
 
 def test_split_by_schedule_reports_the_program_mean(trained, tmp_path):

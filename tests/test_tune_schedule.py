@@ -18,6 +18,7 @@ import orjson
 import pytest
 import torch
 from conftest import BLUR, ROOT, expect_user_error, run
+from html_pages import Page, visit
 
 import train_utils
 from config import usable_cores
@@ -143,6 +144,29 @@ def test_tuning_finds_measures_and_builds_a_schedule(tuned):
     assert len(schedules) >= report["measured"] and len({(s.program, s.instance) for s in schedules}) == 1
     assert all(s.lowered is not None for s in schedules) and {dump.collection for dump in dumps} == {"measurements"}
     assert {"mutated", "hand_written", "mullapudi2016"} <= {s.origin for s in schedules}
+
+
+def test_the_page_shows_what_the_report_holds(tuned):
+    out, report = output_of(tuned), report_of(tuned)
+    record = orjson.loads((out / "measurements" / "narrow_blur" / "program.json").read_bytes())
+    page, explained, winner = Page((out / "report.html").read_text()), report["explained"], report["best"]["key"]
+    assert not explained["left_out"], explained["left_out"]
+    for ms in (report["best_ms"], report["adams2019_ms"], report["hand_written_ms"]):
+        assert f"{ms:.4g} ms" in page.text
+    assert f"{report['speedup']:.4g} times as fast" in page.text and report["target"] in page.text
+    assert page.table("origin", "times it was the fastest so far") and all(table["sortable"] for table in page.tables)
+    assert sum(row[1] for row in page.table("origin", "times it was the fastest so far")) == report["measured"]
+    measured = {k: c["runtime_ms"] for k, c in record["candidates"].items() if k.isdecimal() and "runtime_ms" in c}
+    assert {str(int(row[0])): row[2] for row in page.table("schedule", "measured, ms")} == measured
+    assert {row[0]: row[2] for row in page.table("rival")} == {name: rival["best_ms"] for name, rival in report["rivals"].items()}
+    assert set(explained["loop_nests"]) == set(explained["profile"]) == {"0", winner}
+    assert all(nest.strip() in page.text and "produce" in nest for nest in explained["loop_nests"].values())
+    assert {row[0] for row in page.table("Func")} >= set(explained["profile"][winner])
+    assert (out / "best.schedule.h").read_text() in page.text
+    assert (explained["undone"] is not None) == (report["origin"] == "mutated")
+    if undone := explained["undone"]:
+        assert [row[1] for row in page.table("without")] == [line["ms"] for line in undone["changes"][:3]]
+    assert len(visit(out / "report.html")["figures"]) == 3
 
 
 def test_the_reported_times_are_of_runs_that_chose_nothing(tuned):
@@ -476,7 +500,8 @@ def test_a_change_is_told_as_its_schedule_is_measured(tuned, tmp_path):
 @pytest.mark.parametrize("ms", [1e-4, 0.1704, 5e4])
 def test_equal_runtimes_are_drawn_without_a_warning(tmp_path, ms):
     measured = {"lstm": ["0", "1", "2"], "random": [], "li2018": ["4"]}
-    drawn = SimpleNamespace(runtime_ms=lambda key: ms if key else math.inf, hand_written=None, spec=SimpleNamespace(name="p"))
+    outcomes = {key: {"origin": "adams2019"} for key in "01234"}
+    drawn = SimpleNamespace(runtime_ms=lambda key: ms, baselines=lambda: ["0"], outcomes=outcomes, spec=SimpleNamespace(name="p"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         results.plot_search(tmp_path / "search.png", drawn, measured)

@@ -18,6 +18,7 @@ from tuning.run import ADAMS2019
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
+ORIGIN_COLOURS = {"adams2019": "C0", "mullapudi2016": "C2", "li2018": "C4", "hand_written": "C3", "mutated": "C1"}
 # What Halide's own command line wraps a schedule's directives in, so that a C++ Generator can include it.
 SCHEDULE_HEADER = """#ifndef {name}_SCHEDULE_H
 #define {name}_SCHEDULE_H
@@ -90,26 +91,40 @@ def parameters_of(spec, proposal):
     return {k: str(v) for k, v in ({"parallelism": spec.threads} | proposal.parameters("best.weights")).items()}
 
 
+def draw_search(run, measured):
+    """A figure of the runtimes in the order of measuring: points by origin, and the best so far of each way to choose.
+
+    What the answer must not be slower than, and other autoschedulers, are lines.
+    """
+    figure, axis = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    keys = measured["lstm"]
+    for source, colour in ORIGIN_COLOURS.items():
+        at = [(i, run.runtime_ms(key)) for i, key in enumerate(keys, 1) if run.outcomes[key]["origin"] == source]
+        if at:
+            axis.plot(*zip(*at), "o", ms=4, color=colour, label=source)
+    for name, own in measured.items():
+        best = search.best_so_far(run, own)
+        if own is keys or len(own) > 1:
+            style = {"color": "k", "lw": 1.5, "label": "fastest so far"} if own is keys else {"lw": 1, "label": f"{name}, fastest so far"}
+            axis.step(range(1, len(best) + 1), best, where="post", **style)
+        elif own and own[0] not in keys and math.isfinite(best[0]):
+            axis.axhline(best[0], color=ORIGIN_COLOURS.get(name, "gray"), ls=":", lw=1, label=f"{name}'s choice")
+    for key, name in zip(run.baselines(), ("adams2019", "hand_written")):
+        if math.isfinite(run.runtime_ms(key)):
+            label = "Adams2019's own choice" if key == ADAMS2019 else "the author's schedule"
+            axis.axhline(run.runtime_ms(key), color=ORIGIN_COLOURS[name], ls="--", lw=1, label=label)
+    known = {ms for own in [*measured.values(), run.baselines()] for ms in map(run.runtime_ms, own) if math.isfinite(ms)}
+    axis.set(xlabel="schedules measured", ylabel="ms", yscale="log")
+    if known:  # limits are set, since matplotlib finds none where all values are the same
+        axis.set_ylim(min(known) / 1.1, max(known) * 1.1)
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.set_title(run.spec.name, parse_math=False)
+    axis.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
 def plot_search(path, run, measured):
-    """Best runtime against measurements: a curve for each way to choose, a line for each other autoscheduler and the author."""
-    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
-    curves = {name: search.best_so_far(run, keys) for name, keys in measured.items()}
-    baselines = {"adams2019": run.runtime_ms(ADAMS2019), "hand_written": run.runtime_ms(run.hand_written)}
-    drawn = [ms for ms in (*(ms for best in curves.values() for ms in best), *baselines.values()) if math.isfinite(ms)]
-    axis.set_yscale("log")
-    if drawn:  # limits are set, since matplotlib finds none where all values are the same
-        axis.set_ylim(min(drawn) / 1.1, max(drawn) * 1.1)
-    for name, keys in measured.items():
-        best = curves[name]
-        if len(keys) > 1:
-            axis.plot(range(1, len(best) + 1), best, ".-", label=name)
-        elif keys and math.isfinite(best[0]):
-            axis.axhline(best[0], color="gray", ls={"mullapudi2016": ":", "li2018": "-."}.get(name, "-"), label=name)
-    for (name, ms), line in zip(baselines.items(), ("-", "--")):
-        if math.isfinite(ms):
-            axis.axhline(ms, color="k", lw=0.8, ls=line, label=name)
-    axis.set(xlabel="schedules measured", ylabel="fastest so far, ms", title=run.spec.name)
-    axis.legend()
+    figure = draw_search(run, measured)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

@@ -13,7 +13,7 @@ from measuring.candidate import HandWritten, proposal_of
 from measuring.collection import Plan, ProgramRun
 from measuring.compile_queue import CompileQueue
 from measuring.machine import CAREFUL
-from measuring.messages import BuildLibrary, Failed, FindMinimumExtents, MinimumExtents
+from measuring.messages import BuildLibrary, Failed, FindMinimumExtents, LoopNest, MinimumExtents, PrintLoopNest, Profile
 from measuring.stopwatch import Stopwatch
 
 ADAMS2019, ADAMS2019_SECONDS = "0", 3600  # key of its own choice, and the longest that its search may take
@@ -116,6 +116,27 @@ class TuningRun(ProgramRun):
         self.processes |= {candidate.key: candidate for _, candidate in ready}
         self._keep_the_fastest()
 
+    def measure_interleaved(self, keys):
+        """{key: milliseconds now} of these candidates, interleaved: new ones are measured as by `measure`, the others once more.
+
+        What the record has of the others stays. A new one that compiles to what is there already is measured as that.
+        """
+        new = [key for key in keys if key not in self.outcomes]
+        ready = self._compile(new)
+        self.processes |= {candidate.key: candidate for _, candidate in ready}
+        known = dict.fromkeys(self.outcomes.get(key, {}).get("of", key) for key in keys)
+        again = [key for key in known if key not in new and key in self.measured()]
+        self._revive(again)
+        repeated = [(self, self.processes[key]) for key in again if key in self.processes and not self.processes[key].has_ended]
+        for _, candidate in repeated:
+            candidate.start_over()
+        self.repeated = {}
+        self.stopwatch.measure([*repeated, *ready])
+        self._keep_the_fastest()
+        return {key: self.runtime_ms(key) for key in new if key in self.measured()} | {
+            key: found["runtime_ms"] for key, found in self.repeated.items()
+        }
+
     def _compile(self, keys):
         return CompileQueue({self: keys}, self.workspace.name, self.cores, self.report).run()
 
@@ -178,6 +199,15 @@ class TuningRun(ProgramRun):
         """The smallest outputs that a schedule can be called with, a list for each; None where that can't be told in time."""
         answer = self._ask(key, FindMinimumExtents())
         return answer.extents if isinstance(answer, MinimumExtents) else None
+
+    def loop_nest(self, key):
+        """The loops of a schedule as Halide prints them; None where they can't be had in time."""
+        answer = self._ask(key, PrintLoopNest())
+        return answer.text if isinstance(answer, LoopNest) else None
+
+    def profile(self, key, seconds):
+        """Profiled, of a schedule that runs for so long under Halide's profiler, or Failed."""
+        return self._ask(key, Profile(seconds))
 
     def _ask(self, key, order):
         self._revive([key])

@@ -1,6 +1,7 @@
 """Buffers as pipelines demand them, compiled programs, and the smallest outputs that they can be called with."""
 
 import dataclasses
+import os
 
 import halide as hl
 import numpy as np
@@ -34,6 +35,47 @@ def test_a_compiled_schedule_computes_what_the_reference_does(blur):
     one_pass = execution.benchmark(program, 0)
     assert len(one_pass.batch_ms) >= 1 and 0 < one_pass.ms < 1000
     assert sum(one_pass.batch_ms) * one_pass.batch >= 1000 * (execution.PASS_SECONDS - execution.BATCH_SECONDS)
+
+
+REPORTS = """
+f_1
+ total time: 8.000000 ms  samples: 7  runs: 2  time per run: 4.000000 ms
+ average threads used: 1.900000
+ heap allocations: 64  peak heap usage: 196608 bytes
+    halide_malloc:                             0.500ms ( 6.2%)   threads: 0.000
+    waiting for parallel tasks to finish:      1.000ms (12.5%)   threads: 0.629
+    f$1:                                       2.500ms (31.2%)   threads: 2.000  stack: 32
+    g_in_f$1$0:                                4.000ms (50.0%)   peak: 196608   num: 64        avg: 98304
+f_1
+ total time: 4.000000 ms  samples: 3  runs: 2  time per run: 2.000000 ms
+    f$1:                                       4.000ms (100.0%)
+"""
+
+
+def test_reports_of_the_profiler_are_averaged_over_the_calls():
+    assert execution.read_profile(REPORTS) == {
+        "halide_malloc": 0.125, "waiting for parallel tasks to finish": 0.25, "f$1": 1.625, "g_in_f$1$0": 1.0,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="profiler"):
+        execution.read_profile("nothing of it")
+
+
+def test_the_profiler_tells_where_the_time_goes_and_prints_nothing(capfd):
+    cheap, dear = hl.Func("cheap"), hl.Func("dear")
+    cheap[x, y] = hl.f32(x + y)
+    value = cheap[x, y]
+    for _ in range(20):
+        value = hl.sin(value) + hl.exp(value) * hl.f32(0.1)
+    dear[x, y] = value
+    cheap.compute_root()
+    dear.set_estimates([(0, 256), (0, 256)])
+    capfd.readouterr()
+    found = execution.profile(hl.Pipeline(dear), HOST, 0.5)
+    names = {name.split("$")[0]: ms for name, ms in found.items()}
+    assert {"cheap", "dear"} <= set(names) and names["dear"] > names["cheap"] >= 0
+    assert execution.printed(lambda: os.system("echo from elsewhere")) == "from elsewhere\n"
+    print("and this is seen again")
+    assert capfd.readouterr() == ("and this is seen again\n", "")
 
 
 def test_buffers_begin_at_distances_drawn_anew():
