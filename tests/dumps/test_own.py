@@ -14,7 +14,7 @@ from dumps import own
 from dumps.files import ArchiveReader, Dump, Unusable
 from features import LOWERED, SCHEDULE_FEATURES, featurize
 
-COUNTS = {"stores": [1, 2, 3], "points_stored": [8, 16, 24]}
+COUNTS = {"bytes_stored": [1, 2, 3], "points_stored": [8, 16, 24]}
 KINDS = dict.fromkeys(LOWERED, [0, 0, 0]) | COUNTS
 
 
@@ -51,7 +51,7 @@ def test_program_and_instance_are_those_of_a_sample_and_the_schedule_is_its_lowe
     assert not mine.has_schedule_features and sample.has_schedule_features and sample.lowered_hash is None
     sizes = SCHEDULE_FEATURES.index("points_computed_minimum")
     assert (mine.schedule_features[:, sizes] == 1024).all() and not np.delete(mine.schedule_features, sizes, 1).any()
-    assert mine.lowered[:, LOWERED.index("stores")].tolist() == [1, 2, 3] and mine.calls.sum() == 3
+    assert mine.lowered[:, LOWERED.index("bytes_stored")].tolist() == [1, 2, 3] and mine.calls.sum() == 3
     other_size = parse(own_bytes(make_stages(3, 1, size=512)), "x.schedule.json")
     assert other_size.program == mine.program and other_size.instance != mine.instance
     assert np.isfinite(featurize([mine, sample])[0]).all()
@@ -68,10 +68,10 @@ def test_it_is_recognised_by_content_and_says_when_nothing_was_measured():
 
 def test_counts_of_another_version_are_no_counts():
     tree = orjson.loads(own_bytes(make_stages()))
-    del tree["lowered"]["counts"]["stores"]
+    del tree["lowered"]["counts"]["bytes_stored"]
     assert parse(orjson.dumps(tree), "x.json").lowered is None, "a kind was not counted: 0 would be wrong"
-    tree["lowered"]["counts"] |= {"stores": [1, 2, 3], "of a later version": [9, 9, 9]}
-    assert parse(orjson.dumps(tree), "x.json").lowered[:, LOWERED.index("stores")].tolist() == [1, 2, 3]
+    tree["lowered"]["counts"] |= {"bytes_stored": [1, 2, 3], "of a later version": [9, 9, 9]}
+    assert parse(orjson.dumps(tree), "x.json").lowered[:, LOWERED.index("bytes_stored")].tolist() == [1, 2, 3]
 
 
 def damaged(change):
@@ -97,8 +97,8 @@ def damaged(change):
         (lambda t: t["lowered"].update(hash="ffffffffffffffffff"), "missing_field"),
         (lambda t: t["lowered"].update(hash="words"), "missing_field"),
         (lambda t: t["lowered"].update(counts=[1]), "missing_field"),
-        (lambda t: t["lowered"]["counts"].update(stores=[1, 2]), "bad_feature"),
-        (lambda t: t["lowered"]["counts"].update(stores=[1, -2, 3]), "bad_feature"),
+        (lambda t: t["lowered"]["counts"].update(bytes_stored=[1, 2]), "bad_feature"),
+        (lambda t: t["lowered"]["counts"].update(bytes_stored=[1, -2, 3]), "bad_feature"),
         (lambda t: t["lowered"].update(counts={kind: [1, 2] for kind in LOWERED}), "missing_field"),
         (lambda t: t["program"].update(stages=["out"]), "missing_field"),
         (lambda t: t["program"].update(sizes=[1, 2]), "bad_feature"),

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from halide_tools import lowered_code, schedules
+from halide_tools import lowered_features, schedules
 from halide_tools.directives import Created
 from halide_tools.program_rows import of_program, stage_labels
 from halide_tools.programs import HOST, find_programs, functions
@@ -17,7 +17,7 @@ def mat_mul():
 
 
 def counted(pipeline, labels, names, created):
-    found = lowered_code.count_lowered(pipeline, HOST)
+    found = lowered_features.count_lowered(pipeline, HOST)
     return found, of_program(pipeline, labels, names, created, found)
 
 
