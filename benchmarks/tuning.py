@@ -27,7 +27,7 @@ from common import chosen_files
 
 from config import Config, UserError, load_config, make_folder, run_script
 
-RIVALS = ("random", "adams2019_retrained", "mullapudi2016", "li2018")
+RIVALS = ("random", "random_changes", "adams2019_retrained", "mullapudi2016", "li2018")
 
 
 class TuningConfig(Config):
@@ -95,7 +95,7 @@ def table(reports):
 def comparison(reports):
     """How soon each way to choose came near the fastest known: a line each."""
     lines = []
-    for name in ("lstm", "random", "adams2019_retrained"):
+    for name in ("lstm", "random", "random_changes", "adams2019_retrained"):
         needed = [report["within_5_percent"][name] or math.inf for report in reports if name in report["within_5_percent"]]
         if needed:
             median = f"{np.median(needed):g} measurements" if np.isfinite(np.median(needed)) else "more than were made"
@@ -107,7 +107,7 @@ def comparison(reports):
 def plot(path, reports):
     """Speed-up over Adams2019 against measurements, the geometric mean over applications."""
     figure, axis = plt.subplots(figsize=(5, 3.5), layout="constrained")
-    for name, label in (("lstm", "tuned"), ("random", "random choice"), ("adams2019_retrained", "Adams2019 retrained")):
+    for name, label in (("lstm", "tuned"), ("random", "random choice"), ("random_changes", "random changes"), ("adams2019_retrained", "Adams2019 retrained")):
         curves = [(r, r["search"] if name == "lstm" else r["rivals"].get(name, {}).get("search")) for r in reports]
         curves = [(r, curve) for r, curve in curves if curve]
         length = max((len(curve) for _, curve in curves), default=0)
