@@ -107,7 +107,8 @@ def comparison(reports):
 def plot(path, reports):
     """Speed-up over Adams2019 against measurements, the geometric mean over applications."""
     figure, axis = plt.subplots(figsize=(5, 3.5), layout="constrained")
-    for name, label in (("lstm", "tuned"), ("random", "random choice"), ("random_changes", "random changes"), ("adams2019_retrained", "Adams2019 retrained")):
+    labels = {"lstm": "tuned", "random": "random choice", "random_changes": "random changes", "adams2019_retrained": "Adams2019 retrained"}
+    for name, label in labels.items():
         curves = [(r, r["search"] if name == "lstm" else r["rivals"].get(name, {}).get("search")) for r in reports]
         curves = [(r, curve) for r, curve in curves if curve]
         length = max((len(curve) for _, curve in curves), default=0)
