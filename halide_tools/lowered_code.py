@@ -172,7 +172,8 @@ class Translation:
             self.emit(f"for _ in loop(({number}, {found[1]!r}), lambda: {self.scalar(start)}, lambda: {self.scalar(extent)}):")
             return stage_of(found[1])
         if found := re.match(r"(?:\} else )?if \((.*)\) \{", line):
-            self.emit(f"{'elif' if line.startswith('}') else 'if'} may_hold(lambda: {self.scalar(found[1])}):")
+            is_first = not line.startswith("}")
+            self.emit(f"{'if' if is_first else 'elif'} may_hold(lambda: {self.scalar(found[1], is_first)}):")
             return None
         self.emit("else:" if line == "} else {" else "if True:")
         found = re.match(r"produce (\S+) \{", line)
@@ -200,6 +201,7 @@ class Translation:
     def let(self, name, text):
         parser = self.parser(text)
         value = parser.expression()
+        self.assign_named(parser)
         if value.type != INDEX or value.loads:
             python = None if value.loads or value.python is None else f"variables[{name!r}]"
             self.names[name] = Value(value.type, python, value.dims, value.is_affine, value.is_product)
@@ -215,6 +217,7 @@ class Translation:
             return
         parser.at += 1
         value = parser.expression()
+        self.assign_named(parser)
         bits = self.buffers.get(buffer, INDEX).bits
         self.note(parser, value, Load(buffer, index.python, index.dims, index.is_scattered, index.type.lanes, bits, self.predicate))
         self.predicate = None
@@ -241,12 +244,21 @@ class Translation:
     def parser(self, text):
         return Parser(text, self.names, self.buffers, self.vector_bits)
 
-    def scalar(self, text):
-        """Python for a scalar expression, "None" where it can't be told."""
+    def scalar(self, text, can_assign=True):
+        """Python for a scalar expression, "None" where it can't be told; what it names is assigned before, where that can be."""
+        parser = self.parser(text)
         try:
-            return self.parser(text).expression().python or "None"
+            python = parser.expression().python or "None"
         except NotUnderstood:
             return "None"
+        if parser.named and not can_assign:
+            return "None"
+        self.assign_named(parser)
+        return python
+
+    def assign_named(self, parser):
+        for name, python in parser.named:
+            self.emit(f"assign({name!r}, lambda: {python})")
 
     def loop(self, name, is_parallel):
         self.loops.append((name, is_parallel))

@@ -30,7 +30,7 @@ FUNCTION_OPERATIONS = {"exp": 14, "log": 18, "pow": 40, "fast_exp": 12, "fast_lo
 FUNCTION_LATENCY = {"exp": 45, "log": 50, "pow": 100, "fast_exp": 40, "fast_log": 40, "fast_pow": 80}
 LOAD_LATENCY = 5
 LIBRARY_LATENCY = 60  # of a call of the C library, which is one for each lane
-MAX_PYTHON = 2000  # characters of what a `let` names, which is written out wherever it is used
+MAX_PYTHON = 200  # characters of what a `let` names, up to which it is written out wherever it is used
 SHUFFLES = {"slice_vectors", "interleave_vectors", "concat_vectors", "extract_element", "mux"}
 FREE = {"likely", "likely_if_innermost", "promise_clamped", "unsafe_promise_clamped", "reinterpret", "strict_float"}
 
@@ -89,9 +89,8 @@ class Value:
         cycles = {}
         for load, latency in self.loads:
             cycles[load] = max(cycles.get(load, 0), latency)
-        python = None if self.python is None or len(self.python) > MAX_PYTHON else self.python
         dims = None if self.dims is None or any(len(stride) > MAX_PYTHON for stride, _ in self.dims) else self.dims
-        return dataclasses.replace(self, python=python, dims=dims, loads=[[load, latency] for load, latency in cycles.items()])
+        return dataclasses.replace(self, dims=dims, loads=[[load, latency] for load, latency in cycles.items()])
 
 
 class NotUnderstood(Exception):
@@ -109,6 +108,8 @@ def parse_type(text):
 class Parser:
     """Parses one statement; `counts` {kind: native vectors or scalars} of operations, and `found`, its Loads in order.
 
+    named : [(name, Python source)] of what has to be known by these names, in this order, before what was parsed is evaluated.
+
     names : {name: Value} of what `let` has named before and is no plain index. buffers : {name: Type of its elements}.
     """
 
@@ -116,7 +117,7 @@ class Parser:
         self.tokens = [(number or string or name or other, bool(number), bool(name)) for number, string, name, other in TOKEN.findall(text)]
         self.tokens.append(("", False, False))
         self.at, self.names, self.buffers, self.vector_bits = 0, names, buffers, vector_bits
-        self.counts, self.found = Counter(), []
+        self.counts, self.found, self.named = Counter(), [], []
 
     def take(self, wanted):
         if self.tokens[self.at][0] != wanted:
@@ -198,6 +199,9 @@ class Parser:
         self.take("=")
         value = self.expression()
         self.take("in")
+        if value.python is not None and len(value.python) > MAX_PYTHON:
+            self.named.append((name, value.python))
+            value = dataclasses.replace(value, python=f"variables[{name!r}]")
         outer = self.names
         self.names = outer | {name: value.shortened()}
         body = self.expression()

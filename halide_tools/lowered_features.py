@@ -6,6 +6,7 @@ from the strides of their addresses, which a lowered_code.Run tells. `count_lowe
 """
 
 import math
+import sys
 from collections import Counter, defaultdict
 
 import halide as hl
@@ -37,6 +38,7 @@ VECTOR_KINDS = {
 SCALAR_KINDS = {"index": "index_instructions", "library": "library_calls"}  # all others: scalar_instructions
 
 
+DEEPEST = 20_000  # calls inside each other: a few for each of the `let`s that are nested in an expression, of which there may be hundreds
 # Nested deeper than Python allows, or written as no code seen so far: the schedule is worth keeping all the same.
 NOT_COUNTABLE = (
     AttributeError, LookupError, MemoryError, NameError, NotUnderstood, RecursionError, SyntaxError, TooLong, TypeError, ValueError,
@@ -63,11 +65,15 @@ def count_text(lowered, values_of, stages, vector_bits, cores):
     values_of : gives what is known of its arguments, from their names, as lowered_code.known_values does. vector_bits : of a native
     vector. cores : that run tasks.
     """
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(limit, DEEPEST))
     try:
         translation = Translation(lowered, vector_bits)
         run = Run(*values_of(translation.arguments), translation, cores)
     except NOT_COUNTABLE:
         return None
+    finally:
+        sys.setrecursionlimit(limit)
     if not run.all_known:
         return None
     totals = Costs(run, translation, stages).count()

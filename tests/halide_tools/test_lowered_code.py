@@ -89,6 +89,9 @@ def test_nested_lets_take_no_more_time_than_their_text():
     for first in ("b[0]", "n"):  # a load, and an address
         text = f"let t0 = {first} in " + "".join(f"(let t{i} = (t{i - 1} + t{i - 1}) in " for i in range(1, 60)) + "f[t59]" + ")" * 59
         assert of_text("external func f (n) {", "produce f {", f"f[0] = {text}", "}", "}", n=3) == {("f", 0): 1, ("f", 1): 0}
+    text = "let t0 = n in " + "".join(f"(let t{i} = (t{i - 1} + 1) in " for i in range(1, 400)) + "t399" + ")" * 399
+    found = of_text("external func f (n) {", f"for (f.s0.x, 0, {text}) {{", "f[f.s0.x] = 1", "}", "}", n=3)
+    assert found == {("f", 0): 402, ("f", 1): 0}, "however long and deep it is, what it says is known"
 
 
 def test_counting_gives_up_where_it_would_take_too_long(monkeypatch):
