@@ -118,7 +118,7 @@ class CostModel(nn.Module):
         """Log milliseconds of each stage by the linear model, (B, T)."""
         events = torch.exp(features[:, :, self.cost_columns].clamp(0, 80)) - 1  # (B, T, K); ONNX knows no expm1, and these are counts
         has_counts, has_schedule, *parallel = (features[:, :, column] > 0 for column in (*self.flag_columns, *self.parallel_columns))
-        parallel = torch.where(has_counts, parallel[1], parallel[0])
+        parallel = has_counts & parallel[1] | ~has_counts & parallel[0]  # ONNX Runtime has no Where of booleans
         without_counts, both, counts_alone = (
             torch.where(parallel, events @ weights[1], events @ weights[0]) + floor for weights, floor in zip(self.event_ms, self.floor_ms)
         )

@@ -75,8 +75,11 @@ def count(spec, proposal):
     """What lowered_features.count_lowered finds in the code of a proposal, neither compiled nor run; Failed where Halide can't lower it."""
     try:
         pipeline = spec.build()
-        proposal.apply(pipeline, spec)
-        found = lowered_features.count_lowered(pipeline, spec)
+        if isinstance(proposal, mutations.Edited):
+            _, found = count_from_data(Schedule.from_json(proposal.text), pipeline, spec)
+        else:
+            proposal.apply(pipeline, spec)
+            found = lowered_features.count_lowered(pipeline, spec)
     except (*HALIDE_ERRORS, LookupError) as error:
         return failure(error)
     return NOT_COUNTED if found is None else found

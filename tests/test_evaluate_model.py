@@ -35,7 +35,14 @@ def test_generate_train_evaluate(trained):
     assert log.epoch.tolist() == [1, 2, 3] and log.val_mse_log.notna().all()
 
     report = orjson.loads((run_path / "report.json").read_bytes())
-    assert set(report["models"]) == {"lstm", "lstm_without_lowered_counts", "constant", "hist_gradient_boosting", "adams2019"}
+    assert set(report["models"]) == {
+        "lstm",
+        "lstm_without_lowered_counts",
+        "lstm_lowered_counts_alone",
+        "constant",
+        "hist_gradient_boosting",
+        "adams2019",
+    }
     assert report["models"]["lstm"] != report["models"]["lstm_without_lowered_counts"]
     assert "8 schedules" in report["left_out"]["adams2019_retrained"]
     names = {

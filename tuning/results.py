@@ -97,6 +97,10 @@ def draw_search(run, measured):
     What the answer must not be slower than, and other autoschedulers, are lines.
     """
     figure, axis = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    known = {ms for own in [*measured.values(), run.baselines()] for ms in map(run.runtime_ms, own) if math.isfinite(ms)}
+    axis.set(xlabel="schedules measured", ylabel="ms", yscale="log")
+    if known:  # limits are set, since matplotlib finds none where all values are the same
+        axis.set_ylim(min(known) / 1.1, max(known) * 1.1)
     keys = measured["lstm"]
     for source, colour in ORIGIN_COLOURS.items():
         at = [(i, run.runtime_ms(key)) for i, key in enumerate(keys, 1) if run.outcomes[key]["origin"] == source]
@@ -113,10 +117,6 @@ def draw_search(run, measured):
         if math.isfinite(run.runtime_ms(key)):
             label = "Adams2019's own choice" if key == ADAMS2019 else "the author's schedule"
             axis.axhline(run.runtime_ms(key), color=ORIGIN_COLOURS[name], ls="--", lw=1, label=label)
-    known = {ms for own in [*measured.values(), run.baselines()] for ms in map(run.runtime_ms, own) if math.isfinite(ms)}
-    axis.set(xlabel="schedules measured", ylabel="ms", yscale="log")
-    if known:  # limits are set, since matplotlib finds none where all values are the same
-        axis.set_ylim(min(known) / 1.1, max(known) * 1.1)
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_title(run.spec.name, parse_math=False)
     axis.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))

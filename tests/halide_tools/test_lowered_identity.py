@@ -29,7 +29,7 @@ def test_names_are_numbered_and_nothing_else():
 def test_temporaries_get_numbers_that_sort_by_age():
     lowered_identity.skip_short_numbers()
     numbers = re.findall(r"\bt(\d+)\b", str(hl.fast_log(hl.f32(hl.Var("x")))))
-    assert numbers and {len(number) for number in numbers} == {5}
+    assert numbers and len({len(number) for number in numbers}) == 1 and int(min(numbers, key=int)) >= lowered_identity.FIRST_NUMBER
 
 
 @pytest.mark.parametrize("proposal", [Proposal.draw(0, 1), OtherAutoscheduler("Mullapudi2016"), OtherAutoscheduler("Li2018")])

@@ -357,7 +357,7 @@ def test_a_dump_of_our_own_needs_the_programs_features(tmp_path, monkeypatch):
     start = [Proposed(b"", "", 0.1, {"stages": ["f", "g"], "calls": {"exp": [1, 0]}}), Compiled(0.1), ReferenceRun({})]
     featurized = Featurized(make_stages(5, n_stages=2).tobytes())
     for name, last in (("has", featurized), ("has not", Failed("no_legal_state", "Ran out of legal states"))):
-        Actor(monkeypatch, {"reference": [[*start, last]], "0": [steps("a")], "1": [own_steps("{}", 8, {"stores": [1, 2]})]})
+        Actor(monkeypatch, {"reference": [[*start, last]], "0": [steps("a")], "1": [own_steps("{}", 8, {"bytes_stored": [1, 2]})]})
         run_ = ProgramRun(ProgramSpec("p", 1), plan(tmp_path / name, origins=("adams2019", "mutated")))
         ready = CompileQueue({run_: ["0", "1"]}, tmp_path, 2).run()
         assert not run_.failed, "the reference itself has run"
