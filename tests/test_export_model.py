@@ -15,7 +15,7 @@ from batches import Sequences
 from config import usable_cores
 from dumps.files import iter_dumps
 from dumps.parsing import parse_dump
-from evaluation import adams2019, intervals
+from evaluation import adams2019
 from features import FEATURES, featurize
 from halide_tools.autoschedulers import WithWeights, baseline_weights, read_weights
 from halide_tools.programs import find_programs
@@ -42,7 +42,7 @@ def test_onnx_gives_the_predictions_of_pytorch(tmp_path):
         expected = model(features, lengths).mean(0).exp().detach().numpy()
         got = session.run(names, {"features": features.numpy(), "lengths": lengths.numpy()})
         assert np.allclose(got[0], expected, rtol=1e-4, atol=0)
-        factor = np.exp(intervals.errors_of(meta, True)["log_half_width"])
+        factor = np.exp(meta["errors"]["all"]["log_half_width"])
         assert np.allclose(got[1], expected / factor, rtol=1e-4, atol=0) and np.allclose(got[2], expected * factor, rtol=1e-4, atol=0)
 
 

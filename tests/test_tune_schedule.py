@@ -334,11 +334,13 @@ def test_threads_and_target_hold_for_schedules_code_measurements_and_records(tmp
     measured = {key: c for key, c in record["candidates"].items() if key.isdecimal() and c["outcome"] == "measured"}
     parallel = {key: ".parallel(" in (folder / f"{key.zfill(3)}.schedule.h").read_text() for key in measured}
     assert parallel["0"] == (threads > 1) and (threads > 1 or not any(parallel.values()))
-    assert report["best"]["autoscheduler_params"].get("parallelism") == str(threads)
+    assert report["best"]["autoscheduler_params"].get("parallelism", str(threads)) == str(threads)  # a changed schedule has none
     column = SCHEDULE_FEATURES.index("native_vector_size")
     for dump in folder.glob("*.sample"):
         stages = np.frombuffer(dump.read_bytes()[:-12], "<f4").reshape(-1, STAGE_BYTES // 4)
-        assert (stages[:, column] == (8 if "avx" in resolved else 4)).all(), "the featurization was made for another target"
+        assert (stages[:, column] == hl.Target(target).natural_vector_size(hl.Float(32))).all(), (
+            "the featurization was made for another target"
+        )
 
     # Code: wide registers and calls of the thread pool where they were asked for, and nowhere else.
     if shutil.which("objdump"):
@@ -346,7 +348,7 @@ def test_threads_and_target_hold_for_schedules_code_measurements_and_records(tmp
         assert bool(AVX.search(listing)) == ("avx" in resolved), "Halide's runtime is for the same target, too"
         sections = listing.split("Disassembly of section ")
         code = "".join(section for section in sections if "floats" in section.partition("\n")[0])
-        assert bool(re.search(r"\tvsqrtps .*%ymm", code)) == ("avx" in resolved) and re.search(r"\tv?sqrtps ", code)
+        assert bool(re.search(r"\tvsqrtps .*%[yz]mm", code)) == ("avx" in resolved) and re.search(r"\tv?sqrtps ", code)
         assert ("halide_do_par_for" in code) == parallel[report["best"]["key"]]
 
     # Measurements.
