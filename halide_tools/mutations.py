@@ -88,6 +88,15 @@ def several(schedule, facts, n, rng, weights=None):
     return schedule, kinds
 
 
+def serial(schedule):
+    """The same without parallel loops, for a single thread."""
+    for label, func in schedule.funcs.items():
+        for k, stage in enumerate(func.stages):
+            loops = tuple(loop._replace(mark="serial") if loop.mark == "parallel" else loop for loop in stage.loops)
+            schedule = _replace_stage(schedule, label, k, loops=loops)
+    return schedule
+
+
 # Parts of a schedule
 
 
@@ -535,7 +544,7 @@ class Mutated:
         changed, kinds = several(schedule, known, self.changes, rng)
         if not kinds:
             raise NoChange("no kind of change applies to it")
-        return changed
+        return serial(changed) if spec.threads == 1 else changed
 
 
 @dataclass(frozen=True)

@@ -140,6 +140,7 @@ def edit(spec, wanted):
         kinds += more
         if not kinds:
             return Failed("no_change", "no kind of change applies to it")
+        schedule = mutations.serial(schedule) if spec.threads == 1 else schedule
         number, found = count_from_data(schedule, pipeline, spec)
     except (*HALIDE_ERRORS, LookupError) as error:
         return failure(error)
