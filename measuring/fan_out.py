@@ -2,6 +2,7 @@
 
 import _thread
 import contextlib
+import signal
 import threading
 from pathlib import Path
 
@@ -94,6 +95,10 @@ def _watched(client, where):
                 return
 
     watcher = threading.Thread(target=watch, daemon=True)
+    # What a script has started in the background ignores interrupts, and would ignore the watcher's, too.
+    is_deaf = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    if is_deaf:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     watcher.start()
     try:
         yield
@@ -108,3 +113,5 @@ def _watched(client, where):
     finally:
         done.set()
         watcher.join(CONNECT_SECONDS)
+        if is_deaf:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -61,7 +62,15 @@ def wait_for(condition, seconds=100):
         time.sleep(0.1)
 
 
-def test_a_worker_started_anywhere_finds_the_project(cluster, monkeypatch):
+@pytest.fixture(params=[signal.default_int_handler, signal.SIG_IGN], ids=["foreground", "background"])
+def interrupts(request):
+    """As of a process that a person has started, and of one that a script has started in the background."""
+    before = signal.signal(signal.SIGINT, request.param)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_worker_started_anywhere_finds_the_project(cluster, interrupts, monkeypatch):
     """It reads dumps; one that comes later does so, too; and when the last one leaves, that is one line."""
     address, worker = cluster
     config = load_config(argv=[*CONFIG, address])
