@@ -34,11 +34,9 @@ from dumps.companions import COLLECTION_FILE, HASH, LOWERED_SUFFIX, PROGRAM_FILE
 from dumps.parsing import hex_id
 from halide_tools import lowered_features
 from halide_tools.autoschedulers import Proposal
-from halide_tools.buffers import lowered_text
-from halide_tools.lowered_identity import lowered_hash
 from halide_tools.programs import ProgramSpec, find_programs
 from measuring.candidate import HALIDE_ERRORS, failure, hash_of
-from measuring.processes import prepare_worker
+from measuring.processes import count_scheduled, prepare_worker
 
 SPAWN = multiprocessing.get_context("spawn")
 SECONDS = 120  # for a schedule to be found again, lowered and counted
@@ -98,8 +96,7 @@ def count_schedule(spec, proposal, expected):
         pipeline = spec.build()
         if hash_of(*proposal.apply(pipeline, spec)) != expected:
             return "another schedule comes out"
-        number = lowered_hash(lowered_text(pipeline, spec.halide_target(), keep=True))
-        counts = lowered_features.count_lowered(pipeline, spec)
+        number, counts = count_scheduled(pipeline, spec)
     except HALIDE_ERRORS as error:
         return failure(error).reason
     return "not countable" if counts is None else lowered_features.as_dict(counts) | {HASH: hex_id(number)}

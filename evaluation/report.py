@@ -42,7 +42,8 @@ def part_report(rows, table, predicted, meta, config, half_widths):
         return {name: metrics.all_metrics(rows.instance[at], log_runtime[at], p) for name, p in told.items()}
 
     origins = table.get("origin", pd.Series(DEFAULT_ORIGIN, table.index))
-    components = meta["errors"]["all" if "without_counts" not in rows.inputs else "without_counts"]["offset_variance"]
+    inputs, counts = np.unique(rows.inputs, return_counts=True)
+    components = meta["errors"][inputs[counts.argmax()]]["offset_variance"]  # of what most rows come with
     return {
         "models": scores(slice(None)),
         "origins": {

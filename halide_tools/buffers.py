@@ -25,7 +25,6 @@ STEPS = (1, 7919, 31337, 11113, 50021, 23789, 60169, 43711)
 # Bytes that output memory holds before two runs: a point that holds first the one and then the other was never written.
 PATTERNS = (0xA5, 0x5A)
 TYPE_CODES = {"int": 0, "uint": 1, "float": 2, "bfloat": 4}  # of halide_type_t
-MAX_BYTES = 2**31 - 1  # of one buffer, without the target feature large_buffers
 # Of random integers, beyond 16 bits: such inputs are counts, sums and indices, and their products should fit.
 WIDE_SIGNED, WIDE_UNSIGNED = 4096, 65535
 FILL_CHUNK = 2**22  # points filled at a time

@@ -220,7 +220,7 @@ def _scheduled(task):
         pipeline = spec.build_hand_scheduled()
         if pipeline is None:
             raise NoSchedule("its author wrote no schedule")
-        data = _as_data(pipeline)
+        data = as_data(pipeline)
         if data is None or not isinstance(labels, list):
             return Scheduled(pipeline, b"", "", "")
         names = {label: name for label, (name, _) in data.names.items()}
@@ -228,9 +228,9 @@ def _scheduled(task):
     pipeline = spec.build()
     if isinstance(proposal, StoredSchedule):
         return Scheduled(pipeline, b"", source, proposal.text, apply_from_data(schedules.Schedule.from_json(proposal.text), pipeline))
-    unscheduled = _as_data(pipeline) if task.as_data else None
+    unscheduled = as_data(pipeline) if task.as_data else None
     found = proposal.apply(pipeline, spec)
-    data = _as_data(pipeline, unscheduled) if task.as_data else None
+    data = as_data(pipeline, unscheduled) if task.as_data else None
     return Scheduled(pipeline, *found, data.to_json() if data else "")
 
 
@@ -239,9 +239,9 @@ def _search(proposal, spec):
     if isinstance(proposal, Mutated):
         return "", proposal.find(spec).to_json()
     pipeline = spec.build()
-    unscheduled = _as_data(pipeline)
+    unscheduled = as_data(pipeline)
     _, source = proposal.apply(pipeline, spec)
-    data = _as_data(pipeline, unscheduled)
+    data = as_data(pipeline, unscheduled)
     if data is None and ".rfactor(" in source:  # of loops that were split before: the text alone tells
         data = read_source(source, spec.build(), unscheduled)
     return source, data.to_json() if data else ""
@@ -259,7 +259,7 @@ def _schedule_reference(task):
     return Scheduled(pipeline, b"", "", ""), Proposed(b"", "", 0.0, description | hint)
 
 
-def _as_data(pipeline, unscheduled=None):
+def as_data(pipeline, unscheduled=None):
     """schedules.Schedule of a pipeline, None where it can't be kept so: it is searched for once more when it is asked for again."""
     try:
         return schedules.read(pipeline, unscheduled)
@@ -327,7 +327,7 @@ def _obey(order, program):
         case PrintLoopNest():
             return LoopNest(execution.printed(program.pipeline.print_loop_nest))
         case Profile():
-            data = _as_data(program.pipeline)
+            data = as_data(program.pipeline)
             labels = {name: label for label, (name, _) in data.names.items()} if data else {}
             found = execution.profile(program.pipeline, program.spec, order.seconds)
             return Profiled({labels.get(name, name): ms for name, ms in found.items()})
@@ -341,23 +341,14 @@ def _send_from_fork(connection, work):
     Where the memory, stacks and threads of a process happen to lie makes one and the same schedule up to a quarter slower for as long as
     the process lives. A fork draws them anew, and gives its buffers back: a hundred candidates wait side by side.
     """
-    pid = os.fork()
-    if not pid:
-        code = 1
-        try:
-            _die_with_parent()
-            execution.keep_memory()
-            try:
-                message = work()
-            except HALIDE_ERRORS as error:
-                message = failure(error)
-            connection.send(message)
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    _die_as(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+    def with_its_own_memory():
+        execution.keep_memory()
+        return work()
+
+    message, exit_code = _from_fork(with_its_own_memory)
+    _die_as(exit_code)
+    connection.send(message)
 
 
 def _die_as(exit_code):

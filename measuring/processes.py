@@ -11,14 +11,14 @@ import numpy as np
 from pebble import ProcessExpired, ProcessPool
 
 from config import usable_cores
-from halide_tools import lowered_features, mutations, schedules
+from halide_tools import lowered_features, mutations
 from halide_tools.autoschedulers import Proposal
 from halide_tools.buffers import lowered_text
 from halide_tools.lowered_identity import lowered_hash
 from halide_tools.program_rows import apply_from_data
 from halide_tools.programs import describe_stages
 from halide_tools.schedules import Schedule
-from measuring.candidate import HALIDE_ERRORS, Candidate, failure, failure_of_process, limit_memory
+from measuring.candidate import HALIDE_ERRORS, Candidate, as_data, failure, failure_of_process, limit_memory
 from measuring.messages import Failed
 
 NOT_COUNTED = Failed("not_counted", "what its lowered code does can't be told")
@@ -96,10 +96,12 @@ def featurize_author(spec, _):
         featurization, _ = Proposal.draw(spec.seed, 0).apply(spec.build(), spec)
         written = spec.build_hand_scheduled()
         fresh = spec.build()
-        number, counts = count_from_data(schedules.read(fresh if written is None else written), fresh, spec)
+        data = as_data(fresh if written is None else written)
+        # What can't be kept as data (specialize, say) is counted as it comes.
+        number, counts = count_scheduled(written, spec) if data is None else count_from_data(data, fresh, spec)
     except (*HALIDE_ERRORS, LookupError) as error:
         return failure(error)
-    if counts is None:
+    if counts is None or len(counts) != len(described["stages"]):
         return NOT_COUNTED
     found = {"featurization": featurization, "stages": described["stages"], "calls": described["calls"]}
     return found | {"counts": counts, "hash": number, "is_written": written is not None}
@@ -108,9 +110,14 @@ def featurize_author(spec, _):
 def count_from_data(schedule, pipeline, spec):
     """(Hash of the lowered code, counts in it or None) of a fresh pipeline, a row for each of its stages, with a schedule that is data."""
     of_program = apply_from_data(schedule, pipeline)
-    number = lowered_hash(lowered_text(pipeline, spec.halide_target(), keep=True))
-    counts = lowered_features.count_lowered(pipeline, spec)
+    number, counts = count_scheduled(pipeline, spec)
     return number, None if counts is None else of_program(counts)
+
+
+def count_scheduled(pipeline, spec):
+    """(Hash of the lowered code, counts in it or None) of a scheduled pipeline."""
+    number = lowered_hash(lowered_text(pipeline, spec.halide_target(), keep=True))
+    return number, lowered_features.count_lowered(pipeline, spec)
 
 
 @dataclass(frozen=True)

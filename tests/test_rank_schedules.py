@@ -158,6 +158,9 @@ def test_a_program_stands_for_the_schedule_that_its_author_wrote(trained, tmp_pa
     }  # fmt: skip
     assert rows.predicted_ms.iloc[0] != rows.predicted_ms.iloc[1]
     assert [line.split()[-1] for line in done.stdout.splitlines() if "stage" in line] == ["out", "blur"] * 2
+    # One that can't be kept as data.
+    rows, _ = ranked(tmp_path, ROOT / "tests" / "difficult_pipelines.py", flags=[checkpoint, "--generator=specialized"])
+    assert len(rows) == 1 and "as its author scheduled it" in rows.file[0]
     # Among dumps of the same program.
     spec = find_programs(tmp_path / "plain.py")[0]
     (tmp_path / "own.featurization").write_bytes(Proposal.draw(0, 0).apply(spec.build(), spec)[0])

@@ -141,9 +141,9 @@ def predict_losses(run, pool, key, changes):
     """{Undone: predicted milliseconds} of those, among the N_PREDICTED where the model sees most of the time, that can be lowered."""
     weight = predicted_ms(run, pool, key) or {}
     changes = sorted(changes, key=lambda change: -weight.get(change.label, 0.0))[:N_PREDICTED]
-    like = next((schedule for schedule in pool.schedules if schedule.algorithm_features.any()), None)
-    if like is None:
+    if not pool.schedules:
         return {}  # Adams2019 has featurized nothing, so there is nothing to predict by
+    like = pool.schedules[0]
     proposals = {Edited(change.schedule.to_json(), key, (UNDONE,)): change for change in changes}
     counts = on_all_cores(count, run.spec, list(proposals), run.deadline, cores=run.cores)
     counted = {proposals[p]: like.another(found, None) for p, found in counts.items() if len(found) == len(like.calls)}

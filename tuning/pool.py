@@ -82,10 +82,10 @@ class Pool:
 
         What is new is counted and predicted.
         """
-        like = next((s for s in self.schedules if s.algorithm_features.any()), None)
-        if like is None:
+        if not self.schedules:
             return  # Adams2019 has featurized nothing, so there is nothing to predict by
         found = self._on_all_cores("changed", edit, edits, deadline).values()
+        like = self.schedules[0]
         self.add([(edited, like.another(counts, number)) for edited, number, counts in found if len(counts) == len(like.calls)])
 
     def _on_all_cores(self, what, function, proposals, deadline):

@@ -25,13 +25,9 @@ CHANGES = (1, 1, 2, 3, 4)  # how many at once, drawn
 JOIN_SHARE = 0.15  # of the changed schedules that get parts of another one first
 COMPOSITE = ("register_tile", "strip")  # kinds of change that rewrite a Func and what it reads together: each is tried on each parent
 COMPOSITE_TRIES = 3  # with so many sizes
-# Share of the changed schedules that were faster than what they were made of, by kind of change, in an earlier search (docs/log.md), and
-# how many schedules of this run that is taken to be worth.
-PRIOR = {
-    "strip": 0.44, "compute_at": 0.39, "register_tile": 0.38, "unroll": 0.26, "store_at": 0.24, "parallel": 0.18, "order": 0.2,
-    "factor": 0.19, "split": 0.19, "in": 0.18, "inline": 0.13, "rfactor": 0.12, "vector_width": 0.1,
-}  # fmt: skip
-PRIOR_WEIGHT = 8
+# Share of the changed schedules that are taken to be faster than what they were made of, before any was measured: the same for each kind of
+# change; and how many schedules of this run that is worth. The only figures there are by kind are of applications (docs/log.md).
+PRIOR, PRIOR_WEIGHT = 0.2, 8
 FASTER = 0.97  # of the other's runtime
 
 
@@ -39,7 +35,6 @@ def search(pool, name, choose, budget, round_size, deadline, vary=0, change=0, a
     """Measure schedules in rounds, until `budget` are: Adams2019's own choice and those of OTHERS, then the pool's.
 
     Returns their keys in that order.
-
 
     name : of the search in the record; what it measured before is the beginning of what it measures now, and counts.
     vary, change : how many variations of the fastest so far the pool gets after each round, by more noise and by changed directives; with
@@ -105,7 +100,7 @@ def change_the_best(pool, measured, n, deadline):
         if key not in pool.composed:
             pool.composed.add(key)
             edits += [Edit(text[key], key, 1, draw(), ((kind, 1.0),)) for kind in COMPOSITE for _ in range(COMPOSITE_TRIES)]
-    weights = tuple(kind_weights(run).items())
+    weights = tuple(kind_weights(run, measured).items())
     shares = PARENT_DECAY ** np.arange(len(parents))
     for key, other in rng.choice(parents, (max(n - len(edits), 0), 2), p=shares / shares.sum()).tolist():
         joined = text[other] if rng.random() < JOIN_SHARE and other != key else ""
@@ -114,14 +109,14 @@ def change_the_best(pool, measured, n, deadline):
     pool.change(edits, now + (deadline - now) * VARIATION_SHARE)
 
 
-def kind_weights(run):
-    """{kind of change: how often it is drawn}: the share of schedules with it that were faster than what they were made of."""
+def kind_weights(run, measured):
+    """{kind of change: how often it is drawn}: the share of the `measured` with it that were faster than what they were made of."""
     tried, faster = Counter(), Counter()
-    for key in run.measured():
+    for key in measured:
         made_of, kinds = run.outcomes[key].get("edit_of"), set(run.outcomes[key].get("kinds", ()))
         tried.update(kinds if made_of else ())
         faster.update(kinds if made_of and run.runtime_ms(key) < FASTER * run.runtime_ms(made_of) else ())
-    return {kind: (PRIOR[kind] * PRIOR_WEIGHT + faster[kind]) / (PRIOR_WEIGHT + tried[kind]) for kind in KINDS}
+    return {kind: (PRIOR * PRIOR_WEIGHT + faster[kind]) / (PRIOR_WEIGHT + tried[kind]) for kind in KINDS}
 
 
 def best_so_far(run, keys):

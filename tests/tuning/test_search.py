@@ -73,12 +73,13 @@ def test_what_was_not_kept_as_data_is_not_changed():
 
 
 def test_kinds_of_change_that_pay_are_drawn_more_often():
-    before = search.kind_weights(FakeRun({"0": 1.0}))
-    assert before.keys() == KINDS.keys() and all(0 < weight < 1 for weight in before.values())
+    before = search.kind_weights(FakeRun({"0": 1.0}), ["0"])
+    assert before.keys() == KINDS.keys() and len(set(before.values())) == 1 and 0 < before["order"] < 1
     made_of = {str(k): ("0", ("order",)) for k in range(1, 9)} | {str(k): ("0", ("strip", "factor")) for k in range(9, 17)}
     run = FakeRun({"0": 1.0} | {str(k): 0.5 for k in range(1, 9)} | {str(k): 2.0 for k in range(9, 17)}, made_of)
-    after = search.kind_weights(run)
+    after = search.kind_weights(run, run.measured())
     assert after["order"] > 2 * before["order"] and after["strip"] < before["strip"] and after["split"] == before["split"]
+    assert search.kind_weights(run, ["0"]) == before, "what another search has measured teaches this one nothing"
 
 
 def test_more_noise_goes_to_schedules_that_adams2019_made():
