@@ -20,6 +20,8 @@ schedule. Another program under a name that has been measured in OUTPUT is refus
 """
 
 import dataclasses
+import itertools
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Literal
@@ -30,7 +32,7 @@ from pydantic import Field, field_validator
 from tqdm import tqdm
 
 from config import Config, UserError, load_config, make_folder, run_script, usable_cores
-from halide_tools.programs import ProgramSpec, check_target, default_threads, find_programs
+from halide_tools.programs import ProgramSpec, check_target, default_threads, find_programs, variants
 from measuring import archives, collection
 from measuring.collection import Plan
 from measuring.fan_out import fan_out
@@ -52,6 +54,9 @@ class CollectConfig(Config):
     )
     generator: str = Field("", description="which of the file's Generators; empty: all")
     params: str = Field("", description='GeneratorParams and open types of the one Generator, as "NAME=VALUE NAME=VALUE"')
+    variants: int = Field(
+        0, ge=0, description="programs of each Generator whose class has VARIANTS, {parameter: values}: so many draws of these; 0: its defaults"
+    )
     inputs: str = Field(
         "", description='contents of inputs of the one Generator, as "NAME=FILE.npy NAME=VALUE NAME=LOW:HIGH"; others are drawn at random'
     )
@@ -85,7 +90,8 @@ def what_to_measure(config):
     if config.again:
         return known_programs(config)
     if config.pipeline:
-        return {"pipeline": Path(config.pipeline).name}, pipeline_specs(config), {}
+        source = {"pipeline": Path(config.pipeline).name} | ({"variants": True} if config.variants else {})
+        return source, pipeline_specs(config, config.variants), {}
     numbers = range(config.first_program, config.first_program + config.programs)
     return {"random_programs": {"max_stages": config.max_stages}}, [random_spec(config, n, config.max_stages) for n in numbers], {}
 
@@ -111,14 +117,14 @@ def known_programs(config):
         return source, [random_spec(config, seeds[name], **source["random_programs"]) for name in known], known
     if not config.pipeline:
         raise UserError(f"{config.again}: measured from {source['pipeline']}; give --pipeline the file or folder of their Generators")
-    specs = [spec for spec in pipeline_specs(config) if spec.name in known]
+    specs = [spec for spec in pipeline_specs(config, sys.maxsize if source.get("variants") else 0) if spec.name in known]
     if not specs:
         raise UserError(f"{config.pipeline}: none of the programs of {config.again} is in it; give --pipeline what that was measured from")
     return source, specs, known
 
 
 def random_spec(config, number, max_stages):
-    for key in ("params", "inputs", "generator"):
+    for key in ("params", "inputs", "generator", "variants"):
         if getattr(config, key):
             raise UserError(f"--{key}: random programs take none; give it with --pipeline")
     try:
@@ -132,7 +138,7 @@ def n_threads(config):
     return config.num_threads or default_threads()
 
 
-def pipeline_specs(config):
+def pipeline_specs(config, n_variants):
     path = Path(config.pipeline)
     files = sorted(path.glob("*.py")) if path.is_dir() else [path]
     files = [f for f in files if f.name != "__init__.py" and f.resolve() != Path(random_programs.__file__)]
@@ -140,11 +146,15 @@ def pipeline_specs(config):
         raise UserError(f"{path}: no Python file there; give --pipeline a file with Generators, or a folder of them")
     if len(files) > 1 and (config.generator or config.params or config.inputs):
         raise UserError(f"{path}: --generator, --params and --inputs belong to the Generators of one file; give --pipeline that file")
+    if n_variants and (config.params or config.inputs):
+        raise UserError("--variants draws the Generators' parameters; leave --params and --inputs out")
     options = config.generator, config.params, config.target, n_threads(config), config.inputs
     try:  # of several, one that can't be built costs itself alone
-        return [spec for f in files for spec in find_programs(f, *options, checked=len(files) == 1)]
+        specs = [spec for f in files for spec in find_programs(f, *options, checked=len(files) == 1)]
     except ValueError as error:
         raise UserError(str(error)) from None
+    # The first of each, then the second: a collection that is stopped has some of all.
+    return [spec for turn in itertools.zip_longest(*(variants(s, n_variants) for s in specs)) for spec in turn if spec] if n_variants else specs
 
 
 def finish_packing(config, output):

@@ -48,8 +48,9 @@ class EvaluateConfig(Config):
 
 
 def predict_all(config, model, device, train, val, others):
-    """({model name: [predicted log-runtime of each of `others`]}, the LSTM first; {rival left out: why})."""
-    predicted = {"lstm": [train_utils.predict(model, rows, device) for rows in others]}
+    """({model name: [predicted log-runtime of each of `others`]}, the LSTM first; [the LSTM's spread there]; {rival left out: why})."""
+    own, spread = zip(*(train_utils.predict_with_spread(model, rows, device) for rows in others))
+    predicted = {"lstm": list(own)}
     if any("all" in rows.inputs for rows in others):
         for inputs, name in (("without_counts", "lstm_without_lowered_counts"), ("counts_alone", "lstm_lowered_counts_alone")):
             predicted[name] = [train_utils.predict(model, rows, device, inputs) for rows in others]
@@ -66,7 +67,7 @@ def predict_all(config, model, device, train, val, others):
         left_out["adams2019_retrained"] = why
     else:
         predicted["adams2019_retrained"] = baselines.adams2019_retrained(train, val, others)
-    return predicted, left_out
+    return predicted, list(spread), left_out
 
 
 def describe_checkpoint(path, trained, config, splits):
@@ -117,16 +118,15 @@ def calibrate_anew(config, path, trained, here, model, val, device):
     if not here:
         train_utils.agree_with_checkpoint(config, trained, path, "interval")
         return trained
-    log_predicted = {inputs: train_utils.predict(model, val, device, inputs) for inputs in INPUTS}
-    return trained | {"interval": config.interval} | intervals.calibrations(log_predicted, val, config.interval)
+    predicted = {inputs: train_utils.predict_with_spread(model, val, device, inputs) for inputs in INPUTS}
+    return trained | {"interval": config.interval} | intervals.calibrations(predicted, val, config.interval)
 
 
-def build_report(config, meta, trained, checkpoint, splits, predicted, left_out):
-    """report.json as a dict, and half the widths of the LSTM's intervals {split: (N,)}."""
+def build_report(config, meta, trained, checkpoint, splits, predicted, half_widths, left_out):
+    """report.json as a dict; `half_widths` of the LSTM's intervals, {split: (N,)}."""
     rows = data_utils.read_rows(config.data_path)
     tables = {split: rows[rows.split == split].reset_index(drop=True) for split in ("test", "holdout")}
     test, holdout = splits["test"], splits["holdout"]
-    half_widths = {split: intervals.half_widths(trained, splits[split].inputs) for split in tables}
     log_runtime = test.log_runtime.astype(np.float64)
     report = {
         "checkpoint": checkpoint, "split_by": meta["split"]["split_by"], "counts": meta["counts"],
@@ -154,7 +154,7 @@ def build_report(config, meta, trained, checkpoint, splits, predicted, left_out)
     whole_holdout = intervals.coverage(holdout, predicted["lstm"][1], half_widths["holdout"], trained["interval"])
     report["interval"]["coverage_holdout"] = whole_holdout["coverage"]
     report["notes"] = report_notes(report, trained, test, config.data_path)
-    return report, half_widths
+    return report
 
 
 def coverage_of(report):
@@ -215,8 +215,10 @@ def main():
     config = train_utils.agree_with_checkpoint(train_utils.agree_with_data(config, meta), trained, path)
     calibrated = calibrate_anew(config, path, trained, checkpoint["trained_here"], model, splits["val"], device)
     run = make_folder(config.run_path, "run_path")
-    predicted, left_out = predict_all(config, model, device, splits["train"], splits["val"], [splits["test"], splits["holdout"]])
-    report, half_widths = build_report(config, meta, calibrated, checkpoint, splits, predicted, left_out)
+    tested = ("test", "holdout")
+    predicted, spread, left_out = predict_all(config, model, device, splits["train"], splits["val"], [splits[name] for name in tested])
+    half_widths = {name: intervals.half_widths(calibrated, splits[name].inputs, own) for name, own in zip(tested, spread)}
+    report = build_report(config, meta, calibrated, checkpoint, splits, predicted, half_widths, left_out)
     write_report(run, report, splits, predicted, half_widths)
     if not config.checkpoint and calibrated is trained:
         note_coverage(path, coverage_of(report))

@@ -37,7 +37,7 @@ import train_utils
 from batches import Sequences
 from config import Config, UserError, load_config, make_folder, run_script
 from dumps.companions import call_counts
-from evaluation import adams2019, baselines
+from evaluation import adams2019, baselines, intervals
 from features import FEATURES, FLAG_COLUMNS, INPUTS, featurize
 from halide_tools.autoschedulers import Proposal, baseline_weights, write_weights
 from halide_tools.programs import ProgramSpec, describe_stages
@@ -65,7 +65,7 @@ class Milliseconds(nn.Module):
 
     def __init__(self, model, meta):
         super().__init__()
-        self.model, self.log_half_widths = model, [meta["errors"][inputs]["log_half_width"] for inputs in INPUTS]
+        self.model, self.widths_per_spread = model, [meta["errors"][inputs]["width_per_spread"] for inputs in INPUTS]
 
     def forward(self, features, lengths):
         # ONNX Runtime's LSTM refuses an empty batch, so that one gets a row of a zero stage, which is cut off in the end.
@@ -75,10 +75,13 @@ class Milliseconds(nn.Module):
         features = torch.cat([features, features.new_zeros(n, 1, features.shape[2])[:, :extra_stage]], 1)
         features = torch.cat([features, row])  # (B + extra, T, F)
         lengths = torch.cat([lengths, lengths.new_ones(1)[:extra]])
-        log_runtime = self.model(features, lengths).mean(0)  # (B + extra,)
+        members = self.model(features, lengths)  # (M, B + extra)
+        log_runtime = members.mean(0)
+        spread = ((members - log_runtime) ** 2).mean(0).sqrt()
         has_counts, has_schedule = (features[:, 0, column] > 0 for column in FLAG_COLUMNS)
-        both, without_counts, counts_alone = self.log_half_widths
-        half_width = torch.where(has_counts, torch.where(has_schedule, both, counts_alone), without_counts)
+        both, without_counts, counts_alone = self.widths_per_spread
+        per_spread = torch.where(has_counts, torch.where(has_schedule, both, counts_alone), without_counts)
+        half_width = per_spread * (intervals.SPREAD_FLOOR + spread)
         logs = torch.stack([log_runtime, log_runtime - half_width, log_runtime + half_width])[:, :n]
         return torch.exp(logs).unbind(0)
 
@@ -124,7 +127,7 @@ def predicted_examples(config, model, device):
         calls = call_counts(describe_stages(spec.build())["calls"])
         schedules = [proposed_schedule(featurization, calls, found[featurization]) for featurization in sorted(found)]
         predictions = train_utils.predict_sequences(model, featurize(schedules), device)
-        examples += [(s.schedule_features, s.algorithm_features, p, number) for s, (p, _, _) in zip(schedules, predictions)]
+        examples += [(s.schedule_features, s.algorithm_features, p.log_runtime, number) for s, p in zip(schedules, predictions)]
     return examples
 
 

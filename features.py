@@ -46,7 +46,7 @@ CALLS = ["sin_cos", "library", "exp", "log", "pow", "sqrt", "int_division"]
 # registers, so that narrow types need fewer; loads and stores "executed" are those that are left once registers keep what they can. Lines
 # come from, or go to, the cache that holds what a loop touches. Cycles are estimates: `body_cycles` on the busiest unit, and
 # `chain_cycles` more where an update waits for another.
-LOWERED = [
+LOWERED_EVENTS = [
     "iterations", "statements", "points_stored", "points_scattered", "bytes_loaded", "bytes_stored",
     "allocations", "bytes_allocated", "stack_allocations", "stack_bytes",
     "native_operations", "native_multiplications", "native_divisions", "native_casts", "native_shuffles", "native_functions",
@@ -54,6 +54,8 @@ LOWERED = [
     "points_scattered_executed", "body_cycles", "chain_cycles", "updates_in_memory", "spilled_vectors", "lines_from_l2", "lines_from_l3",
     "lines_from_memory", "lines_to_l2", "lines_to_l3", "lines_to_memory", "parallel_cycles", "wall_cycles", "tasks", "parallel_loops",
 ]  # fmt: skip
+# Of each stage, too, though it is the same for all: what "native" means on the machine that the schedule was lowered for.
+LOWERED = [*LOWERED_EVENTS, "native_vector_bytes"]
 # What the model is told of a schedule besides the algorithm: Halide's schedule features and lowered-code counts, or one of them.
 INPUTS = ("all", "without_counts", "counts_alone")
 
@@ -201,32 +203,34 @@ def _outer_padding(s, padding, owner):
 def _lowered_columns(schedules, s, owner):
     """The counts from the lowered code, whether there are any, the ratio of points stored to those by Halide's features, LOWERED_RATIOS.
 
-    (S, K + 6).
+    (S, 44).
     """
     has_counts = np.array([schedule.lowered is not None for schedule in schedules])[owner]
-    columns = np.zeros((len(owner), len(LOWERED) + 2 + len(LOWERED_RATIOS)))
+    n_events = len(LOWERED_EVENTS)
+    columns = np.zeros((len(owner), n_events + 2 + len(LOWERED_RATIOS)))
     if not has_counts.any():
         return columns
     lowered = np.concatenate([schedule.lowered for schedule in schedules if schedule.lowered is not None]).astype(np.float64)
-    columns[has_counts, : len(LOWERED)] = np.log1p(lowered)
-    columns[:, len(LOWERED)] = has_counts
+    columns[has_counts, :n_events] = np.log1p(lowered[:, :n_events])
+    columns[:, n_events] = has_counts
     by_halide = np.maximum(s["points_computed_total"], s["num_productions"] * s["points_computed_per_production"])[has_counts]
     stored = lowered[:, LOWERED.index("points_stored")] + lowered[:, LOWERED.index("points_scattered")]
     known = (stored > 0) & (by_halide > 0) & (s["inlined_calls"][has_counts] <= 0)
-    columns[has_counts, len(LOWERED) + 1] = np.log(np.where(known, stored, 1) / np.where(known, by_halide, 1))
+    columns[has_counts, n_events + 1] = np.log(np.where(known, stored, 1) / np.where(known, by_halide, 1))
     columns[has_counts, -len(LOWERED_RATIOS) :] = _lowered_ratios(lowered)
     return columns
 
 
-LOWERED_RATIOS = ["parallel_share", "wall_share", "chain_share", "cycles_a_task"]
+LOWERED_RATIOS = ["parallel_share", "wall_share", "chain_share", "cycles_a_task", "wide_vectors"]
+WIDE_BYTES = 64  # of a native vector: AVX-512 and its like, another kind of machine
 
 
 def _lowered_ratios(lowered):
-    """LOWERED_RATIOS of counts (S, K): (S, 4)."""
+    """LOWERED_RATIOS of counts (S, K): (S, 5)."""
     count = dict(zip(LOWERED, lowered.T))
     cycles = np.maximum(count["body_cycles"] + count["chain_cycles"], 1)
-    tasks = np.log1p(cycles / np.maximum(count["tasks"], 1))
-    return np.stack([count["parallel_cycles"] / cycles, count["wall_cycles"] / cycles, count["chain_cycles"] / cycles, tasks], 1)
+    shares = [count[kind] / cycles for kind in ("parallel_cycles", "wall_cycles", "chain_cycles")]
+    return np.stack([*shares, np.log1p(cycles / np.maximum(count["tasks"], 1)), count["native_vector_bytes"] >= WIDE_BYTES], 1)
 
 
 def _cost_terms(s, loops, math_calls, calls):
@@ -272,9 +276,9 @@ def _feature_units():
     loops = _loop_bodies(nothing, owner, owner)
     units |= {name: "ratio, log ratio or flag" for name in _ratios(nothing, loops, owner)}
     units |= {f"log_cost_{name}": "log1p of events a run" for name in _cost_terms(nothing, loops, 0, dict.fromkeys(CALLS, 0))}
-    units |= {f"log_cost_lowered_{kind}": "log1p of events a run" for kind in LOWERED}
+    units |= {f"log_cost_lowered_{kind}": "log1p of events a run" for kind in LOWERED_EVENTS}
     units |= {"lowered_is_counted": "flag", "lowered_stored_over_said": "log ratio"}
-    units |= {f"lowered_{name}": "ratio or log ratio" for name in LOWERED_RATIOS}
+    units |= {f"lowered_{name}": "ratio, log ratio or flag" for name in LOWERED_RATIOS}
     units |= {"has_schedule_features": "flag", "log_work": "log1p of operations a run"}
     units |= {f"log_{kind}_calls": "log1p of calls a point" for kind in CALLS}
     units |= {"log_stages_before": "log1p of stages", "log_stages_after": "log1p of stages"}

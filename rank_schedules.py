@@ -115,12 +115,14 @@ def inputs_of_schedules(schedules):
 
 def corrections(measured, model, meta, device):
     """{(instance, which of features.INPUTS): Correction} of the predictions, from the Schedules that were measured."""
-    residuals = {}
-    for schedule, (predicted, _, _) in zip(measured, train_utils.predict_sequences(model, featurize(measured), device)):
-        residuals.setdefault(schedule.instance, []).append(np.log(schedule.runtime_ms) - predicted)
+    predictions = train_utils.predict_sequences(model, featurize(measured), device)
+    half_widths = intervals.half_widths(meta, inputs_of_schedules(measured), [p.spread for p in predictions])
+    found = {}
+    for schedule, prediction, half_width in zip(measured, predictions, half_widths):
+        found.setdefault(schedule.instance, []).append((np.log(schedule.runtime_ms) - prediction.log_runtime, half_width))
     return {
-        (instance, inputs): intervals.correct(np.array(r), meta["errors"][inputs], meta["interval"])
-        for instance, r in residuals.items()
+        (instance, inputs): intervals.correct(*np.array(of_program).T, meta["errors"][inputs]["offset_variance"], meta["interval"])
+        for instance, of_program in found.items()
         for inputs in INPUTS
     }
 
@@ -128,17 +130,14 @@ def corrections(measured, model, meta, device):
 def rank(files, schedules, predictions, corrected, meta):
     """The table of all schedules, programs together, each program's fastest first; with columns `outside`, `stages` and `widened`."""
     inputs = inputs_of_schedules(schedules)
-    own = [
-        corrected.get((s.instance, one)) or intervals.Correction(0.0, half_width)
-        for s, one, half_width in zip(schedules, inputs.tolist(), intervals.half_widths(meta, inputs))
-    ]
-    log_predicted = np.array([p for p, _, _ in predictions]) + [c.offset for c in own]
-    half_width = np.array([c.half_width for c in own])
+    own = [corrected.get((s.instance, one), intervals.Correction()) for s, one in zip(schedules, inputs.tolist())]
+    log_predicted = np.array([p.log_runtime for p in predictions]) + [c.offset for c in own]
+    half_width = intervals.half_widths(meta, inputs, [p.spread for p in predictions]) * [c.width_factor for c in own]
     lower, upper = log_predicted - half_width, log_predicted + half_width
     table = pd.DataFrame({
         "program": [hex_id(s.program) for s in schedules], "instance": [hex_id(s.instance) for s in schedules],
         "predicted_ms": np.exp(log_predicted), "lower_ms": np.exp(lower), "upper_ms": np.exp(upper), "file": files,
-        "outside": [o for _, _, o in predictions], "stages": [s for _, s, _ in predictions], "widened": [c.widened for c in own],
+        "outside": [p.outside for p in predictions], "stages": [p.shares for p in predictions], "widened": [c.widened for c in own],
     })  # fmt: skip
     table = table.sort_values(["program", "instance", "predicted_ms", "file"], kind="stable", ignore_index=True)
     table.insert(2, "rank", table.groupby("instance").cumcount() + 1)

@@ -80,10 +80,10 @@ class Recorder:
         self.log = pd.read_csv(self.log_path).query("epoch <= @done") if self.log_path.exists() else pd.DataFrame(columns=COLUMNS)
         self.board = SummaryWriter(str(self.run), purge_step=done + 1)
 
-    def record_epoch(self, model, optimizer, losses, log_predicted, began):
-        """Write the epoch's row and checkpoints, and print its line. log_predicted : (N,), of the validation rows."""
+    def record_epoch(self, model, optimizer, losses, predicted, began):
+        """Write the epoch's row and checkpoints, and print its line. predicted : predict_with_spread of the validation rows, (2, N)."""
         meta, epoch = self.meta, self.meta["epoch"]
-        scores = metrics.all_metrics(self.val.instance, self.val.log_runtime.astype(np.float64), log_predicted)
+        scores = metrics.all_metrics(self.val.instance, self.val.log_runtime.astype(np.float64), predicted[0])
         row = [epoch, *losses, scores["mse_log"], scores["median_ape"], scores["spearman"], time.perf_counter() - began]
         self.log.loc[len(self.log)] = row
         replace_file(self.log_path, self.log.to_csv(index=False).encode())
@@ -96,8 +96,8 @@ class Recorder:
         early = epoch <= meta["cycles"][0] * CHOOSE_FROM
         best = meta["best_val_mse_log"] is None or early or scores["mse_log"] < meta["best_val_mse_log"]
         if best:
-            masked = {inputs: train_utils.predict(model, self.val, self.device, inputs) for inputs in INPUTS[1:]}
-            meta |= intervals.calibrations({"all": log_predicted} | masked, self.val, self.config.interval)
+            masked = {inputs: train_utils.predict_with_spread(model, self.val, self.device, inputs) for inputs in INPUTS[1:]}
+            meta |= intervals.calibrations({"all": predicted} | masked, self.val, self.config.interval)
             meta |= {"best_val_mse_log": scores["mse_log"], "interval": self.config.interval}
             meta.pop("coverage", None)  # of an earlier checkpoint
             train_utils.write_checkpoint(self.run / "best.safetensors", tensors, meta)
@@ -173,8 +173,8 @@ def train_on(config, meta, model, optimizer, train, val, device, processes, reco
         losses = train_utils.train_epoch(network, optimizer, train, epoch, config, device, processes, meta["cycles"])
         error = 0.0
         if recorder:
-            log_predicted = train_utils.predict(model, val, device)
-            error = float(np.mean((log_predicted - val.log_runtime) ** 2))
+            predicted = train_utils.predict_with_spread(model, val, device)
+            error = float(np.mean((predicted[0] - val.log_runtime) ** 2))
         error = processes.all_reduce_sum(torch.tensor(error, device=device)).item()  # one process validates, all end together
         if not (np.isfinite(losses[1]) and error <= DIVERGED * (1 + constant_error)):
             if recorder:
@@ -186,7 +186,7 @@ def train_on(config, meta, model, optimizer, train, val, device, processes, reco
             )
         meta["epoch"] = epoch
         if recorder:
-            recorder.record_epoch(model, optimizer, losses, log_predicted, began)
+            recorder.record_epoch(model, optimizer, losses, predicted, began)
     if recorder and meta["best_val_mse_log"] >= constant_error:
         print(f"warning: the model predicts no better than the mean of the training runtimes (validation mse_log {constant_error:.4f})")
 

@@ -9,6 +9,7 @@ import os
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from linear_costs import fit_linear_costs
 from modeling import CostModel
 
 SHIPPED_MODEL = Path(__file__).resolve().parent / "models" / "default.safetensors"
-CHECKPOINT_FORMAT = "cost_model_LSTM 6"
+CHECKPOINT_FORMAT = "cost_model_LSTM 7"
 MODEL_KEYS = ("members", "embed_size", "hidden_size", "lstm_layers", "dropout")
 # What a flag may not contradict where a checkpoint is read.
 FIXED_KEYS = (*MODEL_KEYS, "drop_features", "init_from")
@@ -134,9 +135,24 @@ def one_cycle(step, n_steps, config):
 # Prediction
 
 
-@torch.no_grad()
+class Prediction(NamedTuple):
+    """Of one schedule. log_runtime : natural logarithm of ms; spread : standard deviation of the members' log-runtimes; shares : (T,), of
+    each stage in the runtime; outside : share of the features that lie outside the range seen in training."""
+
+    log_runtime: float
+    spread: float
+    shares: np.ndarray
+    outside: float
+
+
 def predict(model, sequences, device, inputs="all"):
-    """Predicted log-runtime of every row of `sequences`, (N,) float64.
+    """Predicted log-runtime of every row of `sequences`, (N,) float64; `inputs` as of predict_with_spread."""
+    return predict_with_spread(model, sequences, device, inputs)[0]
+
+
+@torch.no_grad()
+def predict_with_spread(model, sequences, device, inputs="all"):
+    """Predicted log-runtime of every row of `sequences`, and the standard deviation of the members', (N,) float64 each.
 
     inputs : what is shown of rows that have all (features.INPUTS).
     """
@@ -146,24 +162,27 @@ def predict(model, sequences, device, inputs="all"):
         has_all = sequences.inputs[rows] == "all"
         masks = (has_all & (inputs == masked) for masked in ("without_counts", "counts_alone"))
         batch = sequences.batch(np.arange(rows.start, rows.stop)).masked(*masks)
-        parts.append(model(batch.features.to(device), batch.lengths.to(device)).mean(0).cpu())
-    return torch.cat(parts).double().numpy() if parts else np.zeros(0)
+        members = model(batch.features.to(device), batch.lengths.to(device))  # (M, B)
+        parts.append(torch.stack([members.mean(0), members.std(0, correction=0)]).cpu())
+    return torch.cat(parts, 1).double().numpy() if parts else np.zeros((2, 0))
 
 
 @torch.no_grad()
 def predict_sequences(model, sequences, device):
-    """For each sequence of features, (T, F) as featurize gives them: the log-runtime, the share of each stage in the runtime (T,), and
-    the share of the features that lie outside the range seen in training."""
+    """The Prediction of each sequence of features, (T, F) as featurize gives them."""
     results = []
     for rows in ranges_in_order([len(s) for s in sequences], SCORING_BATCH, BATCH_STAGES):
         part = [torch.from_numpy(sequence) for sequence in sequences[rows]]
         lengths = torch.tensor([len(s) for s in part], device=device)
         features = pad_sequence(part, batch_first=True).to(device)  # (B, T, F)
         members = model.stage_costs(features, lengths)
-        predicted = members.logsumexp(2).mean(0)  # (B,)
+        predicted = members.logsumexp(2)  # (M, B)
         share = members.softmax(2).mean(0)  # (B, T), of each schedule's time
         outside = model.is_unfamiliar(features).float().mean(2)  # (B, T)
-        results += [(p.item(), s[:n].cpu().numpy(), o[:n].mean().item()) for p, s, o, n in zip(predicted, share, outside, lengths.tolist())]
+        both = predicted.mean(0).tolist(), predicted.std(0, correction=0).tolist()
+        results += [
+            Prediction(p, d, s[:n].cpu().numpy(), o[:n].mean().item()) for p, d, s, o, n in zip(*both, share, outside, lengths.tolist())
+        ]
     return results
 
 
@@ -171,7 +190,7 @@ def predict_sequences(model, sequences, device):
 #
 # The plain data, `meta`, holds: format, config (the settings it was trained with), features (their names), epoch, cycles (the last epoch
 # of each cycle of the learning rate), data (fingerprint of the training and validation rows), programs {train, val, init_from: [ids]},
-# best_val_mse_log, interval (its level), errors {one of features.INPUTS: log_half_width, offset_variance, programs} of predictions from
+# best_val_mse_log, interval (its level), errors {one of features.INPUTS: width_per_spread, log_half_width, offset_variance, programs} of predictions from
 # these inputs, and coverage {part: {level, coverage, coverage_by_program}} once evaluated.
 
 

@@ -19,6 +19,7 @@ Use the machine for nothing else.
 """
 
 import math
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ import matplotlib
 import orjson
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
+from tqdm import tqdm
 
 from config import Config, UserError, load_config, make_folder, replace_file, run_script, usable_cores
 
@@ -40,19 +42,20 @@ from measuring.archives import NOTE, is_free, otherwise
 from measuring.candidate import origin, prepare_processes
 from measuring.machine import BACKGROUND_SECONDS, PROTOCOLS, describe_machine, differences
 from measuring.processes import identities
-from tuning import results, search
+from tuning import results, safety, search
 from tuning.choosing import ChooseByHalide, choose_at_random, choose_by_model
-from tuning.duel import REPEATS, remeasure_finalists
+from tuning.duel import FINALISTS, REPEATS, remeasure_finalists
 from tuning.explaining import explain
 from tuning.page import tuning_page
 from tuning.pool import Pool, read_measured
+from tuning.progress import Progress
 from tuning.run import ADAMS2019, ADAMS2019_BEAM, OTHERS, Clock, TuningRun
 
 ROUNDS = 8  # in which the budget is spent: what one measures guides the next
 CHANGED = 40  # schedules made of the fastest so far in each round, directive by directive
-# Shares of --minutes after which Halide's own choice, the proposals and the search have to be through; the fresh runs at the end and the
-# library take the rest.
-HALIDE_SHARE, PROPOSALS_SHARE, SEARCH_SHARE = 0.3, 0.42, 0.65
+# Shares of --minutes after which Halide's own choice, the proposals, the search and the checks at other sizes have to be through; the fresh
+# runs at the end and the library take the rest.
+HALIDE_SHARE, PROPOSALS_SHARE, SEARCH_SHARE, FIT_SHARE = 0.3, 0.42, 0.6, 0.66
 REFERENCE_SHARE = 0.55  # after which the program itself, with which all are compared, has to have run
 
 
@@ -79,6 +82,9 @@ class TuneConfig(Config):
     )
     checkpoint: str = Field("models/default.safetensors", description="model to rank with")
     output: str = Field("./tuned", min_length=1, description="folder for the results; started again, the search goes on there")
+    keep_extents: bool = Field(
+        True, description="whether the answer has to take outputs as small as the author's own schedule does, where there is one"
+    )
     compare: bool = Field(
         False,
         description="measure other autoschedulers and ways to choose, too, each as many schedules again; the answer is the model's alone",
@@ -145,7 +151,8 @@ def open_folder(config, spec):
 
 
 def say(line):
-    print(line, flush=True)
+    tqdm.write(line)
+    sys.stdout.flush()
 
 
 # The steps
@@ -214,10 +221,17 @@ def failures_in_words(failed):
 
 def choose_answer(tuning, measured):
     """The Answer: chosen and reported on fresh runs."""
-    run = tuning.run
+    run, keep_extents = tuning.run, tuning.config.keep_extents
     found = measured["lstm"] if tuning.config.compare else run.measured()
+    previous = run.record.get("answer")
+    say("checking the fastest at other sizes")
+    run.set_deadline(tuning.clock.after(FIT_SHARE))
+    rivals = {*run.baselines(), previous}
+    finalists = safety.fit_ones(run, [key for key in found if key not in rivals], FINALISTS, keep_extents, say)
+    if previous and previous not in run.baselines() and safety.objection(run, previous, keep_extents):
+        previous = None
     say(f"measuring the fastest again: {REPEATS} runs to choose, {REPEATS} to check, {REPEATS} to report")
-    answer = remeasure_finalists(run, found, run.record.get("answer"), tuning.clock)
+    answer = remeasure_finalists(run, finalists, previous, tuning.clock)
     for line in answer.notes:
         say(line)
     run.record["answer"] = answer.key
@@ -230,11 +244,12 @@ def write_results(tuning, measured, answer, search_seconds):
     run, pool, output = tuning.run, tuning.pool, tuning.output
     say("building the library")
     run.set_deadline(tuning.clock.after(1))
-    best, no_library, minimum_extents = results.build_best(run, answer.key, output)
+    best, no_library = results.build_best(run, answer.key, output)
+    checks = safety.checks_of(run, answer.key)
     if no_library:
         say(f"no library could be built ({no_library}); start again to build it")
     report = describe_answer(run, answer) | describe_search(tuning, measured) | {
-        "best": best, "minimum_extents": minimum_extents, "protocol": tuning.config.protocol,
+        "best": best, "minimum_extents": checks["minimum_extents"], "other_sizes": checks["sizes"], "protocol": tuning.config.protocol,
         "seconds": {"search": search_seconds, **pool.seconds, "model_share": pool.seconds["predict"] / search_seconds},
     }  # fmt: skip
     (output / "report.html").unlink(missing_ok=True)  # of an earlier answer
@@ -295,6 +310,9 @@ def summarise(report, output):
     say(f"{line} (medians of {REPEATS} fresh runs that took no part in the choice)")
     if report["background"] > execution.BACKGROUND_CPU_LIMIT:
         say(f"others used {report['background']:.0%} of the machine meanwhile: measure again on an idle one before you rely on these times")
+    if sizes := [size for size in report["other_sizes"] if size["outcome"] != "not_taken"]:
+        told = ", ".join(f"{' x '.join(map(str, size['extents']))}: {size['outcome']}" for size in sizes)
+        say(f"compared with the program stage by stage for outputs of other sizes: {told}")
     if report["minimum_extents"]:
         say(f"the library takes outputs of at least {report['minimum_extents']}")
     files = [best[kind] for kind in ("schedule", "python", "library", "header") if best[kind]] + [
@@ -321,15 +339,21 @@ def main():
     cores = min(usable_cores(), config.num_threads or usable_cores())
     run = TuningRun(spec, folder, config.compile_seconds, PROTOCOLS[config.protocol], cores, say)
     run.record["identity"] = orjson.loads((folder / NOTE).read_bytes())["identity"]
-    tuning = Tuning(config, clock, run, Pool(run, model, meta, device), output)
+    tuning, progress = Tuning(config, clock, run, Pool(run, model, meta, device), output), Progress(run, config.budget)
     try:
+        progress.begin("Halide's choice")
         measure_baselines(tuning)
+        progress.begin("proposing")
         propose_schedules(tuning)
+        progress.begin("searching")
         measured = search_schedules(tuning)
         search_seconds = time.monotonic() - clock.began
+        progress.begin("choosing")
         answer = choose_answer(tuning, measured)
+        progress.begin("writing")
         report = write_results(tuning, measured, answer, search_seconds)
     finally:
+        progress.close()
         run.end()
     summarise(report, output)
 

@@ -4,9 +4,10 @@
     python benchmarks/data_sheet.py --plot data/distributions.png
 
 Reads the `program.json` records of the collections that collect_schedules.py packed (archives under raw_path). Prints a table with a
-line a collection, and draws how stages, runtimes and slowest/fastest ratios of random programs lie beside those of applications.
+line a collection, and draws how stages, runtimes and slowest/fastest ratios of the training programs lie beside those of applications.
 """
 
+import re
 import sys
 import tarfile
 from collections import Counter
@@ -26,6 +27,7 @@ import matplotlib.pyplot as plt
 
 from config import Config, UserError, load_config, run_script
 from dumps.archives import without_suffixes
+from dumps.companions import ADAMS2019
 from measuring import machine
 
 
@@ -34,23 +36,26 @@ class SheetConfig(Config):
 
 
 def read_candidates(path):
-    """A row for each candidate of a packed collection: collection, program, key, outcome, runtime_ms, noisy, stages, first_pass_ms, as_now:
-    whether its passes were those of today."""
-    rows, as_now, today = [], False, machine.describe_machine()["protocol"]
+    """A row for each candidate of a packed collection: collection, program, key, origin, outcome, runtime_ms, noisy, stages, first_pass_ms,
+    machine: the processor in its target, as_now: whether its passes were those of today."""
+    rows, as_now, today, processor = [], False, machine.describe_machine()["protocol"], ""
     with tarfile.open(path) as archive:
         for member in archive:
             if Path(member.name).name == "collection.json":
-                protocol = orjson.loads(archive.extractfile(member).read())["machine"]["protocol"]
+                noted = orjson.loads(archive.extractfile(member).read())["machine"]
+                protocol, tuned = noted["protocol"], re.search(r"tune_(\w+)", noted.get("target", ""))
+                processor = tuned[1] if tuned else "unknown"
                 as_now = all(protocol.get(key) == today[key] for key in ("pass", "pass_seconds", "runtime"))
             elif Path(member.name).name == "program.json":
                 record = orjson.loads(archive.extractfile(member).read())
                 for key, c in record["candidates"].items():
                     rows.append({
                         "collection": without_suffixes(path.name), "program": record["name"], "key": key, "outcome": c["outcome"],
+                        "origin": c.get("origin", ADAMS2019),
                         "runtime_ms": c.get("runtime_ms", np.nan), "noisy": c.get("noisy", False), "stages": len(record["stages"]),
                         "first_pass_ms": c.get("passes_ms", [np.nan])[0],
                     })  # fmt: skip
-    return [row | {"as_now": as_now} for row in rows]
+    return [row | {"as_now": as_now, "machine": processor} for row in rows]
 
 
 def repeat_differences(rows):
@@ -78,6 +83,7 @@ def describe(name, rows):
         "collection": name,
         "programs": f"{len(sizes):,}",
         "schedules": f"{len(measured):,}",
+        "of them not Adams2019's": f"{(measured.origin != ADAMS2019).sum():,}",
         "programs with 8 or more": f"{(sizes >= 8).sum():,}",
         "stages, median (range)": f"{stages.median():.0f} ({stages.min()}-{stages.max()})",
         "ms, median (range)": f"{ms.median():.2g} ({ms.min():.2g}-{ms.max():,.0f})",
@@ -103,7 +109,7 @@ def plot(path, rows):
         axes, ("stages", "fastest", "ratio"), ("stages of a program", "its fastest schedule, ms", "slowest / fastest")
     ):
         bins = np.geomspace(programs[column].min(), programs[column].max() * 1.001, 24)
-        for part, label in ((programs[~is_application], "random programs"), (programs[is_application], "applications")):
+        for part, label in ((programs[~is_application], "training programs"), (programs[is_application], "applications")):
             if len(part):
                 axis.hist(part[column], bins, weights=np.full(len(part), 1 / len(part)), histtype="step", label=f"{label} ({len(part)})")
         axis.set(xscale="log", xlabel=title, ylabel="share of programs")
@@ -120,10 +126,10 @@ def main():
     rows = pd.DataFrame([row for path in archives for row in read_candidates(path)])
     if rows.empty:
         raise UserError(f"{config.raw_path}: no packed collection in it; collect_schedules.py --pack true makes them")
-    is_random = ~rows.collection.str.startswith("app")
-    parts = [*rows.groupby("collection"), ("**random programs**", rows[is_random])]
-    if (is_random & rows.as_now).any():
-        parts.append(("those measured in the passes of today", rows[is_random & rows.as_now]))
+    training = rows[~rows.collection.str.startswith("app")]
+    parts = [*rows.groupby("collection"), ("**training programs**", training)]
+    parts += [(f"those of the machine `{name}`", own) for name, own in training.groupby("machine")]
+    parts += [("those measured in the passes of today", training[training.as_now])] if training.as_now.any() else []
     lines = [describe(name, part) for name, part in parts]
     print("\n".join([f"| {' | '.join(lines[0])} |", "|---" * len(lines[0]) + "|", *(f"| {' | '.join(line.values())} |" for line in lines)]))
     if config.plot:

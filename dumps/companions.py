@@ -36,6 +36,7 @@ COMPANION_SUFFIXES = (
 COMPANION_PREFIX = "._"  # what macOS packs beside each file
 DUMP_SUFFIXES = (".sample", ".featurization", ".json")
 BUILT = (b"\x7fELF", b"!<arch>\n", b"\xcf\xfa\xed\xfe", b"\xce\xfa\xed\xfe", b"\xca\xfe\xba\xbe")  # what such a file begins with
+VECTOR_BYTES = {"avx512": 64, "avx10": 64, "avx": 32}  # by what is in the name of a target, the first that is; 16 elsewhere
 MAX_COUNT = float(np.finfo(np.float32).max)
 REPEATED = re.compile(r"\d+r+")  # the name of a schedule that is measured once more
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
@@ -179,6 +180,16 @@ def lowered_in(text):
         return (stage_counts(found, LOWERED) if EVERYWHERE in found else None), hash_
     except MALFORMED:
         return None, None
+
+
+def with_vector_bytes(lowered, machine):
+    """Counts (T, K) that know how wide a native vector is: by the target in a collection's note where they were counted before it was told."""
+    column, target = LOWERED.index("native_vector_bytes"), (machine or {}).get("target") or ""
+    if lowered is None or lowered[:, column].any() or not target:
+        return lowered
+    lowered = lowered.copy()
+    lowered[:, column] = next((size for name, size in VECTOR_BYTES.items() if name in target), 16)
+    return lowered
 
 
 def listed_calls(folder):

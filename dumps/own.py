@@ -14,7 +14,7 @@ import orjson
 from dumps.archives import MAX_DUMP_BYTES
 from dumps.companions import MALFORMED, call_counts, stage_counts, text_of_origin
 from dumps.files import Unusable
-from features import CALLS, LOWERED, N_HISTOGRAMS, N_SCHEDULE, SCHEDULE_FEATURES, STAGE_BYTES, TYPE_COLUMNS, TYPES
+from features import CALLS, LOWERED, LOWERED_EVENTS, N_HISTOGRAMS, N_SCHEDULE, SCHEDULE_FEATURES, STAGE_BYTES, TYPE_COLUMNS, TYPES
 
 FORMAT, VERSION = "halide_schedule", 1  # values of the keys `format` and `version`
 SIZES = SCHEDULE_FEATURES.index("points_computed_minimum")  # the one schedule feature that is the same for all schedules of a program
@@ -134,14 +134,14 @@ def read(tree):
 def counts_of_stages(dump):
     """(calls (T, 7), counts in the lowered code (T, K) or None) of an OwnDump. Raises Unusable.
 
-    Counts that lack a kind of features.LOWERED were made by a version that did not count it: then there are none.
+    Counts that lack a kind of features.LOWERED_EVENTS were made by a version that did not count it: then there are none.
     """
     n_stages, counts = len(dump.program.sizes), dump.counts
     try:
         calls = call_counts({kind: dump.program.calls[kind] for kind in CALLS if kind in dump.program.calls})
         lowered = None
-        if counts is not None and counts.keys() >= set(LOWERED):
-            lowered = stage_counts({kind: counts[kind] for kind in LOWERED}, LOWERED)
+        if counts is not None and counts.keys() >= set(LOWERED_EVENTS):
+            lowered = stage_counts({kind: counts[kind] for kind in LOWERED if kind in counts}, LOWERED)
     except MALFORMED as error:
         raise Unusable("bad_feature", f"{type(error).__name__}: {error}"[:200]) from None
     if any(found is not None and len(found) != n_stages for found in (calls, lowered)) or len(dump.program.stages) != n_stages:

@@ -21,7 +21,7 @@ import orjson
 from dumps import own
 from dumps.archives import looks_like_an_archive
 from dumps.bench import bench_runtime
-from dumps.companions import DUMP_SUFFIXES, dump_suffix, stands_for_a_file, stem_of
+from dumps.companions import DUMP_SUFFIXES, dump_suffix, stands_for_a_file, stem_of, with_vector_bytes
 from dumps.files import Unusable, read_bytes
 from features import CALLS, N_HISTOGRAMS, N_SCHEDULE, OPS, PATTERNS, SCHEDULE_FEATURES, STAGE_BYTES, TYPE_COLUMNS, TYPES
 
@@ -113,6 +113,7 @@ def parse_dump(dump, max_runtime_ms, need_runtime=True):
         schedule.calls = dump.calls
     if dump.lowered is not None and len(dump.lowered) == len(schedule.calls):
         schedule.lowered = dump.lowered
+    schedule.lowered = with_vector_bytes(schedule.lowered, dump.machine)
     if schedule.lowered_hash is None:
         schedule.lowered_hash = dump.lowered_hash
     return schedule

@@ -1,5 +1,8 @@
 """Prediction intervals: conformal calibration, coverage, and the correction of a program by a few of its measured schedules.
 
+An interval is the wider the more the ensemble's members disagree on a schedule: half its width is in proportion to SPREAD_FLOOR and their
+standard deviation together (Lei et al. 2018, "locally weighted"). Members disagree on programs unlike those of training, and most there.
+
 Most of the error on a new program is shared by its schedules: all are predicted too fast, or all too slow. A residual (ln measured -
 ln predicted) is modelled as an offset of its program plus an independent error, with variances `between` and `within` that are
 estimated on the validation programs. Given the residuals of k measured schedules, the best linear predictor of the offset is their
@@ -12,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 IMPLAUSIBLE = 3.0  # standard deviations; a program's mean residual beyond them contradicts the variances of the validation programs
+SPREAD_FLOOR = 0.1  # in log-runtime, of what all members get wrong together
 COVERAGE_TOLERANCE = 0.05  # below its level, an interval that covers less does not hold
 SHOTS = (1, 3, 8)
 # features.INPUTS for a person.
@@ -45,33 +49,39 @@ def programs_needed(level):
     return math.ceil(round(level / (1 - level), 9))
 
 
-def calibrate(residuals, rows, level):
-    """{"log_half_width", "offset_variance", "programs"} from the residuals (N,) of validation `rows`; `programs` is their number."""
+def calibrate(residuals, spread, rows, level):
+    """What intervals are made of, from the residuals of validation `rows` and the members' standard deviations there, (N,) each.
+
+    width_per_spread : half a width over SPREAD_FLOOR plus the standard deviation; log_half_width : half the width in the mean of these
+    rows; offset_variance : of variance_components; programs : how many they are.
+    """
+    factor = conformal_half_width(residuals / (SPREAD_FLOOR + spread), rows.program, level)
     return {
-        "log_half_width": conformal_half_width(residuals, rows.program, level),
+        "width_per_spread": factor, "log_half_width": float(np.mean(factor * (SPREAD_FLOOR + spread))),
         "offset_variance": variance_components(residuals, rows.instance),
         "programs": len(np.unique(rows.program)),
-    }
+    }  # fmt: skip
 
 
 def calibrations(predicted, rows, level):
     """What a checkpoint stores of its errors: {"errors": {one of features.INPUTS: calibration of predictions from these inputs}}.
 
-    predicted : {one of INPUTS: log-runtimes (N,) of the validation `rows` (Sequences)}, with the others masked where a row has all
+    predicted : {one of INPUTS: (2, N), log-runtimes of the validation `rows` (Sequences) and the members' standard deviations}, with the
+    other inputs masked where a row has all
 
     Each is of the rows that have these inputs, or all. Where there is none, it repeats another's, with 0 programs.
     """
     errors = {}
-    for inputs, log_predicted in predicted.items():
+    for inputs, (log_predicted, spread) in predicted.items():
         at = np.flatnonzero((rows.inputs == inputs) | (rows.inputs == "all"))
-        errors[inputs] = calibrate((rows.log_runtime - log_predicted)[at], rows.subset(at), level) if len(at) else None
+        errors[inputs] = calibrate((rows.log_runtime - log_predicted)[at], spread[at], rows.subset(at), level) if len(at) else None
     known = next(found for found in errors.values() if found)
     return {"errors": {inputs: found or known | {"programs": 0} for inputs, found in errors.items()}}
 
 
-def half_widths(meta, inputs):
-    """Half the width of each row's interval, (N,), from which of features.INPUTS it has, (N,)."""
-    return np.array([meta["errors"][one]["log_half_width"] for one in inputs])
+def half_widths(meta, inputs, spread):
+    """Half the width of each row's interval, (N,), from which of features.INPUTS it has and its members' standard deviation, (N,) each."""
+    return np.array([meta["errors"][one]["width_per_spread"] for one in inputs]) * (SPREAD_FLOOR + np.asarray(spread))
 
 
 def calibration_warning(meta, inputs):
@@ -165,26 +175,28 @@ def remaining_variance(k, components):
 
 @dataclass
 class Correction:
-    """Of one program's predictions, in log-runtime; `widened` where its measured schedules contradict the calibration."""
+    """Of one program's predictions: what to add in log-runtime, and by what factor its intervals are narrower or wider.
+
+    widened : whether its measured schedules contradict the calibration.
+    """
 
     offset: float = 0.0
-    half_width: float = 0.0
+    width_factor: float = 1.0
     widened: bool = False
 
 
-def correct(residuals, calibration, level):
-    """The Correction of one program's predictions by the residuals (k,) of its measured schedules.
+def correct(residuals, half_widths, prior, level):
+    """The Correction of one program's predictions by the residuals of its measured schedules and half the widths there, (k,) each.
 
-    The half width shrinks with the error that remains. A share `level` of the measured schedules lies within it at least: the quantile
-    of their own residuals is its lower bound.
+    prior : variance_components of the validation programs. Intervals shrink with the error that remains, and grow until a share `level` of
+    the measured schedules lies within at least.
     """
-    k, prior = len(residuals), calibration["offset_variance"]
+    k = len(residuals)
     components = plausible_components(residuals, prior)
     shift = offset(residuals, components)
     scale = math.sqrt(remaining_variance(k, components) / max(prior["between"] + prior["within"], 1e-12))
-    half_width = calibration["log_half_width"] * scale
-    measured = float(np.sort(np.abs(residuals - shift))[math.ceil(round(level * k, 9)) - 1])
-    return Correction(shift, max(half_width, measured), components != prior or measured > half_width)
+    needed = float(np.sort(np.abs(residuals - shift) / (half_widths * scale))[math.ceil(round(level * k, 9)) - 1])
+    return Correction(shift, scale * max(1.0, needed), components != prior or needed > 1)
 
 
 def few_shot_errors(instances, log_runtime, log_predicted, components, seed):

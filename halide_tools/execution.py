@@ -1,5 +1,6 @@
 """Running scheduled pipelines: buffers, compiled programs, the comparison with a reference, and timing."""
 
+import copy
 import ctypes
 import dataclasses
 import functools
@@ -29,7 +30,7 @@ from halide_tools.buffers import (
     query,
 )
 from halide_tools.comparison import comparisons, mismatch
-from halide_tools.programs import HOST, schedule_everything_at_root
+from halide_tools.programs import HOST, reference_schedules, schedule_everything_at_root
 
 # One pass of a measurement: batches of calls for so long, one at least.
 PASS_SECONDS, BATCH_SECONDS = 0.02, 0.002
@@ -38,6 +39,7 @@ PASS_SECONDS, BATCH_SECONDS = 0.02, 0.002
 FAST_SHARE = 0.05
 # More of the machine than this used by others while a schedule runs spoils its measurement.
 BACKGROUND_CPU_LIMIT = 0.05
+FEW_POINTS = 8  # extents up to this are numbers of channels and the like: no other size of them is tried
 TICK = 0.01  # seconds in which the system counts the time that processors are busy
 # Of the profiler's report: how many calls it is of, and the milliseconds that a Func took in all of them, or waiting for threads did.
 PROFILED_CALLS, PROFILED_FUNC = re.compile(r"\bruns: (\d+)"), re.compile(r"^\s+(\S.*?):\s+([\d.]+)\s*ms\s+\(")
@@ -57,9 +59,15 @@ class Program:
         if is_reference:
             self.target = self.target.without_feature(hl.TargetFeature.NoAsserts).with_feature(hl.TargetFeature.CheckUnsafePromises)
         self.callable = pipeline.compile_to_callable(pipeline.infer_arguments(), self.target)
-        self._regions = {}  # {seed: what a call takes}
+        self._regions, self.extents = {}, {}  # {seed: what a call takes}; what `resized` was told
         self.alignments = {}  # of buffers that Halide has refused: {name: bytes}
         self.regions(spec.seed)  # once, for all the forks of this process that will run it
+
+    def resized(self, extents):
+        """The same compiled program for other outputs: `extents` {dimension: of the first output}; others grow and shrink with it."""
+        other = copy.copy(self)
+        other._regions, other.extents = {}, extents
+        return other
 
     def regions(self, seed):
         """What a call takes: (inputs, outputs), a Region or a number each, as large and laid out as the compiled pipeline demands.
@@ -72,7 +80,7 @@ class Program:
 
     def _meet_demand(self, seed):
         inputs, outputs = estimated_arguments(self.pipeline, self.spec.inputs)
-        arguments = [*inputs, *outputs]
+        arguments = [*inputs, *(resize(output, outputs[0].extents, self.extents) for output in outputs)]
         if not self.target.has_feature(hl.TargetFeature.NoBoundsQuery):
             demanded = iter(query(self.callable, arguments, self._read_early(inputs, seed)))
             for i, region in enumerate(arguments):
@@ -211,16 +219,9 @@ def minimum_extents(spec, pipeline):
 
     def demanded(i, extents):
         """What the schedule (0) or the algorithm (1) demands of [inputs, outputs] for a first output of these extents."""
-        smaller = dict(zip(range(len(full)), extents))
-
-        def shrunk(region):
-            bounds = tuple(
-                (low, max(1, -(-n * smaller[i] // full[i])) if i in smaller and full[i] else n) for i, (low, n) in enumerate(region.bounds)
-            )
-            return dataclasses.replace(region, bounds=bounds)
-
+        smaller = dict(enumerate(extents))
         arguments = [
-            a if not isinstance(a, Region) else shrunk(a) if k >= len(inputs) or any(a.is_fixed) else a
+            a if not isinstance(a, Region) else resize(a, full, smaller) if k >= len(inputs) or any(a.is_fixed) else a
             for k, a in enumerate([*inputs, *outputs])
         ]
         return [a for a in arguments if isinstance(a, Region)], query(programs[i].callable, arguments, read_early[i])
@@ -244,6 +245,50 @@ def minimum_extents(spec, pipeline):
     for i in range(len(full)):
         extents[i] = next((n for n in range(1, full[i]) if will_do([*extents[:i], n, *extents[i + 1 :]])), full[i])
     return [[-(-n * e // f) if f else n for n, e, f in zip(o.extents, extents, full)] + list(o.extents[len(full) :]) for o in outputs]
+
+
+def resize(region, full, extents):
+    """A Region of other extents where a first output of extents `full` is to have `extents`, {dimension: n}: it changes in proportion."""
+    bounds = tuple((low, max(1, -(-n * extents[i] // full[i])) if i in extents and full[i] else n) for i, (low, n) in enumerate(region.bounds))
+    return dataclasses.replace(region, bounds=bounds)
+
+
+def compare_sizes(program, way, smallest=None):
+    """Whether a compiled Program is right for outputs of other sizes than its estimates: one smaller, one larger, and one of odd extents.
+
+    way : of programs.reference_schedules, to compute what it is compared with; smallest : the first of minimum_extents, or None where that
+    is not known. Dimensions of few points, and those that the algorithm itself does not take otherwise, stay as they are. Returns a list of
+    {"extents": of the first output, "outcome": "same", "differs", "refused" or "not_taken" (by the algorithm), "detail": in words}.
+    """
+    spec, seed = program.spec, program.spec.seed
+    pipeline = spec.build()
+    reference_schedules()[way](pipeline, spec)
+    reference = Program(pipeline, spec, is_reference=True)
+    full = reference.regions(seed)[1][0].extents
+    least = smallest or full
+
+    def takes(i):
+        try:
+            return reference.resized({i: full[i] + 1}).regions(seed) is not None
+        except (hl.HalideError, ValueError):
+            return False
+
+    free = [i for i, n in enumerate(full) if n > FEW_POINTS and takes(i)]
+    sizes = [{i: max(least[i], full[i] // 2) for i in free}, {i: full[i] + full[i] // 4 for i in free}]
+    sizes.append({i: max(least[i], full[i] * 3 // 4) | 1 for i in free})
+    found = []
+    for size in sizes if free else []:
+        extents = [size.get(i, n) for i, n in enumerate(full)]
+        outcome, detail = "not_taken", ""
+        try:
+            expected = reference.resized(size).results_of_two_runs(seed)
+            outcome = "refused"
+            detail = program.resized(size).mismatch(seed, expected)
+            outcome = "differs" if detail else "same"
+        except (hl.HalideError, ValueError) as error:
+            detail = " ".join(str(error).split()).removeprefix("Error: ")
+        found.append({"extents": extents, "outcome": outcome, "detail": detail})
+    return found
 
 
 @dataclass

@@ -77,6 +77,8 @@ def count_text(lowered, values_of, stages, vector_bits, cores):
     if not run.all_known:
         return None
     totals = Costs(run, translation, stages).count()
+    for stage in stages:
+        totals[stage]["native_vector_bytes"] = vector_bits // 8
     return np.array([[totals[stage][kind] for kind in LOWERED] for stage in stages], np.float64)
 
 

@@ -8,9 +8,12 @@ import functools
 
 import numpy as np
 
+from features import LOWERED
 from halide_tools.buffers import all_funcs
 from halide_tools.directives import labels_of
 from halide_tools.programs import functions
+
+VECTOR_BYTES = LOWERED.index("native_vector_bytes")
 
 
 def stage_labels(pipeline):
@@ -42,4 +45,6 @@ def of_program(pipeline, labels, names, created, counts):
         if (name, i) not in found:
             return None
         found[name, i] += own
-    return np.array(list(found.values()))
+    sums = np.array(list(found.values()))
+    sums[:, VECTOR_BYTES] = counts[:, VECTOR_BYTES].max()  # no count of anything, and the same for all
+    return sums

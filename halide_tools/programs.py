@@ -1,9 +1,11 @@
 """Programs: Halide pipelines of a user's file or drawn at random, what their stages are, and what their estimates say."""
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import importlib.util
+import math
 import os
 import re
 import shlex
@@ -15,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import halide as hl
+import numpy as np
 from halide import _generator_helpers
 
 from config import usable_cores
@@ -426,6 +429,21 @@ def find_programs(path, generator="", params="", target="host", n_threads=0, inp
     if len(specs) == 1 and checked:
         check(specs[0])
     return specs
+
+
+def variants(spec, n):
+    """Up to `n` ProgramSpecs of a Generator in Python, their GeneratorParams drawn from its VARIANTS, {name: (value, ...)}; [spec] where it
+    has none. The n-th is the same whatever else is asked for."""
+    values = {}
+    if spec.generator and not cpp_generators.is_binary(spec.path):
+        with as_script(spec.path):
+            values = getattr(load_module(spec.path)[1][spec.generator], "VARIANTS", values)
+    if not values:
+        return [spec]
+    order = np.random.default_rng(list(spec.generator.encode())).permutation(math.prod(map(len, values.values())))
+    drawn = [np.unravel_index(number, [len(choices) for choices in values.values()]) for number in order[:n]]
+    params = [tuple((name, str(values[name][at])) for name, at in zip(values, place)) for place in drawn]
+    return [dataclasses.replace(spec, name=f"{spec.name}_{i:02d}", params=own) for i, own in enumerate(params)]
 
 
 def _generators_in(resolved, path):

@@ -42,6 +42,7 @@ from halide_tools.schedule_source import read_source
 from measuring.messages import (
     BuildLibrary,
     Checked,
+    CompareSizes,
     Compiled,
     Failed,
     Featurized,
@@ -56,6 +57,7 @@ from measuring.messages import (
     Profiled,
     Proposed,
     ReferenceRun,
+    SizesCompared,
 )
 
 HALIDE_ERRORS = (hl.HalideError, ValueError, RuntimeError, MemoryError)
@@ -324,6 +326,8 @@ def _obey(order, program):
             return LibraryBuilt()
         case FindMinimumExtents():
             return MinimumExtents(execution.minimum_extents(program.spec, program.pipeline))
+        case CompareSizes():
+            return SizesCompared(execution.compare_sizes(program, order.way, order.smallest))
         case PrintLoopNest():
             return LoopNest(execution.printed(program.pipeline.print_loop_nest))
         case Profile():

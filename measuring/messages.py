@@ -26,6 +26,14 @@ class FindMinimumExtents:
 
 
 @dataclass(frozen=True)
+class CompareSizes:
+    """Compare the outputs with the reference's at other sizes, as execution.compare_sizes does."""
+
+    way: str
+    smallest: list | None
+
+
+@dataclass(frozen=True)
 class PrintLoopNest:
     """Tell the loops that this candidate's schedule makes."""
 
@@ -97,6 +105,13 @@ class MinimumExtents:
     """As of execution.minimum_extents: a list for each output."""
 
     extents: list
+
+
+@dataclass(frozen=True)
+class SizesCompared:
+    """As of execution.compare_sizes."""
+
+    sizes: list
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 `build(seed)` draws a program: one to three images, then 3 to 25 stages of the kinds listed in STAGE_KINDS, each reading
 stages that are already there, and an output that joins whatever is still unread. The same seed gives the same program in any
-process; seeds from RICH_FROM on draw more reductions. The kinds are those that image processing, linear algebra and small networks
+process; seeds from RICH_FROM on draw more reductions, those from SMALL_FROM on 1 to 5 stages. The kinds are those that image processing, linear algebra and small networks
 are made of; their mix follows Halide's random_pipeline generator (Halide/apps/autoscheduler) in spirit, with scans, histograms,
 look-ups and matrix products added.
 
@@ -48,6 +48,7 @@ class ProgramBuilder:
 
     def __init__(self, seed):
         self.rng = np.random.default_rng(seed)
+        self.is_small = seed >= SMALL_FROM
         self.stages, self.unread, self.kinds = [], [], []
         self.inputs = []
         self.width = int(self.rng.choice([256, 384, 512, 640, 768, 1000, 1024, 1280, 1536, 1920, 2048]))
@@ -55,6 +56,8 @@ class ProgramBuilder:
         self.channels = int(self.rng.choice([1, 1, 3, 3, 3, 4, 8, 16, 32]))
         while self.width * self.height * self.channels > 2**22:
             self.width, self.height = max(self.width // 2, 64), max(self.height // 2, 64)
+        if self.is_small and self.rng.random() < 0.4:  # what a cache holds
+            self.width, self.height = max(self.width // 6, 32), max(self.height // 6, 32)
 
     # Small helpers of the stage kinds.
 
@@ -450,13 +453,21 @@ STAGE_KINDS = {
 # Those before keep the mix they were measured with.
 RICH_FROM = 10_000
 RICH_KINDS = {matmul: 5, histogram: 5, channel_mix: 3, scan: 2, conv_2d: 2, row_mean: 2}  # times as often
+# Programs of these numbers and beyond are small: 1 to MOST_SMALL stages, the last of them the output; some inputs have a border of their own
+# in place of a boundary condition, and some images are so small that a cache holds them.
+SMALL_FROM, MOST_SMALL, BORDER = 20_000, 5, 32
 
 
 def add_image(b):
-    """An input image, read through a boundary condition so that stencils may look past its edge."""
+    """An input image, read through a boundary condition or larger than what is made of it: stencils may look past its edge."""
     types = (*INTEGER_TYPES, FLOAT, FLOAT)
     type = types[b.rng.integers(len(types))]
     extents = (b.width, b.height) + ((b.channels,) if b.channels > 1 else ())
+    if b.is_small and b.rng.random() < 0.5:
+        image = b.input(type, tuple(e + 2 * BORDER for e in extents[:2]) + extents[2:])
+        inside = hl.Func(f"inside_{len(b.kinds)}")
+        inside[COORDS[: len(extents)]] = image[(x + BORDER, y + BORDER) + COORDS[2 : len(extents)]]
+        return b.register("image", inside, extents, type, [])
     image = b.input(type, extents)
     return b.register("image", hl.BoundaryConditions.repeat_edge(image), extents, type, [])
 
@@ -470,7 +481,7 @@ def resample(b, stage, extents):
 
 
 def build(seed, max_stages=25):
-    """The program of `seed`, drawn with 3 to `max_stages` stages (some kinds add more than one); mostly 10 at most.
+    """The program of `seed`, drawn with 3 (1 where it is small) to `max_stages` stages (some kinds add more than one); mostly 10 at most.
 
     Returns
     -------
@@ -481,7 +492,8 @@ def build(seed, max_stages=25):
     for _ in range(int(b.rng.choice([1, 1, 1, 2, 2, 3]))):
         add_image(b)
     longest = max_stages if b.rng.random() < 0.2 else min(max_stages, 10)
-    n_images, n_stages = len(b.kinds), int(b.rng.integers(3, longest + 1))
+    fewest = 1 if b.is_small else 3
+    n_images, n_stages = len(b.kinds), int(b.rng.integers(fewest, min(longest, MOST_SMALL if b.is_small else longest) + 1))
     kinds, odds = list(STAGE_KINDS), np.array(list(STAGE_KINDS.values()), float)
     if seed >= RICH_FROM:
         odds *= [RICH_KINDS.get(kind, 1) for kind in kinds]
@@ -491,6 +503,9 @@ def build(seed, max_stages=25):
         kinds[b.rng.choice(len(kinds), p=odds / odds.sum())](b)
 
     last = b.stages[-1]
+    if b.is_small:
+        last.func.set_estimates([(0, e) for e in last.extents])
+        return hl.Pipeline(last.func), b.kinds
     unread = [s for s in b.unread if s is not last][-4:]
     value = as_float(last.at(), last.type)
     for other in unread:

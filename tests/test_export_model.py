@@ -15,7 +15,7 @@ from batches import Sequences
 from config import usable_cores
 from dumps.files import iter_dumps
 from dumps.parsing import parse_dump
-from evaluation import adams2019
+from evaluation import adams2019, intervals
 from features import FEATURES, featurize
 from halide_tools.autoschedulers import WithWeights, baseline_weights, read_weights
 from halide_tools.programs import find_programs
@@ -39,10 +39,11 @@ def test_onnx_gives_the_predictions_of_pytorch(tmp_path):
     for batch in (measured[:1], measured[20:22], measured):
         features = pad_sequence(batch, batch_first=True)
         lengths = torch.tensor([len(x) for x in batch])
-        expected = model(features, lengths).mean(0).exp().detach().numpy()
+        members = model(features, lengths).detach()
+        expected, spread = members.mean(0).exp().numpy(), members.std(0, correction=0).numpy()
         got = session.run(names, {"features": features.numpy(), "lengths": lengths.numpy()})
         assert np.allclose(got[0], expected, rtol=1e-4, atol=0)
-        factor = np.exp(meta["errors"]["all"]["log_half_width"])
+        factor = np.exp(meta["errors"]["all"]["width_per_spread"] * (intervals.SPREAD_FLOOR + spread))
         assert np.allclose(got[1], expected / factor, rtol=1e-4, atol=0) and np.allclose(got[2], expected * factor, rtol=1e-4, atol=0)
 
 

@@ -230,9 +230,10 @@ def test_the_best_schedule_can_be_applied_again_and_linked(tuned, tmp_path):
     if parameters:  # there are none where the author's own schedule has won
         parameters |= {"weights_path": str(out / "best.weights")} if "weights_path" in parameters else {}
         load_autoscheduler(best["autoscheduler"])
-        pipeline = spec_of(tuned).build()
-        applied = pipeline.apply_autoscheduler(hl.get_host_target(), hl.AutoschedulerParams(best["autoscheduler"], parameters))
-        assert NUMBER.sub("", applied.schedule_source) in NUMBER.sub("", (out / "best.schedule.h").read_text())
+        pipeline, record = spec_of(tuned).build(), orjson.loads((out / "measurements" / "narrow_blur" / "program.json").read_bytes())
+        unscheduled = schedules.read(pipeline)
+        pipeline.apply_autoscheduler(hl.get_host_target(), hl.AutoschedulerParams(best["autoscheduler"], parameters))
+        assert schedules.read(pipeline, unscheduled) == schedules.Schedule.from_json(record["candidates"][best["key"]]["schedule"])
 
     if shutil.which("g++"):
         (tmp_path / "main.cpp").write_text(MAIN)
@@ -251,17 +252,17 @@ def test_another_autoscheduler_may_win(tuned, tmp_path):
     run.measure(run.others[:1])
     for stale in ("best.weights", "mine.txt"):
         (tmp_path / stale).write_text("of an earlier search")
-    best, no_library, _ = results.build_best(run, run.others[0], tmp_path)
+    best, no_library = results.build_best(run, run.others[0], tmp_path)
     run.end()
     assert best["autoscheduler"] == "Mullapudi2016" and "weights_path" not in best["autoscheduler_params"] and not no_library
     assert (tmp_path / "narrow_blur.a").exists() and not (tmp_path / "best.weights").exists() and (tmp_path / "mine.txt").exists()
     load_autoscheduler(best["autoscheduler"])
     parameters = hl.AutoschedulerParams(best["autoscheduler"], best["autoscheduler_params"])
-    applied, kept = (
-        spec.build().apply_autoscheduler(hl.get_host_target(), parameters).schedule_source,
-        (tmp_path / "best.schedule.h").read_text(),
-    )
-    assert NUMBER.sub("", applied) in NUMBER.sub("", kept)
+    pipeline = spec.build()
+    unscheduled = schedules.read(pipeline)
+    pipeline.apply_autoscheduler(hl.get_host_target(), parameters)
+    kept = schedules.Schedule.from_json(run.outcomes[run.others[0]]["schedule"])
+    assert schedules.read(pipeline, unscheduled) == kept
     check_headers(tmp_path, "narrow_blur")
 
 
@@ -295,7 +296,7 @@ def test_any_name_gives_files_that_a_compiler_takes(tmp_path):
     spec = find_programs(tmp_path / "generators.py", name)[0]
     run = TuningRun(spec, tmp_path / "measurements", 60, QUICK)
     run.measure([run.key(Proposal.draw(1, 0))])
-    best, no_library, _ = results.build_best(run, run.measured()[0], tmp_path)
+    best, no_library = results.build_best(run, run.measured()[0], tmp_path)
     run.end()
     assert not no_library and re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", best["header"].removesuffix(".h"))
     check_headers(tmp_path, best["header"].removesuffix(".h"))
@@ -377,7 +378,7 @@ def test_the_authors_schedule_is_measured_and_can_be_the_answer(tmp_path):
     run = TuningRun(spec, tmp_path / "measurements", 60, QUICK)
     run.measure(run.baselines())
     assert len(run.baselines()) == 2 == len(run.measured()), run.outcomes
-    best, no_library, _ = results.build_best(run, run.hand_written, tmp_path)
+    best, no_library = results.build_best(run, run.hand_written, tmp_path)
     assert not no_library and best["autoscheduler"] == "hand_written" and run.outcomes[run.hand_written]["origin"] == "hand_written"
     assert "vectorize" in (tmp_path / "best.schedule.h").read_text() and "vectorize" in (tmp_path / "best_schedule.py").read_text()
     check_headers(tmp_path, "scheduled")
@@ -471,7 +472,7 @@ def test_proposals_that_look_fast_are_lowered_and_predicted_again(tuned, tmp_pat
     pool = Pool(TuningRun(spec, tmp_path / "measurements", 60, QUICK), *train_utils.load_model(train_utils.SHIPPED_MODEL, device), device)
     pool.propose([Proposal.draw(1, k) for k in range(12)])
     at_first = train_utils.predict_sequences(pool.model, featurize([dataclasses.replace(s, lowered=None) for s in pool.schedules]), device)
-    at_first = np.array([log_predicted for log_predicted, _, _ in at_first])
+    at_first = np.array([prediction.log_runtime for prediction in at_first])
     counted = [i for i, schedule in enumerate(pool.schedules) if schedule.lowered is not None]
     assert sorted(np.argsort(at_first)[: math.ceil(len(pool.keys) * COUNTED_SHARE)]) == counted and len(pool.keys) > 4
     changed = ~np.isclose(pool.log_predicted, at_first, atol=1e-4)

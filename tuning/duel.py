@@ -43,14 +43,14 @@ def is_slower(times, key, other):
     return median(mine) > median(others) * (1 + noise)
 
 
-def remeasure_finalists(run, found, previous, clock):
-    """The Answer among the fastest of `found` (keys that were measured), the `previous` answer (or None), and the run's baselines.
+def remeasure_finalists(run, finalists, previous, clock):
+    """The Answer among `finalists` (keys that were measured), the `previous` answer (or None), and the run's baselines.
 
     Raises UserError where none of them can be measured again.
     """
     baselines = [key for key in run.baselines() if key in run.measured()]
     must_match = [*baselines, *([previous] if previous and previous not in baselines else [])]
-    fastest = sorted((key for key in found if key not in must_match), key=run.runtime_ms)[:FINALISTS]
+    fastest = [key for key in finalists if key not in must_match]
     run.set_deadline(clock.after(CHOOSING_SHARE))
     chosen_on = run.measure_again([*must_match, *fastest], REPEATS)
     order, notes = sorted(chosen_on, key=lambda key: median(chosen_on[key])), []

@@ -148,7 +148,7 @@ def predict_losses(run, pool, key, changes):
     counts = on_all_cores(count, run.spec, list(proposals), run.deadline, cores=run.cores)
     counted = {proposals[p]: like.another(found, None) for p, found in counts.items() if len(found) == len(like.calls)}
     predictions = train_utils.predict_sequences(pool.model, featurize(list(counted.values())), pool.device) if counted else []
-    return {change: math.exp(log_predicted) for change, (log_predicted, _, _) in zip(counted, predictions)}
+    return {change: math.exp(prediction.log_runtime) for change, prediction in zip(counted, predictions)}
 
 
 def measure_losses(run, key, changes):

@@ -129,8 +129,8 @@ class Pool:
         features = featurize([dataclasses.replace(s, has_schedule_features=s.lowered is None) for s in schedules])
         predictions = train_utils.predict_sequences(self.model, features, self.device)
         self.seconds["predict"] += time.monotonic() - began
-        for i, own, (log_predicted, share, _) in zip(rows, features, predictions):
-            self.features[i], self.log_predicted[i], self.shares[i] = own, log_predicted, share
+        for i, own, prediction in zip(rows, features, predictions):
+            self.features[i], self.log_predicted[i], self.shares[i] = own, prediction.log_runtime, prediction.shares
 
     def descriptors(self):
         """What tells these schedules apart, (N, T F): normalised features, each stage's weighed by its share of the predicted time.

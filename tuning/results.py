@@ -19,7 +19,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 ORIGIN_COLOURS = {"adams2019": "C0", "mullapudi2016": "C2", "li2018": "C4", "hand_written": "C3", "mutated": "C1"}
-# What Halide's own command line wraps a schedule's directives in, so that a C++ Generator can include it.
+# What Halide's own command line wraps a schedule's directives in, for one that can't be kept as data: nothing in it checks the pipeline.
 SCHEDULE_HEADER = """#ifndef {name}_SCHEDULE_H
 #define {name}_SCHEDULE_H
 
@@ -43,7 +43,7 @@ AS_WRITTEN = "// The schedule that the program's author wrote is the fastest: bu
 def build_best(run, key, output):
     """Write the winner for those who will use it.
 
-    Returns ({what: file or parameters} for the report, why there is no library or "", minimum_extents or None).
+    Returns ({what: file or parameters} for the report, why there is no library or "").
 
     Everything is written elsewhere and then moved into place. Where the library can't be built, one of an earlier answer is removed: it
     would not be that of the schedule beside it.
@@ -65,8 +65,8 @@ def build_best(run, key, output):
         "python": "best_schedule.py" if run.outcomes[key].get("schedule") else None,
     }  # fmt: skip
     if isinstance(message, Failed):
-        return best | {"library": None, "header": None}, f"{message.reason}: {message.detail}", run.minimum_extents(key)
-    return best | {"library": f"{name}.a", "header": f"{name}.h"}, "", run.minimum_extents(key)
+        return best | {"library": None, "header": None}, f"{message.reason}: {message.detail}"
+    return best | {"library": f"{name}.a", "header": f"{name}.h"}, ""
 
 
 def write_schedule(run, key, folder):
@@ -75,11 +75,13 @@ def write_schedule(run, key, folder):
     schedule = Schedule.from_json(stored) if stored else None
     if schedule:
         (folder / "best_schedule.py").write_text(schedule.to_python_module())
-    if isinstance(proposal, (HandWritten, Edited)):
-        (folder / "best.schedule.h").write_text(schedule.to_cpp_header(name) if schedule else AS_WRITTEN)
-        return
-    directives = (run.folder / f"{key.zfill(3)}.schedule.h").read_text()
-    (folder / "best.schedule.h").write_text(SCHEDULE_HEADER.format(name=name, directives=directives))
+    if schedule:
+        header = schedule.to_cpp_header(name)
+    elif isinstance(proposal, HandWritten):
+        header = AS_WRITTEN
+    else:
+        header = SCHEDULE_HEADER.format(name=name, directives=(run.folder / f"{key.zfill(3)}.schedule.h").read_text())
+    (folder / "best.schedule.h").write_text(header)
     if origin(proposal) == "adams2019":
         autoschedulers.write_weights(folder / "best.weights", proposal.weights())
 

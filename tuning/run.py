@@ -13,7 +13,7 @@ from measuring.candidate import HandWritten, proposal_of
 from measuring.collection import Plan, ProgramRun
 from measuring.compile_queue import CompileQueue
 from measuring.machine import CAREFUL
-from measuring.messages import BuildLibrary, Failed, FindMinimumExtents, LoopNest, MinimumExtents, PrintLoopNest, Profile
+from measuring.messages import BuildLibrary, CompareSizes, Failed, FindMinimumExtents, LoopNest, MinimumExtents, PrintLoopNest, Profile
 from measuring.stopwatch import Stopwatch
 
 ADAMS2019, ADAMS2019_SECONDS = "0", 3600  # key of its own choice, and the longest that its search may take
@@ -48,7 +48,8 @@ class Clock:
 class TuningRun(ProgramRun):
     """One program's tuning. Like the collection of a program, but its proposals are chosen one by one, and none makes it give up.
 
-    cores : candidates compiled at a time, all usable ones if 0; report : called with a line about what is going on.
+    cores : candidates compiled at a time, all usable ones if 0; report : called with a line about what is going on; measured_one : called
+    after each measurement that is kept.
     """
 
     forgotten = ("deadline",)
@@ -57,6 +58,7 @@ class TuningRun(ProgramRun):
 
     def __init__(self, spec, folder, seconds, protocol=CAREFUL, cores=0, report=None):
         self.cores, self.report, self.stopwatch = cores or usable_cores(), report, Stopwatch(protocol)
+        self.measured_one = lambda: None
         super().__init__(spec, Plan(str(folder), 0, seconds, self.cores, protocol))
         self.failed = False  # another try may have more time
         for key in ("failure", "reference_failures", "not_featurized"):
@@ -161,6 +163,7 @@ class TuningRun(ProgramRun):
         """A first measurement goes to disk as a dump; a repetition is handed to measure_again."""
         if candidate.key.isdecimal():
             super().keep_measurement(candidate, found)
+            self.measured_one()
         else:
             self.repeated[candidate.key.rstrip("r")] = found
 
@@ -199,6 +202,11 @@ class TuningRun(ProgramRun):
         """The smallest outputs that a schedule can be called with, a list for each; None where that can't be told in time."""
         answer = self._ask(key, FindMinimumExtents())
         return answer.extents if isinstance(answer, MinimumExtents) else None
+
+    def compare_sizes(self, key, smallest):
+        """execution.compare_sizes of a schedule that takes outputs from `smallest` on, or Failed."""
+        answer = self._ask(key, CompareSizes(self.record["reference"], smallest))
+        return answer if isinstance(answer, Failed) else answer.sizes
 
     def loop_nest(self, key):
         """The loops of a schedule as Halide prints them; None where they can't be had in time."""

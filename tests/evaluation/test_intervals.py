@@ -80,16 +80,31 @@ def test_each_interval_is_calibrated_on_schedules_of_its_kind():
         "without_counts": np.where(has_all, 0.5, 1.0),
         "counts_alone": np.where(has_all, 0.3, 1),
     }
+    agreeing = np.zeros(200)
+    predicted = {inputs: (values, agreeing) for inputs, values in predicted.items()}
     found = intervals.calibrations(predicted, rows, 0.9)
     widths = {"all": 0.1, "without_counts": 1.0, "counts_alone": 0.3}
     assert {inputs: c["log_half_width"] for inputs, c in found["errors"].items()} == pytest.approx(widths)
     assert [found["errors"][inputs]["programs"] for inputs in widths] == [20, 40, 20]
-    assert np.allclose(intervals.half_widths(found, rows.inputs), np.where(has_all, 0.1, 1.0))
+    assert np.allclose(intervals.half_widths(found, rows.inputs, agreeing), np.where(has_all, 0.1, 1.0))
     # Without any counts nothing is known of predictions with them.
     rows = make_rows(programs, np.full(200, "without_counts"), np.zeros(200))
     none = intervals.calibrations(predicted, rows, 0.9)["errors"]
     assert [none[inputs]["programs"] for inputs in widths] == [0, 40, 0]
     assert len({none[inputs]["log_half_width"] for inputs in widths}) == 1
+
+
+def test_where_the_members_disagree_intervals_are_wider():
+    rng = np.random.default_rng(0)
+    programs = np.repeat(np.arange(200), 10)
+    spread = rng.uniform(0.02, 0.5, 2000)
+    residuals = rng.normal(size=2000) * (intervals.SPREAD_FLOOR + spread)
+    rows = make_rows(programs, np.full(2000, "all"), residuals)
+    found = intervals.calibrations({"all": (np.zeros(2000), spread)}, rows, 0.9)
+    widths = intervals.half_widths(found, rows.inputs, spread)
+    for part in (spread < 0.1, spread > 0.4):
+        assert np.mean(np.abs(residuals[part]) <= widths[part]) == pytest.approx(0.9, abs=0.05)
+    assert found["errors"]["all"]["log_half_width"] == pytest.approx(widths.mean())
 
 
 def test_too_few_calibration_programs_are_said():
@@ -115,14 +130,18 @@ def test_coverage_counts_rows_and_programs():
 
 
 def test_a_correction_is_no_narrower_than_its_measurements():
-    calibration = {"log_half_width": 0.5, "offset_variance": {"between": 0.01, "within": 0.09}}
-    usual = intervals.correct(np.array([0.2, -0.1, 0.3]), calibration, 0.9)
-    assert not usual.widened and usual.half_width < 0.5 and usual.offset == pytest.approx(0.4 / 3 * 0.25)
+    prior = {"between": 0.01, "within": 0.09}
+
+    def correct(residuals):
+        return intervals.correct(np.array(residuals), np.full(len(residuals), 0.5), prior, 0.9)
+
+    usual = correct([0.2, -0.1, 0.3])
+    assert not usual.widened and usual.width_factor < 1 and usual.offset == pytest.approx(0.4 / 3 * 0.25)
     # Far from what the validation programs showed: their shrinkage no longer holds.
-    far = intervals.correct(np.array([5.0, 5.1, 4.9]), calibration, 0.9)
-    assert far.widened and far.offset == pytest.approx(5, abs=0.1) and far.half_width >= 0.1
-    one = intervals.correct(np.array([5.0]), calibration, 0.9)
-    assert one.widened and one.offset == pytest.approx(0.5) and one.half_width >= 4.5  # the schedule alone may be the odd one
+    far = correct([5.0, 5.1, 4.9])
+    assert far.widened and far.offset == pytest.approx(5, abs=0.1) and far.width_factor >= 0.2
+    one = correct([5.0])
+    assert one.widened and one.offset == pytest.approx(0.5) and one.width_factor >= 9  # the schedule alone may be the odd one
     scattered = np.array([4.0, -4.0, 3.0, -3.0, 0.0, 1.0, -1.0, 2.0, -2.0, 0.5])
-    wide = intervals.correct(scattered, calibration, 0.9)
-    assert wide.widened and np.mean(np.abs(scattered - wide.offset) <= wide.half_width) >= 0.9
+    wide = correct(scattered)
+    assert wide.widened and np.mean(np.abs(scattered - wide.offset) <= 0.5 * wide.width_factor) >= 0.9

@@ -11,7 +11,7 @@ from halide_tools import execution
 from halide_tools.autoschedulers import Proposal
 from halide_tools.buffers import STEPS, Region, allocate, draw, estimated_arguments, fill, meet
 from halide_tools.comparison import mismatch
-from halide_tools.execution import Program, minimum_extents
+from halide_tools.execution import Program, compare_sizes, minimum_extents
 from halide_tools.programs import HOST, schedule_everything_at_root
 from measuring import machine
 
@@ -264,6 +264,24 @@ def test_the_smallest_output_is_that_which_can_be_called(tmp_path, strategy, sma
     if smallest > 1:
         with pytest.raises(hl.HalideError):
             call_at(program, smallest - 1, 3)
+
+
+def test_outputs_of_other_sizes_are_compared(tmp_path):
+    path = tmp_path / "smallest.py"
+    path.write_text(SMALLEST)
+    spec = execution_spec(path)
+
+    def outcomes(program, smallest=None):
+        return [(size["extents"], size["outcome"]) for size in compare_sizes(program, "root", smallest)]
+
+    assert outcomes(Program(spec.build(), spec), [10, 1]) == [([104, 50], "same"), ([260, 125], "same"), ([157, 75], "same")]
+    pipeline = spec.build()
+    output = pipeline.outputs()[0]
+    output.vectorize(output.args()[0], 8, hl.TailStrategy.RoundUp)
+    assert [outcome for _, outcome in outcomes(Program(pipeline, spec), [8, 1])] == ["same", "refused", "refused"], "multiples of 8"
+    path.with_name("other.py").write_text(SMALLEST.replace("return", "out[x, y] += hl.select(x > 220, 1.0, 0.0)\n    return"))
+    wrong = compare_sizes(Program(execution_spec(path.with_name("other.py")).build(), spec), "root", [10, 1])
+    assert [size["outcome"] for size in wrong] == ["same", "differs", "same"] and "differs from the reference" in wrong[1]["detail"]
 
 
 SMALLEST = """
