@@ -55,7 +55,7 @@ class CollectConfig(Config):
     generator: str = Field("", description="which of the file's Generators; empty: all")
     params: str = Field("", description='GeneratorParams and open types of the one Generator, as "NAME=VALUE NAME=VALUE"')
     variants: int = Field(
-        0, ge=0, description="programs of each Generator whose class has VARIANTS, {parameter: values}: so many draws of these; 0: its defaults"
+        0, ge=0, description="programs to draw of each Generator whose class has VARIANTS, {parameter: values}; 0: one, with its defaults"
     )
     inputs: str = Field(
         "", description='contents of inputs of the one Generator, as "NAME=FILE.npy NAME=VALUE NAME=LOW:HIGH"; others are drawn at random'
@@ -153,8 +153,10 @@ def pipeline_specs(config, n_variants):
         specs = [spec for f in files for spec in find_programs(f, *options, checked=len(files) == 1)]
     except ValueError as error:
         raise UserError(str(error)) from None
+    if not n_variants:
+        return specs
     # The first of each, then the second: a collection that is stopped has some of all.
-    return [spec for turn in itertools.zip_longest(*(variants(s, n_variants) for s in specs)) for spec in turn if spec] if n_variants else specs
+    return [spec for turn in itertools.zip_longest(*(variants(s, n_variants) for s in specs)) for spec in turn if spec]
 
 
 def finish_packing(config, output):

@@ -190,8 +190,8 @@ def predict_sequences(model, sequences, device):
 #
 # The plain data, `meta`, holds: format, config (the settings it was trained with), features (their names), epoch, cycles (the last epoch
 # of each cycle of the learning rate), data (fingerprint of the training and validation rows), programs {train, val, init_from: [ids]},
-# best_val_mse_log, interval (its level), errors {one of features.INPUTS: width_per_spread, log_half_width, offset_variance, programs} of predictions from
-# these inputs, and coverage {part: {level, coverage, coverage_by_program}} once evaluated.
+# best_val_mse_log, interval (its level), errors {one of features.INPUTS: {width_per_spread, log_half_width, offset_variance, programs}} of
+# predictions from these inputs, and coverage {part: {level, coverage, coverage_by_program}} once evaluated.
 
 
 def write_checkpoint(path, tensors, meta):

@@ -183,7 +183,7 @@ def lowered_in(text):
 
 
 def with_vector_bytes(lowered, machine):
-    """Counts (T, K) that know how wide a native vector is: by the target in a collection's note where they were counted before it was told."""
+    """Counts (T, K) that know how wide a native vector is: by the target in a collection's note, if they were made without it."""
     column, target = LOWERED.index("native_vector_bytes"), (machine or {}).get("target") or ""
     if lowered is None or lowered[:, column].any() or not target:
         return lowered

@@ -249,8 +249,11 @@ def minimum_extents(spec, pipeline):
 
 def resize(region, full, extents):
     """A Region of other extents where a first output of extents `full` is to have `extents`, {dimension: n}: it changes in proportion."""
-    bounds = tuple((low, max(1, -(-n * extents[i] // full[i])) if i in extents and full[i] else n) for i, (low, n) in enumerate(region.bounds))
-    return dataclasses.replace(region, bounds=bounds)
+
+    def resized(i, n):
+        return max(1, -(-n * extents[i] // full[i])) if i in extents and full[i] else n
+
+    return dataclasses.replace(region, bounds=tuple((low, resized(i, n)) for i, (low, n) in enumerate(region.bounds)))
 
 
 def compare_sizes(program, way, smallest=None):

@@ -2,9 +2,9 @@
 
 `build(seed)` draws a program: one to three images, then 3 to 25 stages of the kinds listed in STAGE_KINDS, each reading
 stages that are already there, and an output that joins whatever is still unread. The same seed gives the same program in any
-process; seeds from RICH_FROM on draw more reductions, those from SMALL_FROM on 1 to 5 stages. The kinds are those that image processing, linear algebra and small networks
-are made of; their mix follows Halide's random_pipeline generator (Halide/apps/autoscheduler) in spirit, with scans, histograms,
-look-ups and matrix products added.
+process; seeds from RICH_FROM on draw more reductions, those from SMALL_FROM on 1 to 5 stages. The kinds are those that image
+processing, linear algebra and small networks are made of; their mix follows Halide's random_pipeline generator
+(Halide/apps/autoscheduler) in spirit, with scans, histograms, look-ups and matrix products added.
 
 Values stay bounded through any depth (averages rather than sums, saturating casts), so that a schedule's output can be
 compared with the reference's and no integer overflows.
@@ -453,8 +453,8 @@ STAGE_KINDS = {
 # Those before keep the mix they were measured with.
 RICH_FROM = 10_000
 RICH_KINDS = {matmul: 5, histogram: 5, channel_mix: 3, scan: 2, conv_2d: 2, row_mean: 2}  # times as often
-# Programs of these numbers and beyond are small: 1 to MOST_SMALL stages, the last of them the output; some inputs have a border of their own
-# in place of a boundary condition, and some images are so small that a cache holds them.
+# Programs of these numbers and beyond are small: 1 to MOST_SMALL stages, the last of them the output. Some inputs have a border of their
+# own in place of a boundary condition, and some images are so small that a cache holds them.
 SMALL_FROM, MOST_SMALL, BORDER = 20_000, 5, 32
 
 

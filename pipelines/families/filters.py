@@ -1,5 +1,7 @@
 """Families of image filters, for training: VARIANTS has the values of a Generator's parameters that its variants are drawn from."""
 
+import functools
+
 import halide as hl
 import numpy as np
 
@@ -150,17 +152,12 @@ class Opening(hl.Generator):
         self.add_output("output", hl.OutputBuffer(TYPES[self.element], 2))
 
     def generate(self):
-        n, edge = self.radius, hl.BoundaryConditions.repeat_edge(self.input, [(0, self.width), (0, self.height)])
-        stages, last = [], edge
+        n, last = self.radius, hl.BoundaryConditions.repeat_edge(self.input, [(0, self.width), (0, self.height)])
         for name, pick in (("erode", hl.min), ("dilate", hl.max)):
             for axis in "xy":
                 func = hl.Func(f"{name}_{axis}")
-                at = lambda i: last[x + i, y] if axis == "x" else last[x, y + i]
-                value = at(-n)
-                for i in range(-n + 1, n + 1):
-                    value = pick(value, at(i))
-                func[x, y] = value
-                stages.append(func)
+                window = [last[x + i, y] if axis == "x" else last[x, y + i] for i in range(-n, n + 1)]
+                func[x, y] = functools.reduce(pick, window)
                 last = func
         self.output[x, y] = last[x, y]
         estimate(self)

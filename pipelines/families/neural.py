@@ -143,7 +143,8 @@ class Pooling(hl.Generator):
     """The largest value, or the mean, of windows that may overlap; channels innermost; float or 8-bit."""
 
     VARIANTS = {
-        "element": ("int8", "float32"), "mean": ("true", "false"), "window": (2, 3), "stride": (1, 2), "channels": (16, 64), "size": (28, 56, 112)
+        "element": ("int8", "float32"), "mean": ("true", "false"), "window": (2, 3), "stride": (1, 2), "channels": (16, 64),
+        "size": (28, 56, 112),
     }  # fmt: skip
     element, mean, window = hl.GeneratorParam("float32"), hl.GeneratorParam(False), hl.GeneratorParam(3)
     stride, channels, size = hl.GeneratorParam(2), hl.GeneratorParam(32), hl.GeneratorParam(56)

@@ -3,7 +3,7 @@
 import halide as hl
 import pytest
 
-from features import LOWERED
+from features import LOWERED, LOWERED_EVENTS
 from halide_tools import lowered_code, lowered_features
 
 
@@ -11,7 +11,7 @@ def count(func, *stages):
     """{stage: {kind: number}} of a scheduled pipeline; `stages` name the rows, output first."""
     counts = lowered_features.count_lowered(hl.Pipeline(func))
     assert len(counts) == len(stages)
-    return {name: {kind: n for kind, n in zip(LOWERED, row) if n} for name, row in zip(stages, counts)}
+    return {name: {kind: n for kind, n in zip(LOWERED_EVENTS, row) if n} for name, row in zip(stages, counts)}
 
 
 def estimated(name, *extents, type=None):
