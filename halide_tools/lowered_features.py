@@ -48,10 +48,10 @@ NOT_COUNTABLE = (
 def count_lowered(pipeline, spec=HOST):
     """Counts of a scheduled pipeline, (T, K) float64: a row a stage, in the order of its featurization, a column for each of LOWERED.
 
-    spec : the ProgramSpec whose target, threads and inputs hold. An inlined stage does nothing (native_vector_bytes alone is told): what it does is done by the stage
-    that calls it. None where they can't be told: a loop's extent or an allocation's size depends on what is in a buffer, loops lie too deep
-    inside each other, or the code is not understood. The pipeline needs estimates for outputs and scalars. Raises hl.HalideError as
-    compiling does.
+    spec : the ProgramSpec whose target, threads and inputs hold. An inlined stage has no counts but native_vector_bytes: what it does is
+    done by the stage that calls it. None where they can't be told: a loop's extent or an allocation's size depends on what is in a buffer,
+    loops lie too deep inside each other, or the code is not understood. The pipeline needs estimates for outputs and scalars. Raises
+    hl.HalideError as compiling does.
     """
     target = spec.halide_target()
     lowered, stages = lowered_text(pipeline, target), stages_of(pipeline)

@@ -26,7 +26,8 @@ class Progress:
             if key in measured:
                 told.append(f"{run.runtime_ms(key) / best:.2f} x {whose}")
         self.bar.set_postfix_str(", ".join(told), refresh=False)
-        self.bar.update(min(len(measured), self.bar.total or 0) - self.bar.n)
+        self.bar.n = min(len(measured), self.bar.total)
+        self.bar.refresh()
 
     def close(self):
         self.bar.close()
