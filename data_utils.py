@@ -37,7 +37,8 @@ WINDOW = 32  # tasks under way: joblib keeps whatever the readers finish before 
 
 STAGE_SIZE = 4 * len(FEATURES)  # bytes of a stage's features
 # What is held of each dump, and as what. `label` is where its file's name begins in a spool, `offset` where its features do; `features` is
-# a hash of all of them, `is_uncounted` whether nobody counted in its lowered code, `lowered_hash` what that is, UNKNOWN where nobody says.
+# a hash of all of them, `is_uncounted` whether nobody counted in its lowered code, `lowered_hash` what that is, `generator` a hash of the
+# name of the Generator that its program is a variant of; UNKNOWN where nobody says.
 COLUMNS = {
     "collection": "i",
     "origin": "i",
@@ -46,6 +47,7 @@ COLUMNS = {
     "instance": "q",
     "schedule": "q",
     "lowered_hash": "q",
+    "generator": "q",
     "features": "q",
     "runtime_ms": "d",
     "n_stages": "i",
@@ -55,7 +57,7 @@ COLUMNS = {
 }
 UNKNOWN = -1
 # Of those, what parse_chunk gives.
-ROW_COLUMNS = ["is_uncounted", "program", "instance", "schedule", "lowered_hash", "features", "runtime_ms"]
+ROW_COLUMNS = ["is_uncounted", "program", "instance", "schedule", "lowered_hash", "generator", "features", "runtime_ms"]
 
 
 class Spool:
@@ -116,7 +118,8 @@ def parse_chunk(dumps, max_runtime_ms):
         instance = stable_hash(schedule.instance, 0, dump.collection)
         both = stable_hash(program, schedule.schedule)
         lowered_hash = UNKNOWN if schedule.lowered_hash is None else schedule.lowered_hash
-        row = (schedule.lowered is None, program, instance, schedule.schedule, lowered_hash, both, schedule.runtime_ms)
+        generator = stable_hash("generator", dump.generator) if dump.generator else UNKNOWN
+        row = (schedule.lowered is None, program, instance, schedule.schedule, lowered_hash, generator, both, schedule.runtime_ms)
         algorithm = None if program in programs else schedule.algorithm_features
         results.append((digest, row, (len(schedule.schedule_features), algorithm, schedule.origin)))
         programs.add(program)
@@ -300,16 +303,18 @@ def assign_split(key, config):
 
 
 def split_rows(rows, held_out, config):
-    """The split of each row of a DataFrame with `collection` (its number), `program` and `features` (a hash of all features), as a
-    categorical.
+    """The split of each row of a DataFrame with `collection` (its number), `program`, `generator` and `features` (a hash of all features),
+    as a categorical.
 
     The rows of collections whose numbers are in `held_out` are `holdout`; what they hold is never trained on even where another collection
-    has it too: there it goes to `test`. Everything else goes by a stable hash.
+    has it too: there it goes to `test`. Everything else goes by a stable hash. Variants of one Generator are as good as one program.
     """
     is_held_out = rows.collection.isin(held_out)
-    keys, place = np.unique(rows["program" if config.split_by == "program" else "features"], return_inverse=True)
+    of_program = rows.groupby("program").generator.transform("max")  # told by one of the program's rows, it is known of all
+    programs = rows.program.where(of_program == UNKNOWN, of_program)
+    keys, place = np.unique(programs if config.split_by == "program" else rows.features, return_inverse=True)
     split = np.array([SPLITS.index(assign_split(key, config)) for key in keys.tolist()])[place]
-    split[rows.program.isin(rows.program[is_held_out].unique())] = SPLITS.index("test")
+    split[programs.isin(programs[is_held_out].unique())] = SPLITS.index("test")
     split[is_held_out] = SPLITS.index("holdout")
     return pd.Categorical.from_codes(split, SPLITS)
 

@@ -24,6 +24,8 @@ sys.path.insert(0, str(ROOT))
 from config import Config, UserError, load_config, run_script
 from evaluation.metrics import TITLES
 
+RIVALS = ["lstm", "hist_gradient_boosting", "lstm_lowered_counts_alone"]  # what tables of parts of the rows show
+
 
 class FoldsConfig(Config):
     name: str = Field("shipped", min_length=1, description="folder under runs/folds for this table")
@@ -78,17 +80,30 @@ def main():
     config = load_config(FoldsConfig)
     folder = ROOT / "runs" / "folds" / config.name
     reports = run_folds(config, lambda fold: run_fold(config, fold, folder), range(n_folds(config)))
-    tables = {"test": summarise(reports, lambda r: r["models"])}
-    for collection in reports[0]["holdout"]:
-        tables[f"holdout {collection}"] = summarise(reports, lambda r, c=collection: r["holdout"][c]["models"])
+    parts = {"test": reports} | {f"holdout {name}": [r["holdout"][name] for r in reports] for name in reports[0]["holdout"]}
+    tables = {}
+    for part, found in parts.items():
+        tables[part] = summarise(found, lambda r: r["models"])
+        for kind, names in (("origins", RIVALS), ("collections", RIVALS[:2])):
+            groups = [group for group in found[0][kind] if all(group in r[kind] for r in found)]
+            for group in groups if len(groups) > 1 else []:
+                told = summarise(found, lambda r, k=kind, g=group: r[k][g]["models"])
+                tables[f"{part}, {group}"] = {name: told[name] for name in names if name in told}
     for name, summary in tables.items():
         print(f"{name}, {n_folds(config)} folds, mean ± standard deviation\n\n{markdown(summary)}\n")
     for name, summary in tables.items():
-        lstm, trees = (summary[model]["mse_log"][0] for model in ("lstm", "hist_gradient_boosting"))
-        print(f"{name}: mse_log of lstm is {1 - lstm / trees:.1%} below that of hist_gradient_boosting")
-    coverage = [r["interval"]["coverage"] for r in reports]
-    by_fold = ", ".join(f"{v:.1%}" for v in coverage)
-    print(f"coverage of the {reports[0]['interval']['level']:.0%} interval: {np.mean(coverage):.1%} (by fold: {by_fold})")
+        lstm, trees = (summary[model]["mse_log"][0] for model in RIVALS[:2])
+        print(f"{name}: mse_log of lstm is {1 - lstm / trees:.1%} below that of {RIVALS[1]}")
+    for part, found in parts.items():
+        for kind in ("coverage", "coverage_by_program"):
+            shares = [r["interval"][kind] for r in found]
+            by_fold = ", ".join(f"{v:.1%}" for v in shares)
+            print(f"{part}: {kind} of the {found[0]['interval']['level']:.0%} interval: {np.mean(shares):.1%} (by fold: {by_fold})")
+        for i, line in enumerate(found[0]["few_shot"]):
+            errors = [r["few_shot"][i]["median_ape"] for r in found if len(r["few_shot"]) > i]
+            print(
+                f"{part}: after {line['k']} measured schedules: median error of the others {np.mean(errors):.1f} ± {np.std(errors):.1f} %"
+            )
     (folder / "table.json").write_bytes(orjson.dumps(tables, option=orjson.OPT_INDENT_2))
 
 

@@ -113,24 +113,29 @@ def read_or_none(path):
 
 @dataclass
 class ProgramRecord:
-    """What is known of a program beside its dumps. calls : call_counts, or None; origins : {name of a schedule: where it comes from}."""
+    """What is known of a program beside its dumps.
+
+    calls : call_counts, or None; origins : {name of a schedule: where it comes from}; generator : of which it is one variant, or "".
+    """
 
     calls: np.ndarray | None
     origins: dict
+    generator: str = ""
 
 
 def program_record(program_json, listed_calls):
     """The ProgramRecord in the bytes of a program.json, or None, as far as they make sense; `listed_calls` are taken where it has none."""
-    content, origins = None, {}
+    content, origins, generator = None, {}, ""
     try:
         content = orjson.loads(program_json or b"{}")
+        generator = content["generator"] if isinstance(content.get("generator"), str) else ""
         origins = {key.zfill(3): _origin(candidate) for key, candidate in content.get("candidates", {}).items()}
     except MALFORMED:
         pass
     try:
-        return ProgramRecord(call_counts(content["calls"]), origins)
+        return ProgramRecord(call_counts(content["calls"]), origins, generator)
     except MALFORMED:
-        return ProgramRecord(listed_calls, origins)
+        return ProgramRecord(listed_calls, origins, generator)
 
 
 def _origin(candidate):

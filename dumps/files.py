@@ -55,6 +55,7 @@ class Dump:
 
     bench : the bytes of the bench.txt beside it; bench_is_shared : whether others lie beside that, too
     calls, lowered, lowered_hash : as of Schedule; origin : where the schedule comes from, as far as what lies beside it tells
+    generator : name of the Generator that its program is one variant of, or ""
     machine : {processor, cores, target, threads} of what measured its collection; None where nobody says
     is_held_out : whether its collection is held out, or is a part of one that is
     error : (reason, detail) where its contents can't be had
@@ -70,6 +71,7 @@ class Dump:
     lowered: np.ndarray | None = None
     lowered_hash: int | None = None
     origin: str = ADAMS2019
+    generator: str = ""
     machine: dict | None = None
     is_held_out: bool = False
     error: tuple = ()
@@ -144,6 +146,7 @@ def _with_companions(entries, read, record):
         if has_bench:
             dump.bench, dump.bench_is_shared = bench, is_shared
         dump.calls, (dump.lowered, dump.lowered_hash) = record.calls, lowered_in(read(schedule + LOWERED_SUFFIX))
+        dump.generator = record.generator
         if record.origins:
             dump.origin = record.origins.get(stem_of(name)) or record.origins.get(schedule, ADAMS2019)
         yield dump

@@ -29,7 +29,7 @@ PROGRAM_COLUMNS = ["name", "schedules", "stages", "fastest_ms", "median_ape", "s
 
 
 def part_report(rows, table, predicted, meta, config, half_widths):
-    """What report.json says of one part of the data: {models, origins, interval, few_shot, programs}.
+    """What report.json says of one part of the data: {models, origins, collections, interval, few_shot, programs}.
 
     rows : Sequences, or a subset of them; table : their lines of schedules.csv; predicted : {model: log-runtimes (N,)}, with `lstm`, NaN
     where a model can't tell: it is left out where there is one;
@@ -41,15 +41,16 @@ def part_report(rows, table, predicted, meta, config, half_widths):
         told = {name: p[at] for name, p in predicted.items() if not np.isnan(p[at]).any()}
         return {name: metrics.all_metrics(rows.instance[at], log_runtime[at], p) for name, p in told.items()}
 
-    origins = table.get("origin", pd.Series(DEFAULT_ORIGIN, table.index))
+    def scores_by(groups):
+        found = {group: np.flatnonzero(groups == group) for group in sorted(set(groups))}
+        return {group: {"schedules": len(at), "models": scores(at)} for group, at in found.items()}
+
     inputs, counts = np.unique(rows.inputs, return_counts=True)
     components = meta["errors"][inputs[counts.argmax()]]["offset_variance"]  # of what most rows come with
     return {
         "models": scores(slice(None)),
-        "origins": {
-            origin: {"schedules": int((origins == origin).sum()), "models": scores(np.flatnonzero(origins == origin))}
-            for origin in sorted(set(origins))
-        },
+        "origins": scores_by(table.get("origin", pd.Series(DEFAULT_ORIGIN, table.index))),
+        "collections": scores_by(table.collection),
         "interval": intervals.coverage(rows, lstm, half_widths, meta["interval"]),
         "few_shot": intervals.few_shot_errors(rows.instance, log_runtime, lstm, components, config.seed),
         "programs": program_lines(rows, names_of(table), lstm),
