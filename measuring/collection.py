@@ -105,8 +105,8 @@ class ProgramRun:
     def _new_record(self):
         spec = self.spec
         record = {
-            "name": spec.name, "seed": spec.seed, "generator": spec.generator, "params": dict(spec.params), "target": str(spec.halide_target()),
-            "threads": spec.threads,
+            "name": spec.name, "seed": spec.seed, "generator": spec.generator, "params": dict(spec.params),
+            "target": str(spec.halide_target()), "threads": spec.threads,
             "stages": [], "edges": [], "calls": {}, "candidates": {}, "complete": False,
         }  # fmt: skip
         return record if spec.path else record | {"stage_kinds": random_programs.build(spec.seed, spec.max_stages)[1]}
