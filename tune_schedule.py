@@ -228,8 +228,9 @@ def choose_answer(tuning, measured):
     run.set_deadline(tuning.clock.after(FIT_SHARE))
     rivals = {*run.baselines(), previous}
     finalists = safety.fit_ones(run, [key for key in found if key not in rivals], FINALISTS, keep_extents, say)
-    if previous and previous not in run.baselines() and safety.objection(run, previous, keep_extents):
-        previous = None
+    if previous and previous not in run.baselines():
+        why = safety.fault(run, previous) or (safety.demand(run, previous) if keep_extents else "")
+        previous = None if why else previous
     say(f"measuring the fastest again: {REPEATS} runs to choose, {REPEATS} to check, {REPEATS} to report")
     answer = remeasure_finalists(run, finalists, previous, tuning.clock)
     for line in answer.notes:

@@ -97,6 +97,15 @@ def serial(schedule):
     return schedule
 
 
+def guarded(schedule):
+    """The same, but what is left over where a split of an output does not divide it is left out, and no larger output is asked for."""
+    for label in schedule.outputs:
+        for k, stage in enumerate(schedule.funcs[label].stages):
+            transforms = tuple(t._replace(tail="GuardWithIf") if isinstance(t, Split) else t for t in stage.transforms)
+            schedule = _replace_stage(schedule, label, k, transforms=transforms)
+    return schedule
+
+
 # Parts of a schedule
 
 

@@ -1,8 +1,11 @@
 """Whether a schedule is fit to be the answer: right at other sizes than the estimates, and for outputs as small as its author's takes.
 
-What was found out about a schedule is in the record's `checks`, and not found out again.
+What was found out about a schedule is in the record's `checks`, and not found out again. Many schedules need large outputs only because of
+how they split the output. Those are measured once more with a guard there, which costs little where the split divides the output.
 """
 
+from halide_tools.mutations import Edited, guarded
+from halide_tools.schedules import Schedule
 from measuring.messages import Failed
 
 MOST_CHECKED = 12  # of the fastest, until as many as are wanted are fit
@@ -23,39 +26,56 @@ def checks_of(run, key):
     return found
 
 
-def objection(run, key, keep_extents):
-    """Why a schedule can't be the answer, in words, or "".
-
-    keep_extents : whether it has to take all outputs that its author's schedule takes.
-    """
+def fault(run, key):
+    """What is wrong with a schedule at another size, in words, or ""."""
     found = checks_of(run, key)
     for size in found["sizes"]:
         if size["outcome"] == "differs":
             return f"is wrong for an output of {_product(size['extents'])}: {size['detail']}"
-    if found["failed"].startswith("crashed"):
-        return f"crashes for outputs of another size: {found['failed']}"
-    if keep_extents and run.hand_written in run.measured():
-        theirs = checks_of(run, run.hand_written)["minimum_extents"]
-        mine = found["minimum_extents"]
-        if mine and theirs and any(a > b for own, other in zip(mine, theirs) for a, b in zip(own, other)):
-            return (
-                f"takes outputs from {_product(mine[0])} on, the author's schedule from {_product(theirs[0])}; "
-                "--keep_extents false allows that"
-            )
-    return ""
+    return f"crashes for outputs of another size: {found['failed']}" if found["failed"].startswith("crashed") else ""
+
+
+def demand(run, key):
+    """What outputs a schedule asks for that its author's does not, in words, or ""."""
+    if run.hand_written not in run.measured():
+        return ""
+    mine, theirs = (checks_of(run, one)["minimum_extents"] for one in (key, run.hand_written))
+    if not (mine and theirs and any(a > b for own, other in zip(mine, theirs) for a, b in zip(own, other))):
+        return ""
+    return f"takes outputs from {_product(mine[0])} on, the author's schedule from {_product(theirs[0])}; --keep_extents false allows that"
+
+
+def with_guards(run, key):
+    """The key of the same schedule with guards where it splits its output, measured; None where it has them, or gave no measurement."""
+    stored = run.outcomes[key].get("schedule")
+    schedule = Schedule.from_json(stored) if stored else None
+    if not schedule or guarded(schedule) == schedule:
+        return None
+    new = run.key(Edited(guarded(schedule).to_json(), key, ("guards",)))
+    run.measure([new])
+    same = run.outcomes.get(new, {}).get("of", new)  # a schedule that was measured before may lower to the same code
+    return same if same in run.measured() else None
 
 
 def fit_ones(run, keys, n, keep_extents, report):
-    """The fastest `n` of `keys` that nothing speaks against; `report` is called with a line about each of the others."""
+    """The fastest `n` of `keys` that nothing speaks against; `report` is called with a line about each of the others.
+
+    keep_extents : whether they have to take all outputs that the author's schedule takes. Where one does not, the same with guards may.
+    """
     fit = []
     for key in sorted(keys, key=run.runtime_ms)[:MOST_CHECKED]:
         if len(fit) == n:
             break
-        if why := objection(run, key, keep_extents):
-            report(f"{run.name_of(key)} ({run.describe(key)}) {why}")
-        else:
+        why = fault(run, key) or (demand(run, key) if keep_extents else "")
+        if not why:
             fit.append(key)
-    return fit
+            continue
+        report(f"{run.name_of(key)} ({run.describe(key)}) {why}")
+        other = with_guards(run, key) if not fault(run, key) else None
+        if other and other not in fit and not fault(run, other) and not demand(run, other):
+            report(f"  with guards it takes {run.describe(other)} and the same outputs as the author's")
+            fit.append(other)
+    return list(dict.fromkeys(fit))
 
 
 def _product(extents):

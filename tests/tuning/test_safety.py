@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from halide_tools.directives import ROOT, FuncSchedule, Loop, Split, Stage
+from halide_tools.schedules import Schedule
 from measuring.messages import Failed
 from tuning import safety
 from tuning.progress import Progress
@@ -19,7 +21,13 @@ class Run:
     hand_written = "9"
 
     def __init__(self, sizes=(), extents=()):
-        self.sizes, self.extents, self.record, self.asked = dict(sizes), dict(extents), {}, []
+        self.sizes, self.extents, self.record, self.asked, self.proposals = dict(sizes), dict(extents), {}, [], []
+        self.outcomes = {key: {} for key in self.measured()}
+
+    def again(self):
+        """Without what has been found out."""
+        self.record = {}
+        return self
 
     def measured(self):
         return ["1", "2", "3", "4", "9"]
@@ -63,10 +71,29 @@ def test_what_is_wrong_at_another_size_is_not_fit():
 def test_what_needs_more_than_the_authors_schedule_is_fit_only_on_demand():
     run = Run(extents={"1": [64, 1], "2": [8, 2]})
     found, lines = fit(run)
-    assert found == ["3"] and "from 64 x 1 on, the author's schedule from 8 x 1" in lines[0] and "--keep_extents false" in lines[0]
+    assert (
+        found == ["3"]
+        and len(lines) == 2
+        and "from 64 x 1 on, the author's schedule from 8 x 1" in lines[0]
+        and "--keep_extents false" in lines[0]
+    )
     assert fit(run, keep_extents=False) == (["1", "2", "3"], [])
     run.measured = lambda: ["1", "2", "3", "4"]
     assert fit(run) == (["1", "2", "3"], []), "there is no author's schedule"
+
+
+def test_what_asks_for_too_much_is_tried_with_guards():
+    split = Split("x", "xo", "xi", 64, "ShiftInwards")
+    stage = Stage((), ("x",), (Loop("xi"), Loop("xo")), (split,))
+    run = Run(extents={"1": [64, 1]})
+    run.outcomes["1"]["schedule"] = Schedule(("out",), {"out": FuncSchedule(("x",), (stage,), ROOT)}).to_json()
+    run.key, run.measure = lambda proposal: run.proposals.append(proposal) or "4", lambda keys: None
+    found, lines = fit(run)
+    assert found == ["4", "2", "3"] and "with guards it takes 4 ms" in lines[1]
+    [edited] = run.proposals
+    assert edited.edit_of == "1" and Schedule.from_json(edited.text).funcs["out"].stages[0].transforms[0].tail == "GuardWithIf"
+    run.extents["4"] = [16, 1]
+    assert fit(Run.again(run))[0] == ["2", "3"], "they do not help"
 
 
 def test_as_few_as_needed_are_checked_and_none_twice():
