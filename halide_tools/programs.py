@@ -347,8 +347,8 @@ def as_script(path):
     beside = {p.name.split(".")[0] for p in folder.iterdir() if p.is_dir() or p.suffix in (".py", ".so")} - LOADED_FIRST
 
     def is_hidden(name, module):
-        origin = getattr(module, "__file__", None) or ""
-        own = origin and Path(origin).is_relative_to(ROOT) and ".venv" not in Path(origin).parts
+        origin = getattr(module, "__file__", None) or ""  # as text: there are hundreds of modules, and this is asked for each program built
+        own = origin.startswith(f"{ROOT}{os.sep}") and f"{os.sep}.venv{os.sep}" not in origin
         return name != "__main__" and (name.partition(".")[0] in beside or own)
 
     hidden = {name: module for name, module in list(sys.modules.items()) if is_hidden(name, module)}
@@ -356,7 +356,7 @@ def as_script(path):
     for name in hidden:
         del sys.modules[name]
     sys.modules.update(_user_modules.get(folder, {}))
-    sys.path[:] = [str(folder), *(p for p in paths if p and Path(p).resolve() != ROOT)]
+    sys.path[:] = [str(folder), *(p for p in paths if p and os.path.realpath(p) != str(ROOT))]
     sys.argv[:] = [str(path)]
     try:
         yield
