@@ -73,12 +73,14 @@ def summary(run, report):
     )
     yield bullets([*report["notes"], *([warning] if busy else [])])
     extents = report["minimum_extents"]
+    sizes = [f"{' x '.join(map(str, size['extents']))}: {size['outcome']} {size['detail']}".strip() for size in report["other_sizes"]]
     facts = [
         ("target", report["target"]), ("threads", report["threads"]), ("protocol", report["protocol"]),
         ("parameters", ", ".join(f"{name}={value}" for name, value in report["params"].items()) or "none"),
         ("stages", report["stages"]), ("schedules proposed", report["proposed"]), ("schedules measured", report["measured"]),
         ("failed", ", ".join(f"{n} {reason}" for reason, n in report["failed"].items()) or "none"),
         ("smallest output", "not known" if extents is None else "; ".join(" x ".join(map(str, sizes)) for sizes in extents)),
+        ("outputs of other sizes", "; ".join(sizes) or "not compared"),
         ("share of the machine that others used", f"{report['background']:.1%}"),
         ("compared with", f"the program with the schedule {report['reference']!r}"),
     ]  # fmt: skip
