@@ -27,13 +27,15 @@ def test_leakage_is_counted():
 def test_each_origin_has_its_own_metrics():
     log_runtime = np.log([1.0, 2.0, 4.0, 1.0, 3.0, 9.0])
     part = rows([1, 1, 1, 2, 2, 2], range(6), log_runtime)
-    table = pd.DataFrame(
-        {"file": [f"p{p}/x.sample" for p in part.program], "origin": ["mutated", "mutated", "mutated", "li2018", "li2018", "li2018"]}
-    )
+    origins = ["mutated", "mutated", "mutated", "li2018", "li2018", "li2018"]
+    table = pd.DataFrame({"file": [f"p{p}/x.sample" for p in part.program], "collection": list("aabbbb"), "origin": origins})
     predicted = {"lstm": log_runtime * np.array([1, 1, 1, -1, -1, -1]), "constant": np.zeros(6)}
     meta = {"interval": 0.9, "errors": {"all": {"offset_variance": {"between": 1.0, "within": 1.0}}}}
     found = report.part_report(part, table, predicted, meta, SimpleNamespace(seed=0), np.full(6, 0.5))
-    assert set(found["origins"]) == {"mutated", "li2018"}
+    assert set(found["origins"]) == {"mutated", "li2018"} and {c: f["schedules"] for c, f in found["collections"].items()} == {
+        "a": 2,
+        "b": 4,
+    }
     assert found["origins"]["mutated"]["models"]["lstm"]["spearman"] == pytest.approx(1)
     assert found["origins"]["li2018"]["models"]["lstm"]["spearman"] == pytest.approx(-1)
     assert found["origins"]["li2018"]["models"]["lstm"] == metrics.all_metrics(part.instance[3:], log_runtime[3:], -log_runtime[3:])
@@ -47,7 +49,7 @@ def test_each_origin_has_its_own_metrics():
 def test_a_model_that_cannot_tell_of_some_rows_stands_where_it_can():
     log_runtime = np.log([1.0, 2.0, 4.0, 1.0, 3.0, 9.0])
     part = rows([1, 1, 1, 2, 2, 2], range(6), log_runtime)
-    table = pd.DataFrame({"file": ["p/x"] * 6, "origin": ["adams2019"] * 3 + ["mutated"] * 3})
+    table = pd.DataFrame({"file": ["p/x"] * 6, "collection": "c", "origin": ["adams2019"] * 3 + ["mutated"] * 3})
     predicted = {"lstm": log_runtime, "adams2019": np.r_[log_runtime[:3], np.full(3, np.nan)]}
     meta = {"interval": 0.9, "errors": {"all": {"offset_variance": {"between": 1.0, "within": 1.0}}}}
     found = report.part_report(part, table, predicted, meta, SimpleNamespace(seed=0), np.full(6, 0.5))
