@@ -138,9 +138,10 @@ class Sequences:
         for shard in self.parts():
             rows = shard["features"][:, 0, FLAG_COLUMNS[1]] > 0
             if rows.any():
-                schedule_features = torch.expm1(shard["features"][rows][:, :, :N_SCHEDULE])
-                algorithm = [programs[p] for p in shard["program"][rows].tolist()]
-                yield schedule_features, pad_sequence(algorithm, batch_first=True), shard["lengths"][rows]
+                algorithm = pad_sequence([programs[p] for p in shard["program"][rows].tolist()], batch_first=True)
+                # The longest rows of the shard may not be among these.
+                schedule_features = torch.expm1(shard["features"][rows][:, : algorithm.shape[1], :N_SCHEDULE])
+                yield schedule_features, algorithm, shard["lengths"][rows]
 
     def feature_statistics(self):
         """Mean and standard deviation of each feature over all stages, (F,) each; infinite where a feature never varies."""

@@ -114,6 +114,8 @@ def parse_dump(dump, max_runtime_ms, need_runtime=True):
     if dump.lowered is not None and len(dump.lowered) == len(schedule.calls):
         schedule.lowered = dump.lowered
     schedule.lowered = with_vector_bytes(schedule.lowered, dump.machine)
+    if schedule.lowered is None and not schedule.has_schedule_features:
+        raise Unusable("no_counts", "neither Halide's features nor all counts in its lowered code: nothing tells its schedule")
     if schedule.lowered_hash is None:
         schedule.lowered_hash = dump.lowered_hash
     return schedule

@@ -5,12 +5,13 @@ schedules of a program have a row for each of the same stages. (Wrappers and cop
 """
 
 import functools
+import re
 
 import numpy as np
 
 from features import LOWERED
 from halide_tools.buffers import all_funcs
-from halide_tools.directives import labels_of
+from halide_tools.directives import Created, labels_of
 from halide_tools.programs import functions
 
 VECTOR_BYTES = LOWERED.index("native_vector_bytes")
@@ -27,6 +28,23 @@ def apply_from_data(schedule, pipeline):
     labels = stage_labels(pipeline)
     names = {label: func.name() for label, func in schedule.apply(pipeline).items()}
     return functools.partial(of_program, pipeline, labels, names, schedule.created)
+
+
+def by_names(pipeline, labels):
+    """of_program as a function of the counts alone, of a scheduled pipeline whose schedule can't be kept as data.
+
+    labels : stage_labels of the program. What `rfactor` has added is known by its name: `base_intm` of `base`.
+    """
+    funcs, added = {func.name(): func for func in all_funcs(pipeline)}, {}
+    for base, func in funcs.items():
+        pattern = re.compile(re.escape(base.replace("$", "_")) + r"_intm(_\d+)?")
+        for name in (name for name in funcs if pattern.fullmatch(name.replace("$", "_"))):
+            readers = [k for k in range(func.num_update_definitions()) if f"{name}(" in str(func.update_values(k))]
+            added[name] = base, readers[0] if readers else 0
+    own = labels_of([name for name in funcs if name not in added])
+    own |= {name: name for name in added}
+    created = tuple(Created(name, "rfactor", own[base], update=update) for name, (base, update) in added.items())
+    return functools.partial(of_program, pipeline, labels, {label: name for name, label in own.items()}, created)
 
 
 def of_program(pipeline, labels, names, created, counts):

@@ -36,7 +36,7 @@ from halide_tools.autoschedulers import OtherAutoscheduler, Proposal, proposal_f
 from halide_tools.buffers import lowered_text
 from halide_tools.lowered_identity import lowered_hash
 from halide_tools.mutations import Edited, Mutated, NoChange
-from halide_tools.program_rows import apply_from_data, of_program, stage_labels
+from halide_tools.program_rows import apply_from_data, by_names, of_program, stage_labels
 from halide_tools.programs import ProgramSpec, describe_stages, reference_schedules
 from halide_tools.schedule_source import read_source
 from measuring.messages import (
@@ -223,8 +223,10 @@ def _scheduled(task):
         if pipeline is None:
             raise NoSchedule("its author wrote no schedule")
         data = as_data(pipeline)
-        if data is None or not isinstance(labels, list):
+        if not isinstance(labels, list):
             return Scheduled(pipeline, b"", "", "")
+        if data is None:
+            return Scheduled(pipeline, b"", "", "", by_names(pipeline, labels))
         names = {label: name for label, (name, _) in data.names.items()}
         return Scheduled(pipeline, b"", "", data.to_json(), partial(of_program, pipeline, labels, names, data.created))
     pipeline = spec.build()

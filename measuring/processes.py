@@ -15,7 +15,7 @@ from halide_tools import lowered_features, mutations
 from halide_tools.autoschedulers import Proposal
 from halide_tools.buffers import lowered_text
 from halide_tools.lowered_identity import lowered_hash
-from halide_tools.program_rows import apply_from_data
+from halide_tools.program_rows import apply_from_data, by_names, stage_labels
 from halide_tools.programs import describe_stages
 from halide_tools.schedules import Schedule
 from measuring.candidate import HALIDE_ERRORS, Candidate, as_data, failure, failure_of_process, limit_memory
@@ -96,9 +96,13 @@ def featurize_author(spec, _):
         featurization, _ = Proposal.draw(spec.seed, 0).apply(spec.build(), spec)
         written = spec.build_hand_scheduled()
         fresh = spec.build()
+        labels = stage_labels(fresh)
         data = as_data(fresh if written is None else written)
-        # What can't be kept as data (specialize, say) is counted as it comes.
-        number, counts = count_scheduled(written, spec) if data is None else count_from_data(data, fresh, spec)
+        if data is None:  # specialize, say
+            number, counts = count_scheduled(written, spec)
+            counts = None if counts is None else by_names(written, labels)(counts)
+        else:
+            number, counts = count_from_data(data, fresh, spec)
     except (*HALIDE_ERRORS, LookupError) as error:
         return failure(error)
     if counts is None or len(counts) != len(described["stages"]):
