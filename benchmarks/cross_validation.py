@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 from config import Config, UserError, load_config, run_script
 from evaluation.metrics import TITLES
 
-RIVALS = ["lstm", "hist_gradient_boosting", "lstm_lowered_counts_alone"]  # what tables of parts of the rows show
+RIVALS = "lstm", "hist_gradient_boosting"  # what is compared on each part of the rows
 
 
 class FoldsConfig(Config):
@@ -76,24 +76,32 @@ def markdown(summary):
     return "\n".join(lines)
 
 
+def compared(summaries):
+    """Markdown: a line a part of the rows, the LSTM beside the trees."""
+    columns = ["mse_log", "median_ape", "spearman"]
+    header = ["rows of", *(f"{TITLES[m]}: {model}" for m in columns for model in ("lstm", "trees")), "MSE log below the trees'"]
+    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    for name, summary in summaries.items():
+        lstm, trees = (summary[model] for model in RIVALS)
+        cells = ["{:.3f} ± {:.3f}".format(*scores[m]) if m in scores else "-" for m in columns for scores in (lstm, trees)]
+        lines.append(f"| {name} | {' | '.join(cells)} | {1 - lstm['mse_log'][0] / trees['mse_log'][0]:.1%} |")
+    return "\n".join(lines)
+
+
 def main():
     config = load_config(FoldsConfig)
     folder = ROOT / "runs" / "folds" / config.name
     reports = run_folds(config, lambda fold: run_fold(config, fold, folder), range(n_folds(config)))
     parts = {"test": reports} | {f"holdout {name}": [r["holdout"][name] for r in reports] for name in reports[0]["holdout"]}
-    tables = {}
+    tables, groups = {part: summarise(found, lambda r: r["models"]) for part, found in parts.items()}, {}
     for part, found in parts.items():
-        tables[part] = summarise(found, lambda r: r["models"])
-        for kind, names in (("origins", RIVALS), ("collections", RIVALS[:2])):
-            groups = [group for group in found[0][kind] if all(group in r[kind] for r in found)]
-            for group in groups if len(groups) > 1 else []:
-                told = summarise(found, lambda r, k=kind, g=group: r[k][g]["models"])
-                tables[f"{part}, {group}"] = {name: told[name] for name in names if name in told}
+        for kind in ("origins", "collections"):
+            names = [name for name in found[0][kind] if all(name in r[kind] for r in found)]
+            for name in names if len(names) > 1 else []:
+                groups[f"{part}, {name}"] = summarise(found, lambda r, k=kind, n=name: r[k][n]["models"])
     for name, summary in tables.items():
         print(f"{name}, {n_folds(config)} folds, mean ± standard deviation\n\n{markdown(summary)}\n")
-    for name, summary in tables.items():
-        lstm, trees = (summary[model]["mse_log"][0] for model in RIVALS[:2])
-        print(f"{name}: mse_log of lstm is {1 - lstm / trees:.1%} below that of {RIVALS[1]}")
+    print(f"{compared(tables | groups)}\n")
     for part, found in parts.items():
         for kind in ("coverage", "coverage_by_program"):
             shares = [r["interval"][kind] for r in found]
@@ -104,7 +112,7 @@ def main():
             print(
                 f"{part}: after {line['k']} measured schedules: median error of the others {np.mean(errors):.1f} ± {np.std(errors):.1f} %"
             )
-    (folder / "table.json").write_bytes(orjson.dumps(tables, option=orjson.OPT_INDENT_2))
+    (folder / "table.json").write_bytes(orjson.dumps(tables | groups, option=orjson.OPT_INDENT_2))
 
 
 if __name__ == "__main__":
