@@ -190,7 +190,7 @@ def test_going_on_measures_nothing_twice_and_forgets_nothing(tuned):
         return {k: c for k, c in record["candidates"].items() if k.isdecimal()}, record["fresh_runs"], report_of(tuned)
 
     candidates, runs, report = read()
-    run("tune_schedule.py", *flags, f"--budget={report['measured'] + 2}")
+    run("tune_schedule.py", *flags, f"--budget={report['measured'] + 2}", "--keep_extents=false")
     more_candidates, more_runs, larger = read()
     assert {k: more_candidates[k] for k in candidates} == candidates
     assert larger["search"][: report["measured"]] == report["search"]

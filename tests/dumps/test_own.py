@@ -10,6 +10,8 @@ import pandas as pd
 import pytest
 from conftest import expect_user_error, make_stages, parse, run, sample_bytes
 
+import data_utils
+from batches import Sequences
 from dumps import own
 from dumps.files import ArchiveReader, Dump, Unusable
 from features import LOWERED, SCHEDULE_FEATURES, featurize
@@ -69,7 +71,8 @@ def test_it_is_recognised_by_content_and_says_when_nothing_was_measured():
 def test_counts_of_another_version_are_no_counts():
     tree = orjson.loads(own_bytes(make_stages()))
     del tree["lowered"]["counts"]["bytes_stored"]
-    assert parse(orjson.dumps(tree), "x.json").lowered is None, "a kind was not counted: 0 would be wrong"
+    with pytest.raises(Unusable, match="no_counts"):  # a kind was not counted: 0 would be wrong
+        parse(orjson.dumps(tree), "x.json")
     tree["lowered"]["counts"] |= {"bytes_stored": [1, 2, 3], "of a later version": [9, 9, 9]}
     assert parse(orjson.dumps(tree), "x.json").lowered[:, LOWERED.index("bytes_stored")].tolist() == [1, 2, 3]
 
@@ -182,3 +185,28 @@ def test_a_file_of_a_later_version_is_one_line(tmp_path):
     (tmp_path / "x.schedule.json").write_bytes(damaged(lambda t: t.update(version=9)))
     done = run("generate_dataset.py", f"--raw_path={tmp_path}", f"--data_path={tmp_path / 'data'}", check=False)
     expect_user_error(done, "nothing usable", "version 9")
+
+
+def test_halides_network_reads_the_shorter_ones_among_longer_schedules(tmp_path):
+    """Of a shard that holds schedules with Halide's features and longer ones without."""
+    raw = tmp_path / "raw"
+    for program in range(4):
+        stages = make_stages(program)
+        for schedule in range(3):
+            file = raw / f"p{program}" / f"{schedule}.sample"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(sample_bytes(make_stages(program, schedule), 1.0 + schedule))
+        longer = np.concatenate([stages, stages])
+        counts = {kind: [1] * len(longer) for kind in LOWERED}
+        program_ = own.Program(longer[:, own.SIZES], longer[:, 39:].reshape(len(longer), -1, 7), [f"s{i}" for i in range(len(longer))])
+        dump = own.OwnDump(program_, 7 + program, "test", counts, "", "mutated", 2.0)
+        (raw / f"p{program}" / "9.schedule.json").write_bytes(own.write(dump))
+    run("generate_dataset.py", f"--raw_path={raw}", f"--data_path={tmp_path / 'data'}")
+    meta, seen = data_utils.read_meta(tmp_path / "data"), 0
+    for split in data_utils.SPLITS:
+        rows = Sequences(tmp_path / "data", meta, split)
+        batches = list(rows.halide_batches())
+        assert all(features.shape[:2] == algorithm.shape[:2] and len(lengths) == len(features) for features, algorithm, lengths in batches)
+        assert sum(len(lengths) for *_, lengths in batches) == len(rows.featurized)
+        seen += len(rows) - len(rows.featurized)
+    assert seen == 4
