@@ -9,6 +9,7 @@ from halide_tools.schedules import Schedule
 from measuring.messages import Failed
 
 MOST_CHECKED = 12  # of the fastest, until as many as are wanted are fit
+HOPELESS = 1.1  # times the fastest baseline: what took longer in the search will not win against it
 
 
 def checks_of(run, key):
@@ -62,8 +63,8 @@ def fit_ones(run, keys, n, keep_extents, report):
 
     keep_extents : whether they have to take all outputs that the author's schedule takes. Where one does not, the same with guards may.
     """
-    fit = []
-    for key in sorted(keys, key=run.runtime_ms)[:MOST_CHECKED]:
+    fit, limit = [], HOPELESS * min(map(run.runtime_ms, run.baselines()))
+    for key in [key for key in sorted(keys, key=run.runtime_ms) if run.runtime_ms(key) <= limit][:MOST_CHECKED]:
         if len(fit) == n:
             break
         why = fault(run, key) or (demand(run, key) if keep_extents else "")

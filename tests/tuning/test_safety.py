@@ -96,6 +96,12 @@ def test_what_asks_for_too_much_is_tried_with_guards():
     assert fit(Run.again(run))[0] == ["2", "3"], "they do not help"
 
 
+def test_what_is_far_slower_than_a_baseline_is_not_checked():
+    run = Run()
+    run.baselines = lambda: ["2"]
+    assert fit(run)[0] == ["1", "2"] and "3" not in run.asked
+
+
 def test_as_few_as_needed_are_checked_and_none_twice():
     run = Run()
     assert fit(run, 1)[0] == ["1"] and run.asked == ["1", "9"]
