@@ -203,7 +203,7 @@ def _outer_padding(s, padding, owner):
 def _lowered_columns(schedules, s, owner):
     """The counts from the lowered code, whether there are any, the ratio of points stored to those by Halide's features, LOWERED_RATIOS.
 
-    (S, 44).
+    (S, K + 6).
     """
     has_counts = np.array([schedule.lowered is not None for schedule in schedules])[owner]
     n_events = len(LOWERED_EVENTS)

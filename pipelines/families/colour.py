@@ -151,7 +151,7 @@ class GreyWorld(hl.Generator):
 
 @hl.generator(name="alpha_blend")
 class AlphaBlend(hl.Generator):
-    """One image over another by the alpha in its fourth channel; interleaved or planar."""
+    """One image over another by the alpha in its fourth channel; planar."""
 
     VARIANTS = SIZES
     width, height = hl.GeneratorParam(1280), hl.GeneratorParam(720)
@@ -187,7 +187,7 @@ class ImageHistogram(hl.Generator):
 
 @hl.generator(name="saturate_colours")
 class SaturateColours(hl.Generator):
-    """Colours moved away from grey, and a vignette: arithmetic alone; float, channels innermost or outermost in memory as given."""
+    """Colours moved away from grey, and a vignette: arithmetic alone; float."""
 
     VARIANTS = SIZES
     width, height = hl.GeneratorParam(1280), hl.GeneratorParam(720)

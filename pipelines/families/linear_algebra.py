@@ -123,7 +123,7 @@ class Covariance(hl.Generator):
 
 @hl.generator(name="kmeans_distances")
 class KmeansDistances(hl.Generator):
-    """The distance of each point to the nearest of some centres; float, or 8-bit."""
+    """The distance of each point to the nearest of some centres; float."""
 
     VARIANTS = {"dimensions": (3, 8, 32), "centres": (8, 32, 64), "points": (4096, 16384)}
     dimensions, centres, points = hl.GeneratorParam(8), hl.GeneratorParam(32), hl.GeneratorParam(4096)

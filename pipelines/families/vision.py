@@ -3,7 +3,6 @@
 import math
 
 import halide as hl
-import numpy as np
 
 x, y, d, b, t = hl.vars("x y d b t")
 WIDTHS, HEIGHTS = (320, 512, 640, 800, 1024), (240, 360, 480)
@@ -237,7 +236,7 @@ class AffineWarp(hl.Generator):
 
 @hl.generator(name="undistort")
 class Undistort(hl.Generator):
-    """A lens's radial distortion undone, by a map that is computed at a part of the points; nearest neighbour; uint8."""
+    """A lens's radial distortion undone, by a map of where each point comes from; nearest neighbour; uint8."""
 
     VARIANTS = SIZES
     width, height = hl.GeneratorParam(640), hl.GeneratorParam(360)
@@ -313,10 +312,9 @@ class JpegDct(hl.Generator):
     def generate(self):
         u, v = hl.vars("u v")
         type = I32 if self.integer else F32
-        waves = np.array([[math.cos((2 * i + 1) * k * math.pi / 16) * (0.5 if k else 0.5**1.5) for i in range(8)] for k in range(8)])
         table = hl.Func("table")
         angle = hl.f32((2 * x + 1) * u) * hl.f32(math.pi / 16)
-        value = hl.cos(angle) * hl.select(u == 0, hl.f32(waves[0, 0]), hl.f32(0.5))
+        value = hl.cos(angle) * hl.select(u == 0, hl.f32(0.5**1.5), hl.f32(0.5))
         table[x, u] = hl.cast(type, hl.round(value * hl.f32(1024))) if self.integer else value
         r = hl.RDom([(0, 8)], "r")
         rows, both = hl.funcs("rows both")

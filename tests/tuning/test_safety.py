@@ -68,6 +68,11 @@ def test_what_is_wrong_at_another_size_is_not_fit():
     assert "schedule 1" in lines[0] and "wrong for an output of 80 x 60: at (3, 4)" in lines[0] and "crashes" in lines[1]
 
 
+def test_where_the_program_itself_crashes_no_schedule_is_to_blame():
+    run = Run(sizes=dict.fromkeys(["1", "2", "3", "4", "9"], Failed("crashed", "exit code -11")))
+    assert fit(run) == (["1", "2", "3"], [])
+
+
 def test_what_needs_more_than_the_authors_schedule_is_fit_only_on_demand():
     run = Run(extents={"1": [64, 1], "2": [8, 2]})
     found, lines = fit(run)
