@@ -199,31 +199,33 @@ def calibration_programs():
 
 
 def calibrate(passes):
-    """{calibration program: milliseconds}, measured now in so many passes."""
+    """({calibration program: milliseconds}, whether others used the machine), measured now in so many passes."""
     programs = calibration_programs()
     times = [[execution.benchmark(program, 0) for program in programs.values()] for _ in range(passes)]
-    return {name: round(runtime_ms(own), 6) for name, own in zip(programs, zip(*times))}
+    noted = {name: summary(own) for name, own in zip(programs, zip(*times))}
+    return {name: found["runtime_ms"] for name, found in noted.items()}, any(found["noisy"] for found in noted.values())
 
 
 def record_calibration(folder, protocol):
     """Measure the calibration programs and add their times to the collection's note.
 
     Returns by how much they have drifted: the median over the programs of their time over that of the collection's first
-    measurement, less 1. On a machine that looks drifted it is measured again, as often as the protocol tries; the nearest counts.
+    measurement, less 1. On a machine that looks drifted, or that others use, it is measured again, as often as the protocol tries; the
+    nearest of the calmest counts. A first measurement that was disturbed would make all later ones look drifted.
     """
     path = folder / "collection.json"
     first = orjson.loads(path.read_bytes())["calibration"][:1]
-    best, background = None, Background(protocol)
+    found, background = [], Background(protocol)
     for _ in range(protocol.tries):
-        times = calibrate(protocol.calibration_passes)
+        times, disturbed = calibrate(protocol.calibration_passes)
         drift = float(np.median([times[name] / ms for name, ms in first[0]["ms"].items()])) - 1 if first else 0.0
-        if best is None or abs(drift) < abs(best[0]):
-            best = (drift, times)
-        if abs(drift) <= protocol.max_drift or not background.wait_for_calm():
+        found.append((disturbed, abs(drift), drift, times))
+        if not disturbed and abs(drift) <= protocol.max_drift or not background.wait_for_calm():
             break
+    _, _, drift, times = min(found, key=lambda one: one[:2])
     with FileLock(str(path) + ".lock"):
         note = orjson.loads(path.read_bytes())
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        note["calibration"].append({"when": now, "ms": best[1], "drift": round(best[0], 4)})
+        note["calibration"].append({"when": now, "ms": times, "drift": round(drift, 4)})
         replace_file(path, orjson.dumps(note, option=orjson.OPT_INDENT_2))
-    return best[0]
+    return drift
