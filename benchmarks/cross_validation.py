@@ -95,7 +95,7 @@ def main():
     parts = {"test": reports} | {f"holdout {name}": [r["holdout"][name] for r in reports] for name in reports[0]["holdout"]}
     tables, groups = {part: summarise(found, lambda r: r["models"]) for part, found in parts.items()}, {}
     for part, found in parts.items():
-        for kind in ("origins", "collections"):
+        for kind in ("origins", "collections", "sizes"):
             names = [name for name in found[0][kind] if all(name in r[kind] for r in found)]
             for name in names if len(names) > 1 else []:
                 groups[f"{part}, {name}"] = summarise(found, lambda r, k=kind, n=name: r[k][n]["models"])

@@ -29,7 +29,7 @@ PROGRAM_COLUMNS = ["name", "schedules", "stages", "fastest_ms", "median_ape", "s
 
 
 def part_report(rows, table, predicted, meta, config, half_widths):
-    """What report.json says of one part of the data: {models, origins, collections, interval, few_shot, programs}.
+    """What report.json says of one part of the data: {models, origins, collections, sizes, interval, few_shot, programs}.
 
     rows : Sequences, or a subset of them; table : their lines of schedules.csv; predicted : {model: log-runtimes (N,)}, with `lstm`, NaN
     where a model can't tell: it is left out where there is one;
@@ -51,10 +51,16 @@ def part_report(rows, table, predicted, meta, config, half_widths):
         "models": scores(slice(None)),
         "origins": scores_by(table.get("origin", pd.Series(DEFAULT_ORIGIN, table.index))),
         "collections": scores_by(table.collection),
+        "sizes": scores_by(pd.Series([size_of(n) for n in rows.lengths.tolist()], table.index)),
         "interval": intervals.coverage(rows, lstm, half_widths, meta["interval"]),
         "few_shot": intervals.few_shot_errors(rows.instance, log_runtime, lstm, components, config.seed),
         "programs": program_lines(rows, names_of(table), lstm),
     }  # fmt: skip
+
+
+def size_of(n_stages):
+    """The size class of a program, in words."""
+    return "1 to 5 stages" if n_stages <= 5 else "6 to 15 stages" if n_stages <= 15 else "more than 15 stages"
 
 
 def program_lines(rows, names, log_predicted):
@@ -141,11 +147,11 @@ def report_blocks(report, n_programs=None):
     blocks += [models_table(report["models"]), *(f"Without {name}: {why}." for name, why in report["left_out"].items())]
     blocks += [*uncertainty_lines(report), *few_shot_blocks(report["few_shot"])]
     misses = [tuple(line[c] for c in ("file", "runtime_ms", "predicted_ms")) for line in report["worst_misses"]]
-    blocks += [Heading(2, "Worst misses"), Table(("file", "measured ms", "predicted ms"), misses), *origin_blocks(report["origins"])]
+    blocks += [Heading(2, "Worst misses"), Table(("file", "measured ms", "predicted ms"), misses), *group_blocks(report)]
     blocks += [Heading(2, "Test programs, worst predicted first"), programs_table(report["programs"][:n_programs])]
     for collection, found in report["holdout"].items():
         blocks += [Heading(2, f"Holdout: {collection}"), models_table(found["models"]), interval_line(found["interval"], "rows")]
-        blocks += [*few_shot_blocks(found["few_shot"]), *origin_blocks(found["origins"]), programs_table(found["programs"])]
+        blocks += [*few_shot_blocks(found["few_shot"]), *group_blocks(found), programs_table(found["programs"])]
     return blocks
 
 
@@ -171,14 +177,13 @@ def few_shot_blocks(lines):
     ]
 
 
-def origin_blocks(origins):
-    """The metrics of each kind of schedule, where there is more than one."""
-    if len(origins) < 2:
-        return []
+def group_blocks(found):
+    """The metrics of each kind of schedule and of each size of program, where there is more than one."""
     return [
         block
-        for origin, found in origins.items()
-        for block in (Heading(3, f"{found['schedules']} schedules of {origin}"), models_table(found["models"]))
+        for title, groups in (("", found["origins"]), ("programs of ", found["sizes"]))
+        for name, group in (groups.items() if len(groups) > 1 else ())
+        for block in (Heading(3, f"{group['schedules']} schedules of {title}{name}"), models_table(group["models"]))
     ]
 
 

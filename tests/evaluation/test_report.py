@@ -36,6 +36,7 @@ def test_each_origin_has_its_own_metrics():
         "a": 2,
         "b": 4,
     }
+    assert found["sizes"] == {"1 to 5 stages": {"schedules": 6, "models": found["models"]}}
     assert found["origins"]["mutated"]["models"]["lstm"]["spearman"] == pytest.approx(1)
     assert found["origins"]["li2018"]["models"]["lstm"]["spearman"] == pytest.approx(-1)
     assert found["origins"]["li2018"]["models"]["lstm"] == metrics.all_metrics(part.instance[3:], log_runtime[3:], -log_runtime[3:])
@@ -55,6 +56,17 @@ def test_a_model_that_cannot_tell_of_some_rows_stands_where_it_can():
     found = report.part_report(part, table, predicted, meta, SimpleNamespace(seed=0), np.full(6, 0.5))
     assert set(found["models"]) == {"lstm"} == set(found["origins"]["mutated"]["models"])
     assert found["origins"]["adams2019"]["models"]["adams2019"]["mse_log"] == 0
+
+
+def test_sizes_are_told_apart():
+    part = rows([1, 1, 2, 2, 3, 3], range(6), np.log([1.0, 2.0, 1.0, 3.0, 1.0, 4.0]))
+    part.lengths = np.array([1, 1, 6, 6, 16, 16])
+    table = pd.DataFrame({"file": ["p/x"] * 6, "collection": "c"})
+    meta = {"interval": 0.9, "errors": {"all": {"offset_variance": {"between": 1.0, "within": 1.0}}}}
+    predicted = {"lstm": part.log_runtime + [0, 0, 1, 1, 2, 2]}
+    sizes = report.part_report(part, table, predicted, meta, SimpleNamespace(seed=0), np.full(6, 0.5))["sizes"]
+    errors = {size: found["models"]["lstm"]["mse_log"] for size, found in sizes.items()}
+    assert errors == pytest.approx({"1 to 5 stages": 0, "6 to 15 stages": 1, "more than 15 stages": 4})
 
 
 def test_programs_a_model_has_seen():
