@@ -3,21 +3,25 @@
     python benchmarks/count_again.py --archives data/raw/random_000.tar.xz,data/raw/applications.tar.xz --output counted
     python benchmarks/count_again.py --archives data/raw/ --output counted --num_threads 2
 
-Each schedule is proposed again as its collection's program.json tells, for the machine that collection.json names, and lowered. Only where
-the same featurization comes out (its hash is on record) do the new counts stand beside it; where it does not, or Halide refuses, it has
-none. Writes OUTPUT/NAME.tar.xz: the archive with its `.lowered.json` replaced, all else as it was. An archive that is there already is
+Each schedule is made again from its directives, or from the text that its autoscheduler printed, for the machine that collection.json names,
+and lowered. From text it has to be as it was: what the code says of its statements is compared. Where that differs, it is proposed again as
+program.json tells, and the hash of its featurization, or of its lowered code, has to be the one on record. Where that fails, too, or
+Halide refuses, the schedule has no counts. Writes OUTPUT/NAME.tar.xz: the archive with its
+`.lowered.json`, and the counts in each `.schedule.json`, replaced, all else as it was. An archive that is there already is
 left alone, and nothing is ever written over another. What is counted of a program lies in OUTPUT/NAME.parts/ until its archive is
 complete, so that a run that was stopped goes on where it was. Run it on a machine with as many cores as the collection's: Adams2019 is
 told their number.
 """
 
+import dataclasses
+import functools
 import io
 import multiprocessing
 import shutil
 import sys
 import tarfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import orjson
@@ -29,16 +33,21 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from config import Config, UserError, load_config, make_folder, replace_file, run_script, usable_cores
+from dumps import own
 from dumps.archives import ARCHIVE_ERRORS
-from dumps.companions import COLLECTION_FILE, HASH, LOWERED_SUFFIX, PROGRAM_FILE
+from dumps.companions import COLLECTION_FILE, HASH, LOWERED_SUFFIX, PROGRAM_FILE, SCHEDULE_SUFFIX, schedule_of
 from dumps.parsing import hex_id
 from halide_tools import lowered_features
-from halide_tools.autoschedulers import Proposal
-from halide_tools.programs import ProgramSpec, find_programs
-from measuring.candidate import HALIDE_ERRORS, failure, hash_of
-from measuring.processes import count_scheduled, prepare_worker
+from halide_tools.buffers import lowered_text
+from halide_tools.lowered_identity import lowered_hash
+from halide_tools.programs import ProgramSpec, find_programs, variants
+from halide_tools.schedule_source import read_source
+from measuring.candidate import HALIDE_ERRORS, GivenUp, Scheduled, StoredSchedule, failure, from_fork, hash_of, proposal_of, scheduled
+from measuring.processes import prepare_worker
 
 SPAWN = multiprocessing.get_context("spawn")
+HEADER_SUFFIX = ".schedule.h"
+AS_WRITTEN = "iterations", "statements", "bytes_loaded", "bytes_stored", "points_stored", "tasks"  # what the code says, whatever is made of it
 SECONDS = 120  # for a schedule to be found again, lowered and counted
 TASKS_A_PROCESS = 300  # Halide keeps what it has built
 
@@ -63,7 +72,7 @@ def archives_in(paths):
 
 def read_records(path):
     """(collection.json, {program: program.json}) of an archive. Raises UserError where it is no packed collection."""
-    note, records = None, {}
+    note, records, beside = None, {}, defaultdict(dict)
     try:
         with tarfile.open(path) as archive:
             for member in archive:
@@ -71,6 +80,14 @@ def read_records(path):
                 if name in (COLLECTION_FILE, PROGRAM_FILE):
                     record = orjson.loads(archive.extractfile(member).read())
                     note, records = (record, records) if name == COLLECTION_FILE else (note, records | {record["name"]: record})
+                elif name.endswith((HEADER_SUFFIX, LOWERED_SUFFIX)):
+                    *_, program, _ = member.name.split("/")
+                    beside[program][name] = archive.extractfile(member).read()
+        for name, record in records.items():
+            for key, candidate in record["candidates"].items():
+                header, counts = (beside[name].get(key.zfill(3) + suffix) for suffix in (HEADER_SUFFIX, LOWERED_SUFFIX))
+                if header and counts:
+                    candidate |= {"text": header.decode(), "counts": orjson.loads(counts)}
         machine = note["machine"]
         return {"source": note["source"], "target": machine["target"], "threads": machine.get("threads") or machine["cores"]}, records
     except (*ARCHIVE_ERRORS, AttributeError, KeyError) as error:
@@ -82,32 +99,72 @@ def spec_of(note, record):
     machine = {"target": note["target"], "n_threads": note["threads"]}
     if "random_programs" in note["source"]:
         return ProgramSpec(record["name"], record["seed"], max_stages=note["source"]["random_programs"]["max_stages"], **machine)
-    for file in sorted((ROOT / "pipelines").glob("*.py")):
-        if file.stem not in ("__init__", "random_programs"):
-            for spec in find_programs(file, **machine):
-                if spec.name == record["name"]:
-                    return spec
+    if spec := shipped_programs(**machine).get(record["name"]):
+        return spec
     raise UserError(f"{record['name']}: no program of this name in pipelines/; its collection can't be counted again")
 
 
-def count_schedule(spec, proposal, expected):
-    """What lies beside a dump: lowered_features.as_dict, and the hash of the code; or why nothing. `expected` : the proposal's hash."""
-    try:
+@functools.cache
+def shipped_programs(**machine):
+    """{name: ProgramSpec} of the Generators in pipelines/ and of all variants of those in pipelines/families/."""
+    files = [file for file in (ROOT / "pipelines").glob("*.py") if file.stem not in ("__init__", "random_programs")]
+    specs = [spec for file in files for spec in find_programs(file, **machine)]
+    families = [spec for file in (ROOT / "pipelines" / "families").glob("*.py") for spec in find_programs(file, checked=False, **machine)]
+    return {spec.name: spec for spec in [*specs, *(variant for spec in families for variant in variants(spec, sys.maxsize))]}
+
+
+def count_schedule(spec, record):
+    """What lies beside a dump: lowered_features.as_dict, and the hash of the code; or why nothing. `record` : of a candidate.
+
+    What is proposed again is so in a fork: Halide gives other names to a second program, and so another order to what it does.
+    """
+    return _from_text(spec, record) or from_fork(lambda: _from_record(spec, record))[0] or "crashed"
+
+
+def _from_text(spec, record):
+    """count_schedule of one whose text is kept, None where something else comes of it."""
+    if "text" in record:
         pipeline = spec.build()
-        if hash_of(*proposal.apply(pipeline, spec)) != expected:
-            return "another schedule comes out"
-        number, counts = count_scheduled(pipeline, spec)
+        try:
+            read_source(record["text"], pipeline)
+            found = _counted(Scheduled(pipeline, b"", "", ""), spec)
+        except (*HALIDE_ERRORS, ValueError, LookupError):
+            return None
+        if isinstance(found, dict) and all(found.get(kind) == record["counts"].get(kind) for kind in AS_WRITTEN):
+            return found
+    return None
+
+
+def _from_record(spec, record):
+    try:
+        data = record.get("schedule")
+        made = scheduled(spec, StoredSchedule(data) if data else proposal_of(record))
+        found, code = _counted(made, spec), record.get("lowered_hash")
+    except GivenUp as given_up:
+        return given_up.failed.reason
     except HALIDE_ERRORS as error:
         return failure(error).reason
-    return "not countable" if counts is None else lowered_features.as_dict(counts) | {HASH: hex_id(number)}
+    is_known = hash_of(made.featurization, made.source) == record["hash"] or isinstance(found, dict) and found[HASH] == code
+    if not data and not is_known:
+        return "another schedule comes out"
+    return found | {HASH: code or found[HASH]} if isinstance(found, dict) else found
+
+
+def _counted(made, spec):
+    """lowered_features.as_dict of a candidate.Scheduled, and the hash of its code, or why there is none."""
+    number = hex_id(lowered_hash(lowered_text(made.pipeline, spec.halide_target(), keep=True)))  # kept for the counts
+    counts = lowered_features.count_lowered(made.pipeline, spec)
+    if counts is not None and made.by_stage:
+        counts = made.by_stage(counts)
+    return "not countable" if counts is None else lowered_features.as_dict(counts) | {HASH: number}
 
 
 def count_program(path, note, record, pool):
     """Write {key: what count_schedule found} of a program's measured schedules to `path`; returns their number."""
-    spec, found = spec_of(note, record), {}
-    measured = {key: c for key, c in record["candidates"].items() if c["outcome"] == "measured" and key.isdecimal()}
+    measured, found = {key: c for key, c in record["candidates"].items() if c["outcome"] == "measured" and key.isdecimal()}, {}
+    spec = spec_of(note, record) if measured else None
     futures = {
-        key.zfill(3): pool.schedule(count_schedule, args=(spec, Proposal.from_record(c), c["hash"]), timeout=SECONDS)
+        key.zfill(3): pool.schedule(count_schedule, args=(spec, c), timeout=SECONDS)
         for key, c in measured.items()
     }
     for key, future in futures.items():
@@ -121,7 +178,7 @@ def count_program(path, note, record, pool):
 
 
 def write_archive(source, parts, destination):
-    """`source` with the counts in `parts` in place of its own, each before its schedule's `.sample`. Returns {reason: number}."""
+    """`source` with the counts in `parts` in place of its own, a `.lowered.json` before its `.sample`. Returns {reason: number}."""
     outcomes, found = Counter(), {}
     temporary = destination.with_name(destination.name + ".tmp")
     with tarfile.open(source) as old, tarfile.open(temporary, "w:xz", preset=9) as new:
@@ -132,12 +189,23 @@ def write_archive(source, parts, destination):
                 outcomes.update("counted" if isinstance(counts, dict) else counts for counts in found.values())
             if name.endswith(LOWERED_SUFFIX):
                 continue
-            key = name.split(".")[0]
-            if name.endswith(".sample") and isinstance(found.get(key), dict):
+            key, data = name.split(".")[0], old.extractfile(member).read()
+            if name.endswith(SCHEDULE_SUFFIX):
+                data = with_counts(data, found.get(schedule_of(f"{key}.json")))
+            elif name.endswith(".sample") and isinstance(found.get(key), dict):
                 write_member(new, member, f"{member.name.rpartition('/')[0]}/{key}{LOWERED_SUFFIX}", orjson.dumps(found.pop(key)))
-            write_member(new, member, member.name, old.extractfile(member).read())
+            write_member(new, member, member.name, data)
     temporary.replace(destination)
     return outcomes
+
+
+def with_counts(data, found):
+    """A dump of our own, its bytes, with other counts: `found` as count_schedule tells, none where it says why there are none."""
+    dump, counts = own.read(orjson.loads(data)), None
+    if isinstance(found, dict):
+        counts = {kind: values for kind, values in found.items() if kind != HASH}
+        counts = counts if all(len(values) == len(dump.program.sizes) for values in counts.values()) else None
+    return own.write(dataclasses.replace(dump, counts=counts))
 
 
 def write_member(archive, like, name, data):

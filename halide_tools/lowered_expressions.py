@@ -82,7 +82,7 @@ class Value:
     @property
     def is_scattered(self):
         """Of an index: whether its lanes lie anywhere."""
-        return not self.is_affine or self.dims is None or self.python is None and self.type.lanes > 1
+        return not self.is_affine or self.dims is None
 
     def shortened(self):
         """The same to be used several times: nested so, what is as long as its parts together would grow without bound."""
@@ -299,7 +299,7 @@ class Parser:
         if name == "ramp":
             base, stride, n = self.arguments()
             n = int(n.python)
-            known = base.dims is not None and base.python is not None and stride.python is not None
+            known = base.dims is not None and stride.python is not None  # wherever the first lane lies
             dims = [*base.dims, (stride.python, n)] if known else None
             return Value(base.type._replace(lanes=n * base.type.lanes), base.python, dims, base.is_affine and known, False, base.loads)
         if type := parse_type(name):

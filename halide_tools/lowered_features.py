@@ -8,6 +8,7 @@ from the strides of their addresses, which a lowered_code.Run tells. `count_lowe
 import math
 import sys
 from collections import Counter, defaultdict
+from typing import NamedTuple
 
 import halide as hl
 import numpy as np
@@ -19,6 +20,7 @@ from halide_tools.lowered_expressions import INDEX, NotUnderstood
 from halide_tools.programs import HOST
 
 LINE_BYTES = 64
+PAGE_BYTES = 4096  # within a page, the address alone decides in which set of a cache a line lies
 # {cache: (bytes, what lies beyond it)}, for one core. A third-level cache is shared: what a core can use of it is less than its size.
 CACHES = {"l1": (2**15, "l2"), "l2": (2**20, "l3"), "l3": (2**23, "memory")}
 REGISTERS = {64: 32}  # vector registers by their bytes, 16 otherwise
@@ -263,12 +265,10 @@ class Costs:
         groups, touched = self.group_accesses(), defaultdict(lambda: defaultdict(dict))
         for group in groups:
             for depth in range(len(group.path) + 1):
-                per_shape = touched[group.path[:depth]][group.buffer]
-                per_shape[group.shape] = max(per_shape.get(group.shape, 0), group.footprint(depth)[0])
-        working_sets = {
-            path: sum(min(sum(per_shape.values()), self.size_of(buffer)) for buffer, per_shape in buffers.items())
-            for path, buffers in touched.items()
-        }
+                per_shape, footprint = touched[group.path[:depth]][group.buffer], group.footprint(depth)
+                largest = per_shape.get(group.shape, (0, 0))
+                per_shape[group.shape] = max(largest[0], footprint.held_bytes), max(largest[1], footprint.set_bytes)
+        working_sets = {path: self.working_set(buffers) for path, buffers in touched.items()}
         for capacity, beyond in CACHES.values():
             if working_sets.get((), 0) <= capacity:
                 continue  # a run of the program finds there what the run before has left
@@ -277,11 +277,20 @@ class Costs:
                 depths = range(len(group.path) + 1)
                 depth = next((d for d in depths if working_sets[group.path[:d]] <= capacity), len(group.path))
                 outer = max(depth - 1, 0)
-                lines = min(group.footprint(outer)[1], self.size_of(group.buffer) / LINE_BYTES + 1)
+                lines = min(group.footprint(outer).lines, self.size_of(group.buffer) / LINE_BYTES + 1)
                 there = brought[group.path[:depth], group.buffer]
                 brought[group.path[:depth], group.buffer] = max(there, lines)
                 kind = f"lines_to_{beyond}" if group.is_store else f"lines_from_{beyond}"
                 self.totals[group.stage][kind] += max(0.0, lines - there) * group.entered(outer)
+
+    def working_set(self, buffers):
+        """Bytes that a cache has to have for all that is touched to stay in it, {buffer: {shape: (held_bytes, set_bytes)}}."""
+        held = crowded = 0.0
+        for buffer, per_shape in buffers.items():
+            size = self.size_of(buffer)
+            held += min(sum(n for n, _ in per_shape.values()), size)
+            crowded = max(crowded, min(max(n for _, n in per_shape.values()), size))
+        return max(held, crowded)
 
     def size_of(self, buffer):
         if buffer in self.run.allocations:
@@ -395,12 +404,13 @@ class Group:
         self.stage, self.runs, self.extents = statement.stage, statement.runs, [n for _, n in statement.loops]
         self.buffer, self.is_store, self.element = access.buffer, access.is_store, max(access.bits // 8, 1)
         self.path, self.steps, self.width, self.dims = path, steps, width, dims
-        self.begins, self.n_anywhere, self.footprints = set(), 0, {}
+        self.begins, self.lines_anywhere, self.footprints = set(), 0.0, {}
         self.shape = tuple(step and abs(step) for step in steps), width, dims
 
     def add(self, access):
         if access.first is None:
-            self.n_anywhere += access.lanes
+            rows = math.prod(n for _, n in self.dims) * max(1.0, self.width * self.element / LINE_BYTES)
+            self.lines_anywhere += access.lanes if access.is_gather else rows
         else:
             self.begins.add(access.first)
 
@@ -409,7 +419,7 @@ class Group:
         return self.runs / math.prod(self.extents[depth:])
 
     def footprint(self, depth):
-        """(bytes, lines) that all iterations of the loops from `depth` on touch."""
+        """The Footprint of all iterations of the loops from `depth` on."""
         if depth not in self.footprints:
             self.footprints[depth] = self._footprint(depth)
         return self.footprints[depth]
@@ -417,7 +427,8 @@ class Group:
     def _footprint(self, depth):
         inner = math.prod(self.extents[depth:])
         if not self.begins:
-            return self.n_anywhere * inner * self.element, self.n_anywhere * inner
+            lines = self.lines_anywhere * inner
+            return Footprint(lines, LINE_BYTES * lines, 0.0)
         strides, anew = Counter(), 1
         for step, n in [*zip(self.steps[depth:], self.extents[depth:]), *self.dims]:
             if step is None:
@@ -432,13 +443,27 @@ class Group:
             if steps.any():
                 further[stride] = steps.max() - steps.min() if stride in strides else len(np.unique(steps)) - 1
                 rest = rest - steps * stride
-        width, segments = self.width + rest.max() - rest.min(), 1.0
+        width, segments, between = self.width + rest.max() - rest.min(), 1.0, PAGE_BYTES
         for stride in sorted(strides.keys() | further.keys()):
             n = strides.get(stride, 1) + further.get(stride, 0)
             if segments == 1 and stride <= max(width, LINE_BYTES / self.element):
                 width += stride * (n - 1)
             else:
                 segments *= n
+                between = math.gcd(between, round(stride * self.element))
         most = len(begins) * math.prod(strides.values())
-        lines = min(segments * max(1.0, width * self.element / LINE_BYTES), most * max(1.0, self.width * self.element / LINE_BYTES))
-        return min(segments * width, most * self.width) * self.element * anew, lines * anew
+        of_width = max(1.0, width * self.element / LINE_BYTES)
+        lines = min(segments * of_width, most * max(1.0, self.width * self.element / LINE_BYTES))
+        n_bytes = min(segments * width, most * self.width) * self.element
+        # Segments that lie a multiple of many lines apart share a few sets: as much as if all of what lies between were touched.
+        sets = min(PAGE_BYTES // between * math.ceil(of_width), PAGE_BYTES // LINE_BYTES)
+        crowded = lines * PAGE_BYTES / sets if segments > 1 else 0.0
+        return Footprint(lines * anew, max(n_bytes, lines * LINE_BYTES) * anew, crowded)
+
+
+class Footprint(NamedTuple):
+    """What accesses touch: lines, the bytes that they take in a cache, and how large it has to be for the sets that they lie in."""
+
+    lines: float
+    held_bytes: float
+    set_bytes: float

@@ -200,25 +200,26 @@ def _schedule(task):
     """(Scheduled, Proposed)."""
     if isinstance(task.proposal, Reference):
         return _schedule_reference(task)
-    found = _scheduled(task)
+    found = scheduled(task.spec, task.proposal, task.as_data)
     number = lowered_hash(lowered_text(found.pipeline, task.spec.halide_target(), keep=True))  # kept for the counts
     return found, Proposed(found.featurization, found.source, 0.0, schedule=found.data, lowered_hash=number)
 
 
-def _scheduled(task):
-    """The Scheduled pipeline of a Task. What can be kept as data is made from data, in a process that builds nothing else before.
+def scheduled(spec, proposal, keep_data=False):
+    """The Scheduled pipeline of a proposal for a ProgramSpec; with `keep_data` the data of Adams2019's, too.
 
-    So Halide gives the same names each time, and the pipeline has all the Funcs of its program: Mullapudi2016 and Li2018 take out of it
-    those that they inline. Adams2019's own and the author's schedule are measured as they come.
+    What can be kept as data is made from data, in a process that builds nothing else before. So Halide gives the same names each time,
+    and the pipeline has all the Funcs of its program: Mullapudi2016 and Li2018 take out of it those that they inline. Adams2019's own and
+    the author's schedule are measured as they come.
     """
-    spec, proposal, source = task.spec, task.proposal, ""
+    source = ""
     if isinstance(proposal, Edited):
         proposal = StoredSchedule(proposal.text)
     if isinstance(proposal, (Mutated, OtherAutoscheduler)):
         source, text = _found_in_fork(lambda: _search(proposal, spec))
         proposal = StoredSchedule(text) if text else proposal
     if isinstance(proposal, HandWritten):
-        labels, _ = _from_fork(lambda: stage_labels(spec.build()))
+        labels, _ = from_fork(lambda: stage_labels(spec.build()))
         pipeline = spec.build_hand_scheduled()
         if pipeline is None:
             raise NoSchedule("its author wrote no schedule")
@@ -232,9 +233,9 @@ def _scheduled(task):
     pipeline = spec.build()
     if isinstance(proposal, StoredSchedule):
         return Scheduled(pipeline, b"", source, proposal.text, apply_from_data(schedules.Schedule.from_json(proposal.text), pipeline))
-    unscheduled = as_data(pipeline) if task.as_data else None
+    unscheduled = as_data(pipeline) if keep_data else None
     found = proposal.apply(pipeline, spec)
-    data = as_data(pipeline, unscheduled) if task.as_data else None
+    data = as_data(pipeline, unscheduled) if keep_data else None
     return Scheduled(pipeline, *found, data.to_json() if data else "")
 
 
@@ -255,7 +256,7 @@ def _schedule_reference(task):
     """_schedule for the reference, with what it says of its program."""
     spec = task.spec
     # In a process that has built nothing yet, as processes.identities does: Halide gives other names to a second program.
-    identity, _ = _from_fork(spec.identity)
+    identity, _ = from_fork(spec.identity)
     pipeline = spec.build()
     description = describe_stages(pipeline) | {"identity": identity if isinstance(identity, str) else ""}
     reference_schedules()[task.proposal.way](pipeline, spec)
@@ -271,7 +272,7 @@ def as_data(pipeline, unscheduled=None):
         return None
 
 
-def _from_fork(work):
+def from_fork(work):
     """(What `work` returns, or Failed where Halide refuses, or None where it dies; the exit code), worked out in a fork of this process."""
     receiver, sender = multiprocessing.Pipe(duplex=False)
     pid = os.fork()
@@ -300,7 +301,7 @@ def _from_fork(work):
 
 def _found_in_fork(work):
     """What `work` returns, of a fork; raises GivenUp where Halide refuses, and ends as the fork does where that ends badly."""
-    found, exit_code = _from_fork(work)
+    found, exit_code = from_fork(work)
     _die_as(exit_code)
     if isinstance(found, Failed):
         raise GivenUp(found)
@@ -352,7 +353,7 @@ def _send_from_fork(connection, work):
         execution.keep_memory()
         return work()
 
-    message, exit_code = _from_fork(with_its_own_memory)
+    message, exit_code = from_fork(with_its_own_memory)
     _die_as(exit_code)
     connection.send(message)
 

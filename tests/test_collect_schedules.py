@@ -1,10 +1,12 @@
 """Measuring with the real Halide: small programs, few schedules."""
 
+import dataclasses
 import json
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 
 import numpy as np
@@ -13,7 +15,9 @@ import pandas as pd
 import pytest
 from conftest import BLUR, ROOT, expect_user_error, run
 from distributed import LocalCluster
+from pebble import ProcessPool
 
+from benchmarks import count_again
 from dumps import own
 from dumps.files import iter_dumps
 from dumps.parsing import parse_dump
@@ -23,6 +27,7 @@ from halide_tools.programs import find_programs
 from halide_tools.schedules import Schedule
 from measuring import archives, machine
 from measuring.origins import ORIGINS
+from measuring.processes import prepare_worker
 
 
 def collected(folder):
@@ -291,6 +296,30 @@ def test_other_origins_are_measured_again_from_what_was_kept(of_all_origins, tmp
         now, before = (own.read(orjson.loads(p.read_bytes())) for p in (path, out / path.relative_to(again)))
         assert (now.lowered_hash, now.counts, now.origin) == (before.lowered_hash, before.counts, before.origin)
         assert json.loads(now.directives) == json.loads(before.directives)
+
+
+def test_counts_are_made_again_as_they_were(of_all_origins, tmp_path, monkeypatch):
+    """Of an archive whose counts are lost: all that was measured is made again, and what is counted in it is what was."""
+    file, out, _ = of_all_origins
+    [spec] = find_programs(file)
+    lost = shutil.copytree(out, tmp_path / "lost")
+    for path in lost.glob("*/*.lowered.json"):
+        path.unlink()
+    for path in lost.glob("*/*.schedule.json"):
+        path.write_bytes(own.write(dataclasses.replace(own.read(orjson.loads(path.read_bytes())), counts=None)))
+    packed = archives.pack(lost)
+    note, records = count_again.read_records(packed)
+    monkeypatch.setattr(count_again, "spec_of", lambda *_: spec)
+    for name, record in records.items():
+        with ProcessPool(1, context=count_again.SPAWN, initializer=prepare_worker) as pool:
+            count_again.count_program(tmp_path / "parts" / f"{name}.json", note, record, pool)
+    assert count_again.write_archive(packed, tmp_path / "parts", tmp_path / "counted.tar.xz") == {"counted": 8}
+    with tarfile.open(tmp_path / "counted.tar.xz") as archive:
+        archive.extractall(tmp_path / "counted", filter="data")
+    found = {path.name: path.read_bytes() for path in (tmp_path / "counted").rglob("*.json") if path.parent.name == "scheduled"}
+    kept = {path.name: path.read_bytes() for path in out.glob("scheduled/*.json")}
+    assert found.keys() == kept.keys() and sum(name.endswith(".schedule.json") for name in found) >= 4
+    assert {name: orjson.loads(data) for name, data in found.items()} == {name: orjson.loads(data) for name, data in kept.items()}
 
 
 def test_a_stopped_collection_of_mutations_goes_on_with_the_same_set(tmp_path, blur):

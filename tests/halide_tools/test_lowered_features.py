@@ -164,6 +164,55 @@ def test_what_a_consumer_finds_in_the_cache_its_producer_has_brought():
     assert pair("fused", True)["lines_from_memory"] == 0
 
 
+def test_rows_that_data_name_are_loaded_whole():
+    x, y = hl.vars("x y")
+    table, names = image("named_table", 64, 4096), image("names", 1024, type=hl.Int(32))
+    rows, points = hl.Func("named_rows"), hl.Func("named_points")
+    rows[x, y] = table[x, hl.clamp(names[y], 0, 4095)]
+    points[x, y] = table[hl.clamp(names[x], 0, 63), y]
+    rows.set_estimates([(0, 64), (0, 1024)]).vectorize(x, 16)
+    points.set_estimates([(0, 64), (0, 1024)]).vectorize(x, 16)
+    rows, points = count(rows, "output")["output"], count(points, "output")["output"]
+    assert rows["points_gathered_executed"] == 0 and rows["loads_executed"] == 1024 * (64 / 16 + 1)  # vectors of the table, and a name
+    assert rows["lines_from_l2"] == pytest.approx(1024 * 64 / 16 + 1024 / 16, rel=0.01)
+    assert points["points_gathered_executed"] == 1024 * 64
+
+
+def turned(name, size, tile=0):
+    """The lines that a second-level cache delivers to turn an image of `size` x `size` bytes, row by row or in tiles."""
+    x, y, xi, yi = hl.vars("x y xi yi")
+    source, output = image(f"{name}_source", size, size, type=hl.UInt(8)), hl.Func(name)
+    output[x, y] = source[y, x]
+    output.set_estimates([(0, size), (0, size)])
+    if tile:
+        output.tile(x, y, xi, yi, tile, tile).vectorize(xi, 16)
+    else:
+        output.vectorize(x, 16)
+    return count(output, "output")["output"]["lines_from_l2"]
+
+
+def test_a_point_takes_a_whole_line_in_a_cache():
+    size = 1008  # of which no power of two is a multiple: the lines of a column lie in all sets
+    assert turned("turned_rows", size) == pytest.approx(size**2, rel=0.05)  # 1,008 lines do not stay until the next row needs them
+    assert turned("turned_tiles", size, 48) == pytest.approx(size**2 / 48, rel=0.35)
+
+
+def test_lines_that_lie_a_page_apart_crowd_in_one_set():
+    def column(name, width):
+        """32 rows summed, over and over, for a line's width at a time."""
+        x, y, xo, r = hl.Var("x"), hl.Var("y"), hl.Var("xo"), hl.RDom([(0, 32)], "r")
+        source, total, output = image(f"{name}_source", width, 32), hl.Func(f"{name}_total"), hl.Func(name)
+        total[x, y] = 0.0
+        total[x, y] += source[x, r] * hl.f32(y)
+        output[x, y] = total[x, y]
+        output.set_estimates([(0, width), (0, 64)]).split(x, xo, x, 16).vectorize(x).reorder(x, y, xo)
+        total.compute_at(output, y).vectorize(x, 16)
+        total.update().vectorize(x, 16)
+        return count(output, "output", "update", "pure")["update"]["lines_from_l2"]
+
+    assert column("crowded", 1024) == pytest.approx(64 * column("spread", 1040) * 1024 / 1040, rel=0.1)
+
+
 def test_lanes_that_a_predicate_leaves_out_are_not_gathered():
     x = hl.Var("x")
     source, output = image("guarded_source", 8, 67), hl.Func("guarded")
