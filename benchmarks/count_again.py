@@ -3,14 +3,13 @@
     python benchmarks/count_again.py --archives data/raw/random_000.tar.xz,data/raw/applications.tar.xz --output counted
     python benchmarks/count_again.py --archives data/raw/ --output counted --num_threads 2
 
-Each schedule is made again from its directives, or from the text that its autoscheduler printed, for the machine that collection.json names,
-and lowered. From text it has to be as it was: what the code says of its statements is compared. Where that differs, it is proposed again as
-program.json tells, and the hash of its featurization, or of its lowered code, has to be the one on record. Where that fails, too, or
-Halide refuses, the schedule has no counts. Writes OUTPUT/NAME.tar.xz: the archive with its
-`.lowered.json`, and the counts in each `.schedule.json`, replaced, all else as it was. An archive that is there already is
-left alone, and nothing is ever written over another. What is counted of a program lies in OUTPUT/NAME.parts/ until its archive is
-complete, so that a run that was stopped goes on where it was. Run it on a machine with as many cores as the collection's: Adams2019 is
-told their number.
+Each schedule is made again from its directives, or from the text that its autoscheduler printed, for the machine that collection.json
+names, and lowered. From text it has to be as it was: what the code says of its statements is compared. Where that differs, it is proposed
+again as program.json tells, and the hash of its featurization, or of its lowered code, has to be the one on record. Where that fails,
+too, or Halide refuses, the schedule has no counts. Writes OUTPUT/NAME.tar.xz: the archive with its `.lowered.json`, and the counts in
+each `.schedule.json`, replaced, all else as it was. An archive that is there already is left alone, and nothing is ever written over
+another. What is counted of a program lies in OUTPUT/NAME.parts/ until its archive is complete, so that a run that was stopped goes on
+where it was. Run it on a machine with as many cores as the collection's: Adams2019 is told their number.
 """
 
 import dataclasses
@@ -47,7 +46,14 @@ from measuring.processes import prepare_worker
 
 SPAWN = multiprocessing.get_context("spawn")
 HEADER_SUFFIX = ".schedule.h"
-AS_WRITTEN = "iterations", "statements", "bytes_loaded", "bytes_stored", "points_stored", "tasks"  # what the code says, whatever is made of it
+AS_WRITTEN = (
+    "iterations",
+    "statements",
+    "bytes_loaded",
+    "bytes_stored",
+    "points_stored",
+    "tasks",
+)  # what the code says, whatever is made of it
 SECONDS = 120  # for a schedule to be found again, lowered and counted
 TASKS_A_PROCESS = 300  # Halide keeps what it has built
 
@@ -163,10 +169,7 @@ def count_program(path, note, record, pool):
     """Write {key: what count_schedule found} of a program's measured schedules to `path`; returns their number."""
     measured, found = {key: c for key, c in record["candidates"].items() if c["outcome"] == "measured" and key.isdecimal()}, {}
     spec = spec_of(note, record) if measured else None
-    futures = {
-        key.zfill(3): pool.schedule(count_schedule, args=(spec, c), timeout=SECONDS)
-        for key, c in measured.items()
-    }
+    futures = {key.zfill(3): pool.schedule(count_schedule, args=(spec, c), timeout=SECONDS) for key, c in measured.items()}
     for key, future in futures.items():
         try:
             found[key] = future.result()

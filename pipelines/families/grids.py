@@ -1,4 +1,4 @@
-"""Families of simulations on grids and of arithmetic, for training: VARIANTS has the values that the variants of a Generator are drawn from."""
+"""Families of simulations on grids and of arithmetic, for training: VARIANTS has the values that variants are drawn from."""
 
 import halide as hl
 
@@ -99,7 +99,9 @@ class LatticeBoltzmann(hl.Generator):
         density[x, y] = hl.max(total([1] * 9), hl.f32(0.01))
         flow_x[x, y] = total([i for i, _ in ways]) / density[x, y]
         flow_y[x, y] = total([j for _, j in ways]) / density[x, y]
-        along = hl.f32(3) * (hl.mux(q, [hl.f32(i) for i, _ in ways]) * flow_x[x, y] + hl.mux(q, [hl.f32(j) for _, j in ways]) * flow_y[x, y])
+        along = hl.f32(3) * (
+            hl.mux(q, [hl.f32(i) for i, _ in ways]) * flow_x[x, y] + hl.mux(q, [hl.f32(j) for _, j in ways]) * flow_y[x, y]
+        )
         square = flow_x[x, y] * flow_x[x, y] + flow_y[x, y] * flow_y[x, y]
         rest = hl.mux(q, [hl.f32(w) for w in weights]) * density[x, y]
         rest = rest * (hl.f32(1) + along + hl.f32(0.5) * along * along - hl.f32(1.5) * square)

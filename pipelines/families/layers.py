@@ -40,7 +40,7 @@ class RmsNormRope(hl.Generator):
 
 @hl.generator(name="squeeze_excite")
 class SqueezeExcite(hl.Generator):
-    """Squeeze and excitation (Hu et al. 2018): the mean of each channel, two small dense layers, and channels scaled by what they say; float."""
+    """Squeeze and excitation (Hu et al. 2018): the mean of each channel, two small dense layers, channels scaled by them; float."""
 
     VARIANTS = {"channels": (16, 64, 256), "reduced": (4, 16), "size": (7, 14, 28, 56)}
     channels, reduced, size = hl.GeneratorParam(64), hl.GeneratorParam(16), hl.GeneratorParam(28)
@@ -211,7 +211,7 @@ class Conv3d(hl.Generator):
 
 @hl.generator(name="winograd_input")
 class WinogradInput(hl.Generator):
-    """The transform of 4 x 4 tiles that Winograd's convolution F(2 x 2, 3 x 3) begins with (Lavin, Gray 2016): sums and differences; float."""
+    """The transform of 4 x 4 tiles that Winograd's F(2 x 2, 3 x 3) begins with (Lavin, Gray 2016): sums and differences; float."""
 
     VARIANTS = {"channels": (8, 32, 128), "tiles": (7, 14, 28)}
     channels, tiles = hl.GeneratorParam(32), hl.GeneratorParam(14)

@@ -32,7 +32,9 @@ class HueShift(hl.Generator):
         width = hl.max(spread[x, y], hl.f32(0.00001))
         of_green = (blue - red) / width + hl.f32(2)
         of_blue = (red - green) / width + hl.f32(4)
-        hue[x, y] = hl.select(largest[x, y] == red, (green - blue) / width, hl.select(largest[x, y] == green, of_green, of_blue)) + hl.f32(6.7)
+        hue[x, y] = hl.select(largest[x, y] == red, (green - blue) / width, hl.select(largest[x, y] == green, of_green, of_blue)) + hl.f32(
+            6.7
+        )
         sector = hue[x, y] + hl.mux(c, [hl.f32(5), hl.f32(3), hl.f32(1)])
         place = sector - hl.f32(6) * hl.floor(sector * hl.f32(1 / 6))
         part = hl.clamp(hl.min(place, hl.f32(4) - place), hl.f32(0), hl.f32(1))
@@ -59,7 +61,7 @@ class OrderedDither(hl.Generator):
 
 @hl.generator(name="exposure_weights")
 class ExposureWeights(hl.Generator):
-    """Several exposures joined by contrast, saturation and how well exposed each point is, without pyramids (Mertens et al. 2007); float."""
+    """Several exposures joined by contrast, saturation and exposure of each point, without pyramids (Mertens et al. 2007); float."""
 
     VARIANTS = {"shots": (2, 3, 4), "width": (320, 640, 1000), "height": (240, 360)}
     shots, width, height = hl.GeneratorParam(3), hl.GeneratorParam(640), hl.GeneratorParam(360)
@@ -250,7 +252,7 @@ class BandGains(hl.Generator):
 
 @hl.generator(name="fast_corners")
 class FastCorners(hl.Generator):
-    """The segment test of FAST (Rosten, Drummond 2006): how far all of nine neighbours in a row on a circle are brighter or darker; bytes."""
+    """The segment test of FAST (Rosten, Drummond 2006): how far nine neighbours in a row on a circle are brighter or darker; bytes."""
 
     VARIANTS = {"width": (320, 640, 1280), "height": (240, 360, 720)}
     width, height = hl.GeneratorParam(640), hl.GeneratorParam(360)
@@ -304,7 +306,7 @@ class PatternHistograms(hl.Generator):
 
 @hl.generator(name="motion_search")
 class MotionSearch(hl.Generator):
-    """Where each block of a frame came from in the one before: sums of absolute differences at all shifts, the least and its place; bytes."""
+    """Where each block of a frame was in the one before: sums of absolute differences at all shifts, the least and its place; bytes."""
 
     VARIANTS = {"block": (8, 16), "reach": (2, 4, 8), "across": (20, 40), "down": (15, 30)}
     block, reach, across, down = hl.GeneratorParam(8), hl.GeneratorParam(4), hl.GeneratorParam(40), hl.GeneratorParam(15)
@@ -359,7 +361,9 @@ class ImageMoments(hl.Generator):
 
     def generate(self):
         r, power, moment = hl.RDom([(0, self.width), (0, self.height)], "r"), hl.Func("power"), hl.Func("moment")
-        power[x, k] = hl.select(k == 0, hl.f32(1), hl.select(k == 1, hl.f32(x), hl.select(k == 2, hl.f32(x * x), hl.f32(x) * hl.f32(x * x))))
+        power[x, k] = hl.select(
+            k == 0, hl.f32(1), hl.select(k == 1, hl.f32(x), hl.select(k == 2, hl.f32(x * x), hl.f32(x) * hl.f32(x * x)))
+        )
         moment[x, y] = hl.f32(0)
         moment[x, y] += self.input[r.x, r.y] * power[r.x, x] * power[r.y, y] * hl.f32(1e-6)
         self.output[x, y] = moment[x, y]

@@ -71,9 +71,10 @@ class CicDecimator(hl.Generator):
         kept = hl.Func("kept")
         kept[t, c] = last[hl.clamp(t * self.every, 0, self.samples - 1), c]
         for i in range(self.stages):
-            comb, last = hl.Func(f"comb_{i}"), kept if i == 0 else comb
-            comb[t, c] = last[t, c] - last[hl.max(t - 1, 0), c]
-        self.output[t, c] = comb[t, c]
+            comb = hl.Func(f"comb_{i}")
+            comb[t, c] = kept[t, c] - kept[hl.max(t - 1, 0), c]
+            kept = comb
+        self.output[t, c] = kept[t, c]
         estimate(self, [self.input])
         self.output.set_estimates([(0, self.samples // self.every), (0, self.channels)])
 
