@@ -353,11 +353,10 @@ def test_threads_and_target_hold_for_schedules_code_measurements_and_records(tmp
         assert ("halide_do_par_for" in code) == parallel[report["best"]["key"]]
 
     # Measurements.
-    for key, c in measured.items():
-        if not parallel[key]:
-            assert c["cpu_share"] < 1.2, "it ran on more threads than asked for"
-        elif usable_cores() > 1 and not c["noisy"]:
-            assert c["cpu_share"] > 1.2, "it ran on one thread"
+    assert all(c["cpu_share"] < 1.2 for key, c in measured.items() if not parallel[key]), "it ran on more threads than asked for"
+    own = measured["0"]  # a change of directives may leave a parallel loop with one iteration
+    if threads > 1 and usable_cores() > 1 and not own["noisy"]:
+        assert own["cpu_share"] > 1.2, "it ran on one thread"
 
     # Records, and what is read of them with the measurements.
     for said in (report, note, note["machine"], record):
