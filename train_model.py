@@ -194,6 +194,8 @@ def train_on(config, meta, model, optimizer, train, val, device, processes, reco
 def main():
     config = load_config()
     device = train_utils.pick_device(config)
+    if device.type == "cpu" and not config.num_threads:
+        torch.set_num_threads(1)  # batches are small: an epoch took twice as long with two (docs/performance.md)
     meta_data = data_utils.read_meta(config.data_path)
     config = train_utils.agree_with_data(config, meta_data)
     train, val = read_splits(config, meta_data)

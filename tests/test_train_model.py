@@ -41,6 +41,13 @@ def test_a_killed_run_resumes_exactly(trained, tmp_path):
     expect_user_error(run("train_model.py", *resume, f"--data_path={tmp_path / 'data'}", check=False), "other data")
 
 
+@pytest.mark.parametrize("asked, taken", [(0, 1), (2, 2)])
+def test_training_takes_one_thread_unless_told(trained, tmp_path, asked, taken):
+    folder, _ = trained
+    flags = [f"--data_path={folder / 'data'}", f"--run_path={tmp_path}", *SMALL, "--epochs=1", f"--num_threads={asked}"]
+    assert f"cpu, {taken} threads;" in run("train_model.py", *flags).stdout
+
+
 def test_two_processes_learn_what_one_does(trained):
     folder, _ = trained
     arguments = [f"--data_path={folder / 'data'}", *SMALL, "--dropout=0", "--batch_size=20"]  # uneven parts, and a smaller last batch
