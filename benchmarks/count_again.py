@@ -37,12 +37,10 @@ from dumps.archives import ARCHIVE_ERRORS
 from dumps.companions import COLLECTION_FILE, HASH, LOWERED_SUFFIX, PROGRAM_FILE, SCHEDULE_SUFFIX, schedule_of
 from dumps.parsing import hex_id
 from halide_tools import lowered_features
-from halide_tools.buffers import lowered_text
-from halide_tools.lowered_identity import lowered_hash
 from halide_tools.programs import ProgramSpec, find_programs, variants
 from halide_tools.schedule_source import read_source
 from measuring.candidate import HALIDE_ERRORS, GivenUp, Scheduled, StoredSchedule, failure, from_fork, hash_of, proposal_of, scheduled
-from measuring.processes import prepare_worker
+from measuring.processes import count_scheduled, prepare_worker
 
 SPAWN = multiprocessing.get_context("spawn")
 HEADER_SUFFIX = ".schedule.h"
@@ -158,11 +156,10 @@ def _from_record(spec, record):
 
 def _counted(made, spec):
     """lowered_features.as_dict of a candidate.Scheduled, and the hash of its code, or why there is none."""
-    number = hex_id(lowered_hash(lowered_text(made.pipeline, spec.halide_target(), keep=True)))  # kept for the counts
-    counts = lowered_features.count_lowered(made.pipeline, spec)
+    number, counts = count_scheduled(made.pipeline, spec)
     if counts is not None and made.by_stage:
         counts = made.by_stage(counts)
-    return "not countable" if counts is None else lowered_features.as_dict(counts) | {HASH: number}
+    return "not countable" if counts is None else lowered_features.as_dict(counts) | {HASH: hex_id(number)}
 
 
 def count_program(path, note, record, pool):
