@@ -546,6 +546,10 @@ class Mutated:
 
     def find(self, spec):
         """The Schedule of a ProgramSpec's program. Raises NoChange, and hl.HalideError where the autoscheduler refuses."""
+        return self.found_with_kinds(spec)[0]
+
+    def found_with_kinds(self, spec):
+        """(what `find` returns, the kinds of its changes)."""
         pipeline, rng = spec.build(), np.random.default_rng(self.seed)
         known, unscheduled = facts(pipeline, spec.halide_target()), schedules.read(pipeline)
         self.parent.apply(pipeline, spec)
@@ -553,7 +557,7 @@ class Mutated:
         changed, kinds = several(schedule, known, self.changes, rng)
         if not kinds:
             raise NoChange("no kind of change applies to it")
-        return serial(changed) if spec.threads == 1 else changed
+        return serial(changed) if spec.threads == 1 else changed, kinds
 
 
 @dataclass(frozen=True)
