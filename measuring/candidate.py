@@ -459,7 +459,7 @@ class Candidate:
     def limit(self, reason, what, seconds):
         """Give its next message so long, but no longer than the run has; `late` is the Failed in its place."""
         self.deadline, self.late = time.monotonic() + seconds, Failed(reason, f"not {what} within {seconds:g} s")
-        end = self.run.reference_deadline if self.key == "reference" else self.run.deadline
+        end = self.run.deadline_of(self.key)
         if end < self.deadline:
             self.deadline, self.late = end, Failed("deadline", f"not {what} when its share of --minutes was over")
 
@@ -532,6 +532,17 @@ class Candidate:
         if passes and not self.has_proposed:
             text += f", pass {int(passes[-1][0]) + 1} of {passes[-1][1]} of its search done"
         return text
+
+    def pause(self):
+        """Have it use no processor until `resume`."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self):
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.process.pid, number)
 
     def end(self):
         self.has_ended = True

@@ -82,6 +82,7 @@ class ProgramRun:
     forgotten = ("timeout", "deadline")  # outcomes that a run which was stopped does not keep
     keeps_schedules = False  # of Adams2019 as data, in the record; all others are kept so
     needs_dumps = True  # what can't be written as a dump is not measured
+    never_duplicates = ()  # keys of candidates that are measured even where they are like an earlier one
 
     def __init__(self, spec, plan):
         self.spec, self.known, self.origins = spec, plan.known.get(spec.name, {}), plan.origins
@@ -140,6 +141,14 @@ class ProgramRun:
     def seconds_for(self, key):
         """How long a candidate may take to be scheduled; it then has `seconds` to be compiled."""
         return self.seconds
+
+    def deadline_of(self, key):
+        """When a candidate has to be through with what it is at (time.monotonic())."""
+        return self.reference_deadline if key == "reference" else self.deadline
+
+    def leaves_alone(self, candidate):
+        """Whether a candidate that is at work is not waited for."""
+        return False
 
     def is_late(self):
         return time.monotonic() > self.deadline
@@ -210,7 +219,7 @@ class ProgramRun:
             if known and not known.schedule and known.hash != candidate.hash:
                 self.end_as(candidate, "changed", detail="another schedule comes out today")
                 dropped.append(candidate)
-            elif same and not self.known:
+            elif same and not self.known and candidate.key not in self.never_duplicates:
                 self.end_as(candidate, "duplicate", of=earlier[same])
                 dropped.append(candidate)
             else:

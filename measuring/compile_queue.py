@@ -15,12 +15,13 @@ class CompileQueue:
     """Candidates of a few programs on their way from a proposal to waiting for their measurement.
 
     keys : {ProgramRun: [key]}; folder : for logs and the references' outputs; cores : candidates at work at a time;
-    report : called with a line now and then.
+    report : called with a line now and then. at_work : [(ProgramRun, Candidate)] that an earlier queue has left at work.
     """
 
-    def __init__(self, keys, folder, cores, report=None):
+    def __init__(self, keys, folder, cores, report=None, at_work=()):
         self.folder, self.cores, self.report = folder, cores, report
-        self.active, self.ready = {}, []  # {connection: (run, candidate)}; [(run, candidate)]
+        self.active = {candidate.connection: (run, candidate) for run, candidate in at_work}
+        self.ready = []  # [(run, candidate)]
         self.waiting = []  # (run, key), the next one last
         for run, own in keys.items():
             run.begin_round()
@@ -31,8 +32,11 @@ class CompileQueue:
         self.n_all, self.reported = len(self.waiting), time.monotonic()
 
     def run(self):
-        """[(ProgramRun, Candidate)] whose output is right, ready to be measured, in the order of their keys."""
-        while self.waiting or self.active:
+        """[(ProgramRun, Candidate)] whose output is right, ready to be measured, in the order of their keys.
+
+        What a run does not wait for is left at work, in `active`.
+        """
+        while self.waiting or any(not run.leaves_alone(candidate) for run, candidate in self.active.values()):
             self._start()
             for connection in self._heard_or_late():
                 if connection in self.active:  # else dropped a moment ago
@@ -42,8 +46,9 @@ class CompileQueue:
         return sorted(self.ready, key=lambda rc: (rc[0].spec.name, rc[1].key.zfill(6)))
 
     def _start(self):
-        """Those that wait for an earlier proposal or for the reference need no core."""
-        while self.waiting and sum(candidate.deadline < math.inf for _, candidate in self.active.values()) < self.cores:
+        """Those that wait for an earlier proposal or for the reference need no core, and those that are left alone get none of their own."""
+        at_work = lambda: sum(c.deadline < math.inf and not run.leaves_alone(c) for run, c in self.active.values())
+        while self.waiting and at_work() < self.cores:
             run, key = self.waiting.pop()
             if run.failed or (key != "reference" and run.is_late()) or (key.isdecimal() and run.should_stop()):
                 continue

@@ -18,6 +18,7 @@ from measuring.stopwatch import Stopwatch
 
 ADAMS2019, ADAMS2019_SECONDS = "0", 3600  # key of its own choice, and the longest that its search may take
 ADAMS2019_BEAM = 32  # what Halide uses unless told otherwise
+ADAMS2019_PATIENCE = 20  # seconds that its search is waited for; then it goes on beside other work
 OTHERS = ("Mullapudi2016", "Li2018")  # Halide's other autoschedulers, with one choice each: each is worth an eighth of a budget
 LIBRARY_SECONDS = 3600  # for the library, where there is no limit of minutes
 N_KEPT = 5  # processes of the fastest schedules that are kept: nothing is searched and compiled once more for the fresh runs at the end
@@ -55,6 +56,7 @@ class TuningRun(ProgramRun):
     forgotten = ("deadline",)
     keeps_schedules = True  # so that going on needs no search for what was found
     needs_dumps = False
+    never_duplicates = (ADAMS2019,)  # it may come late
 
     def __init__(self, spec, folder, seconds, protocol=CAREFUL, cores=0, report=None):
         self.cores, self.report, self.stopwatch = cores or usable_cores(), report, Stopwatch(protocol)
@@ -71,6 +73,9 @@ class TuningRun(ProgramRun):
         self.others = [self.key(OtherAutoscheduler(name)) for name in OTHERS]
         self.hand_written = self.key(HandWritten()) if spec.has_hand_schedule() else None
         self.processes = {}  # {key: Candidate}, compiled and right, of those that are kept
+        self.in_background = []  # [(self, Candidate)]: Adams2019's own search, where it takes longer than ADAMS2019_PATIENCE
+        # Until when (time.monotonic()) it is waited for, and when it has to be through, if that is later than for the others.
+        self.patience, self.background_deadline = math.inf, 0.0
         self.not_restored = set()  # keys of schedules that can't be had from what is stored of them
         self.workspace = tempfile.TemporaryDirectory()
 
@@ -111,10 +116,31 @@ class TuningRun(ProgramRun):
         """Keys of what the answer must not be slower than: Adams2019's own choice, and its author's schedule where there is one."""
         return [ADAMS2019] + ([self.hand_written] if self.hand_written else [])
 
+    def deadline_of(self, key):
+        return max(self.deadline, self.background_deadline) if key == ADAMS2019 else super().deadline_of(key)
+
+    def leaves_alone(self, candidate):
+        return candidate.key == ADAMS2019 and not candidate.has_proposed and time.monotonic() > self.patience
+
+    def deduplicate_proposals(self):
+        """As of ProgramRun, but in the order in which they come: none waits for Adams2019's own search."""
+        self.awaiting_deduplication.sort(key=lambda candidate: not (candidate.has_proposed or candidate.has_ended))
+        return super().deduplicate_proposals()
+
+    def is_pending(self, key):
+        """Whether a candidate is searched for in the background."""
+        return any(candidate.key == key for _, candidate in self.in_background)
+
+    def wait_for_background(self):
+        """Measure what is searched for in the background, however long that takes, the deadline kept."""
+        self.patience = math.inf
+        if self.in_background:
+            self.measure([])
+
     def measure(self, keys):
         """Compile and measure these candidates, those that were before left out."""
-        ready = self._compile([key for key in keys if key not in self.outcomes])
-        self.stopwatch.measure(ready)
+        ready = self._compile([key for key in keys if key not in self.outcomes and not self.is_pending(key)])
+        self._measure(ready)
         self.processes |= {candidate.key: candidate for _, candidate in ready}
         self._keep_the_fastest()
 
@@ -133,14 +159,26 @@ class TuningRun(ProgramRun):
         for _, candidate in repeated:
             candidate.start_over()
         self.repeated = {}
-        self.stopwatch.measure([*repeated, *ready])
+        self._measure([*repeated, *ready])
         self._keep_the_fastest()
         return {key: self.runtime_ms(key) for key in new if key in self.measured()} | {
             key: found["runtime_ms"] for key, found in self.repeated.items()
         }
 
     def _compile(self, keys):
-        return CompileQueue({self: keys}, self.workspace.name, self.cores, self.report).run()
+        queue = CompileQueue({self: keys}, self.workspace.name, self.cores, self.report, self.in_background)
+        try:
+            return queue.run()
+        finally:
+            self.in_background = list(queue.active.values())
+
+    def _measure(self, ready):
+        """Measure [(self, Candidate)] on the idle machine: what is searched for in the background rests meanwhile."""
+        for _, candidate in self.in_background:
+            candidate.pause()
+        self.stopwatch.measure(ready)
+        for _, candidate in self.in_background:
+            candidate.resume()
 
     def _keep_the_fastest(self):
         """End the processes that are not among the fastest."""
@@ -179,7 +217,7 @@ class TuningRun(ProgramRun):
             for _, candidate in ready:
                 candidate.start_over()
             self.repeated = {}
-            self.stopwatch.measure(ready)
+            self._measure(ready)
             for key, found in self.repeated.items():
                 runs.setdefault(key, []).append(found["runtime_ms"])
                 noted.setdefault(key, []).append({name: found[name] for name in ("runtime_ms", "foreign_share", "noisy", "passes_ms")})
@@ -228,6 +266,6 @@ class TuningRun(ProgramRun):
         return answer
 
     def end(self):
-        for candidate in self.processes.values():
+        for candidate in [*self.processes.values(), *(candidate for _, candidate in self.in_background)]:
             if not candidate.has_ended:
                 candidate.end()

@@ -37,7 +37,7 @@ FASTER = 0.97  # of the other's runtime
 def search(pool, name, choose, budget, round_size, deadline, vary=0, change=0, among=None, report=None):
     """Measure schedules in rounds, until `budget` are: Adams2019's own choice and those of OTHERS, then the pool's.
 
-    Returns their keys in that order.
+    Returns their keys in the order of measuring; where Adams2019's own search takes long, its choice comes when it is found.
 
     name : of the search in the record; what it measured before is the beginning of what it measures now, and counts.
     vary, change : how many variations of the fastest so far the pool gets after each round, by more noise and by changed directives; with
@@ -49,7 +49,11 @@ def search(pool, name, choose, budget, round_size, deadline, vary=0, change=0, a
     tried = {key for key in run.outcomes if key not in run.measured()} | set(measured)
     keys, n_tried = [key for key in (ADAMS2019, *run.others[: budget // 8]) if key not in tried][: max(budget - len(measured), 0)], 0
     while True:
-        n = min(round_size, budget - len(measured), 2 * budget - n_tried)
+        n = min(round_size, budget - len(measured) - run.is_pending(ADAMS2019), 2 * budget - n_tried)
+        if n <= 0 and run.is_pending(ADAMS2019):
+            run.wait_for_background()
+            take_late(run, measured, budget)
+            continue
         if run.failed or n <= 0 or time.monotonic() > deadline:
             break
         if n_tried and vary and len(measured) > 1:
@@ -63,11 +67,20 @@ def search(pool, name, choose, budget, round_size, deadline, vary=0, change=0, a
         tried |= set(keys)
         n_tried += len(keys)
         measured += [key for key in keys if key in run.measured()]
+        take_late(run, measured, budget)
         keys = []
         run.save()
         if report and measured:
             report(f"  measured {len(measured)} of {budget}: {standing(run, measured)}")
+    run.wait_for_background()
+    take_late(run, measured, budget)
     return measured
+
+
+def take_late(run, measured, budget):
+    """Add Adams2019's own choice to what a search has `measured`, once it has been, where there is room for it."""
+    if ADAMS2019 in run.measured() and ADAMS2019 not in measured and len(measured) < budget:
+        measured.append(ADAMS2019)
 
 
 def standing(run, measured):

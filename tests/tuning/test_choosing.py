@@ -10,16 +10,23 @@ from tuning.choosing import choose_by_model
 
 
 class FakeRun:
-    """A tuning that measures whatever it is asked for, but for `failing`, in its number of milliseconds."""
+    """A tuning that measures whatever it is asked for, but for `failing`, in its number of milliseconds, and those `pending` when waited for."""
 
     others, failed = ["1", "2"], False
 
-    def __init__(self, failing=()):
-        self.searches, self.outcomes, self.failing, self.asked = {}, {}, set(failing), []
+    def __init__(self, failing=(), pending=()):
+        self.searches, self.outcomes, self.failing, self.asked, self.pending = {}, {}, set(failing), [], set(pending)
+
+    def is_pending(self, key):
+        return key in self.pending
+
+    def wait_for_background(self):
+        keys, self.pending = sorted(self.pending), set()
+        self.measure(keys)
 
     def measure(self, keys):
         for key in keys:
-            if key not in self.outcomes:
+            if key not in self.outcomes and key not in self.pending:
                 self.asked.append(key)
                 self.outcomes[key] = {"outcome": "crashed" if key in self.failing else "measured"}
 
@@ -63,6 +70,12 @@ def test_failures_cost_no_measurement_but_end_the_search_in_the_end():
     run = FakeRun(failing=map(str, range(30)))
     assert search_with(run, 4) == [] and len(run.asked) == 8
     assert search_with(FakeRun(), 8, keys=[]) == ["0", "1"], "nothing is left to choose from"
+
+
+def test_adams2019s_own_choice_comes_when_it_is_found_and_has_its_place_in_the_budget():
+    assert search_with(FakeRun(pending=["0"]), 4) == ["3", "4", "5", "0"]
+    assert search_with(FakeRun(pending=["0"]), 1) == ["0"]
+    assert search_with(FakeRun(pending=["0"], failing=["0"]), 4) == ["3", "4", "5", "6"]
 
 
 def fake_pool(log_predicted, runtimes, x):
