@@ -97,12 +97,59 @@ def serial(schedule):
     return schedule
 
 
-def guarded(schedule):
-    """The same, but what is left over where a split of an output does not divide it is left out, and no larger output is asked for."""
+def fitted(schedule, extents):
+    """The same for outputs as small as `extents`, a number for each dimension of an output, where it splits them into larger parts.
+
+    A guard leaves out what is over where a split does not divide the output. In a dimension with vectors a guard would be slow, so the split
+    goes there.
+    """
     for label in schedule.outputs:
-        for k, stage in enumerate(schedule.funcs[label].stages):
-            transforms = tuple(t._replace(tail="GuardWithIf") if isinstance(t, Split) else t for t in stage.transforms)
+        func = schedule.funcs[label]
+        for k in range(len(func.stages)):
+            for arg, least in zip(func.args, extents):
+                schedule = _fitted_stage(schedule, label, k, arg, least)
+    return _without_lost_levels(schedule)
+
+
+def _fitted_stage(schedule, label, k, arg, least):
+    while (split := _split_of(schedule.funcs[label].stages[k], arg)) and split.factor > least and split.tail != "GuardWithIf":
+        stage = schedule.funcs[label].stages[k]
+        i, inside = stage.transforms.index(split), {split.inner}
+        for t in stage.transforms[i + 1 :]:
+            inside |= {t.outer, t.inner} if isinstance(t, Split) and t.old in inside else set()
+        has_vectors = any(loop.mark == "vectorize" and loop.name in inside for loop in stage.loops)
+        if has_vectors and (without := _without_split(schedule, label, k, i)):
+            schedule = without
+        else:
+            transforms = (*stage.transforms[:i], split._replace(tail="GuardWithIf"), *stage.transforms[i + 1 :])
             schedule = _replace_stage(schedule, label, k, transforms=transforms)
+    return schedule
+
+
+def _split_of(stage, arg):
+    """The first Split of the loop over `arg`, or None."""
+    return next((t for t in stage.transforms if isinstance(t, Split) and t.old == arg), None)
+
+
+def _without_split(schedule, label, k, i):
+    """Without transform `i` of a stage, a Split whose inner loop is split again and whose outer one is not; None where it is another one.
+
+    What was computed in the outer loop, and its mark, go to the loop around it; where there is none, to the one inside.
+    """
+    stage = schedule.funcs[label].stages[k]
+    split, names, rest = stage.transforms[i], [loop.name for loop in stage.loops], stage.transforms[i + 1 :]
+    again = [t for t in rest if isinstance(t, Split) and t.old == split.inner]
+    if len(again) != 1 or split.outer not in names or len(names) == 1:
+        return None
+    at = names.index(split.outer)
+    heir = names[at + 1] if at + 1 < len(names) else names[at - 1]
+    transforms = (*stage.transforms[:i], *(t._replace(old=split.old) if t is again[0] else t for t in rest))
+    is_parallel = stage.loops[at].mark == "parallel"
+    loops = tuple(l._replace(mark="parallel") if is_parallel and l.name == heir else l for l in stage.loops if l.name != split.outer)
+    schedule = _replace_stage(schedule, label, k, transforms=transforms, loops=loops)
+    moved = lambda level: level._replace(loop=heir) if isinstance(level, Level) and level[:2] == (label, split.outer) else level
+    for other, func in schedule.funcs.items():
+        schedule = _replace(schedule, other, compute=moved(func.compute), store=moved(func.store), hoist=moved(func.hoist))
     return schedule
 
 

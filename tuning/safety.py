@@ -1,10 +1,10 @@
 """Whether a schedule is fit to be the answer: right at other sizes than the estimates, and for outputs as small as its author's takes.
 
 What was found out about a schedule is in the record's `checks`, and not found out again. Many schedules need large outputs only because of
-how they split the output. Those are measured once more with a guard there, which costs little where the split divides the output.
+how they split the output. Those are measured once more with that split left out, or with a guard there.
 """
 
-from halide_tools.mutations import Edited, guarded
+from halide_tools.mutations import Edited, fitted
 from halide_tools.schedules import Schedule
 from measuring.messages import Failed
 
@@ -52,13 +52,13 @@ def demand(run, key):
     return f"takes outputs from {_product(mine[0])} on, the author's schedule from {_product(theirs[0])}; --keep_extents false allows that"
 
 
-def with_guards(run, key):
-    """The key of the same schedule with guards where it splits its output, measured; None where it has them, or gave no measurement."""
-    stored = run.outcomes[key].get("schedule")
-    schedule = Schedule.from_json(stored) if stored else None
-    if not schedule or guarded(schedule) == schedule:
+def made_to_fit(run, key):
+    """The key of the same schedule for outputs as small as the author's takes, measured; None where there is none, or it has not run."""
+    stored, extents = run.outcomes[key].get("schedule"), (checks_of(run, run.hand_written)["minimum_extents"] or [None])[0]
+    schedule = Schedule.from_json(stored) if stored and extents else None
+    if not schedule or fitted(schedule, extents) == schedule:
         return None
-    new = run.key(Edited(guarded(schedule).to_json(), key, ("guards",)))
+    new = run.key(Edited(fitted(schedule, extents).to_json(), key, ("fitted",)))
     run.measure([new])
     same = run.outcomes.get(new, {}).get("of", new)  # a schedule that was measured before may lower to the same code
     return same if same in run.measured() else None
@@ -67,7 +67,7 @@ def with_guards(run, key):
 def fit_ones(run, keys, n, keep_extents, report):
     """The fastest `n` of `keys` that nothing speaks against; `report` is called with a line about each of the others.
 
-    keep_extents : whether they have to take all outputs that the author's schedule takes. Where one does not, the same with guards may.
+    keep_extents : whether they have to take all outputs that the author's schedule takes. Where one does not, the same with its output split otherwise may.
     """
     fit, limit = [], HOPELESS * min(map(run.runtime_ms, run.baselines()))
     for key in [key for key in sorted(keys, key=run.runtime_ms) if run.runtime_ms(key) <= limit][:MOST_CHECKED]:
@@ -78,9 +78,9 @@ def fit_ones(run, keys, n, keep_extents, report):
             fit.append(key)
             continue
         report(f"{run.name_of(key)} ({run.describe(key)}) {why}")
-        other = with_guards(run, key) if not fault(run, key) else None
+        other = made_to_fit(run, key) if not fault(run, key) else None
         if other and other not in fit and not fault(run, other) and not demand(run, other):
-            report(f"  with guards it takes {run.describe(other)} and the same outputs as the author's")
+            report(f"  with its output split otherwise it takes {run.describe(other)} and the same outputs as the author's")
             fit.append(other)
     return list(dict.fromkeys(fit))
 

@@ -131,3 +131,39 @@ def test_what_halide_is_known_to_refuse_is_seen_before_it_is_lowered(parents):
     label, func = next((label, f) for label, f in parent.funcs.items() if isinstance(f.compute, mutations.Level))
     nowhere = dataclasses.replace(func, compute=func.compute._replace(loop="no_such_loop"))
     assert mutations.misplaced(schedules.Schedule(parent.outputs, parent.funcs | {label: nowhere}, parent.created), facts) == {label}
+
+
+def stencil(schedule=None):
+    """A blur whose output `schedule(blur, out, x, y)` splits, as an hl.Pipeline."""
+    x, y = hl.vars("x y")
+    source, blur, out = hl.Func("source"), hl.Func("blur"), hl.Func("out")
+    source[x, y] = hl.f32((x * 37 + y * 11) % 101)
+    blur[x, y] = source[x, y] + source[x + 1, y] + source[x + 2, y]
+    out[x, y] = blur[x, y] * hl.f32(0.3)
+    out.set_estimates([(0, 200), (0, 100)])
+    source.compute_root()
+    if schedule:
+        schedule(blur, out, x, y)
+    return hl.Pipeline(out)
+
+
+def in_wide_tiles(blur, out, x, y):
+    xo, xi, yo, yi = hl.vars("xo xi yo yi")
+    out.tile(x, y, xo, yo, xi, yi, 64, 16).reorder(xi, yi, yo, xo).vectorize(xi, 8).parallel(xo)
+    blur.compute_at(out, xo).vectorize(x, 8)
+
+
+def test_fitted_to_small_outputs_a_schedule_takes_them_and_is_right():
+    schedule = schedules.read(stencil(in_wide_tiles))
+    changed = mutations.fitted(schedule, [8, 1])
+    stage = changed.funcs["out"].stages[0]
+    assert [t.factor for t in stage.transforms if t.old == "x"] == [8], "the split around the vectors is gone"
+    assert [t.tail for t in stage.transforms if t.old == "y"] == ["GuardWithIf"]
+    assert [loop.mark for loop in stage.loops].count("parallel") == 1
+    assert mutations.fitted(schedule, [64, 16]) == schedule and mutations.fitted(changed, [8, 1]) == changed
+    for extents in ([8, 1], [200, 98], [9, 17]):
+        pipeline = stencil()
+        changed.apply(pipeline)
+        np.testing.assert_array_equal(np.asarray(pipeline.realize(extents)), np.asarray(stencil().realize(extents)))
+    with pytest.raises(hl.HalideError):
+        stencil(in_wide_tiles).realize(hl.Buffer(hl.Float(32), [8, 1]))

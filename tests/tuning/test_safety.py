@@ -87,18 +87,18 @@ def test_what_needs_more_than_the_authors_schedule_is_fit_only_on_demand():
     assert fit(run) == (["1", "2", "3"], []), "there is no author's schedule"
 
 
-def test_what_asks_for_too_much_is_tried_with_guards():
+def test_what_asks_for_too_much_is_tried_with_its_output_split_otherwise():
     split = Split("x", "xo", "xi", 64, "ShiftInwards")
     stage = Stage((), ("x",), (Loop("xi"), Loop("xo")), (split,))
     run = Run(extents={"1": [64, 1]})
     run.outcomes["1"]["schedule"] = Schedule(("out",), {"out": FuncSchedule(("x",), (stage,), ROOT)}).to_json()
     run.key, run.measure = lambda proposal: run.proposals.append(proposal) or "4", lambda keys: None
     found, lines = fit(run)
-    assert found == ["4", "2", "3"] and "with guards it takes 4 ms" in lines[1]
+    assert found == ["4", "2", "3"] and "with its output split otherwise it takes 4 ms" in lines[1]
     [edited] = run.proposals
     assert edited.edit_of == "1" and Schedule.from_json(edited.text).funcs["out"].stages[0].transforms[0].tail == "GuardWithIf"
     run.extents["4"] = [16, 1]
-    assert fit(Run.again(run))[0] == ["2", "3"], "they do not help"
+    assert fit(Run.again(run))[0] == ["2", "3"], "it does not help"
 
 
 def test_what_is_far_slower_than_a_baseline_is_not_checked():
