@@ -1,5 +1,7 @@
 """What more measurements are worth: the error on the same test programs, learnt from an eighth, a quarter, a half and all of the others.
 
+With --init_from also what a model of another machine is worth.
+
     python benchmarks/learning_curve.py
     python benchmarks/learning_curve.py --first_folds 2 --plot benchmarks/results/learning_curve.png
     python benchmarks/learning_curve.py --raw_path dumps.tar.xz --name json_dumps
@@ -29,12 +31,12 @@ from dumps.companions import LOWERED_SUFFIX, schedule_of
 from dumps.files import Unusable, iter_dumps, read_bytes
 from dumps.parsing import parse_dump
 
-SHARES = (1 / 8, 1 / 4, 1 / 2, 1)
 MODELS = ("lstm", "hist_gradient_boosting")
 
 
 class CurveConfig(Config):
     name: str = Field("shipped", min_length=1, description="folder under runs/learning_curve")
+    shares: str = Field("0.125,0.25,0.5,1", description="of the programs that are not for the test, separated by commas")
     first_folds: int = Field(0, ge=0, description="how many of the folds to run, two or more; 0: all")
     plot: str = Field("", description="file for the plot; empty: learning_curve.png in that folder")
 
@@ -85,9 +87,13 @@ def main():
     config = load_config(CurveConfig)
     if config.first_folds == 1:
         raise UserError("--first_folds 1: one fold has no spread; give 2 or more, or 0 for all")
+    try:
+        shares = [float(share) for share in config.shares.split(",")]
+    except ValueError:
+        raise UserError(f"--shares {config.shares}: give numbers up to 1, separated by commas") from None
     folder = ROOT / "runs" / "learning_curve" / config.name
     points = []
-    for share in SHARES:
+    for share in shares:
         reports = run_folds(config, partial(run_on_share, config, share, folder), range(config.first_folds or n_folds(config)))
         errors = {m: [r["models"][m]["mse_log"] for r in reports] for m in MODELS}
         programs = np.mean([r["counts"]["splits"]["train"]["programs"] + r["counts"]["splits"]["val"]["programs"] for r in reports])
