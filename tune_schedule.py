@@ -55,7 +55,7 @@ ROUNDS = 8  # in which the budget is spent: what one measures guides the next
 CHANGED = 40  # schedules made of the fastest so far in each round, directive by directive
 # Shares of --minutes after which the author's schedule, the proposals, the search (Adams2019's own, too) and the checks at other sizes have to
 # be through; the fresh runs at the end and the library take the rest.
-HALIDE_SHARE, PROPOSALS_SHARE, SEARCH_SHARE, FIT_SHARE = 0.3, 0.42, 0.6, 0.66
+HALIDE_SHARE, PROPOSALS_SHARE, SEARCH_SHARE, FIT_SHARE = 0.3, 0.42, 0.58, 0.74
 REFERENCE_SHARE = 0.55  # after which the program itself, with which all are compared, has to have run
 
 
