@@ -53,8 +53,8 @@ from tuning.run import ADAMS2019, ADAMS2019_BEAM, ADAMS2019_PATIENCE, OTHERS, Cl
 
 ROUNDS = 8  # in which the budget is spent: what one measures guides the next
 CHANGED = 40  # schedules made of the fastest so far in each round, directive by directive
-# Shares of --minutes after which the author's schedule, the proposals, the search (Adams2019's own, too) and the checks at other sizes have to
-# be through; the fresh runs at the end and the library take the rest.
+# Shares of --minutes after which the author's schedule, the proposals, the search (Adams2019's own, too) and the checks at other sizes have
+# to be through; the fresh runs at the end and the library take the rest.
 HALIDE_SHARE, PROPOSALS_SHARE, SEARCH_SHARE, FIT_SHARE = 0.3, 0.42, 0.58, 0.74
 REFERENCE_SHARE = 0.55  # after which the program itself, with which all are compared, has to have run
 
@@ -288,6 +288,7 @@ def describe_search(tuning, measured):
     curves = {name: search.best_so_far(run, keys) for name, keys in measured.items()}
     fastest = min((min(curve) for curve in curves.values() if curve), default=math.inf)
     return {
+        "adams2019_search_ms": run.runtime_ms(ADAMS2019) if ADAMS2019 in run.measured() else None,
         "measured": len(measured["lstm"]), "proposed": len(pool.keys), "search": curves["lstm"],
         "changed": {"tried": pool.edited, "failed": dict(pool.edits_failed)},
         "failed": run.failures() | ({"refused": pool.refused.total()} if pool.refused else {}),

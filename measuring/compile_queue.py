@@ -46,7 +46,7 @@ class CompileQueue:
         return sorted(self.ready, key=lambda rc: (rc[0].spec.name, rc[1].key.zfill(6)))
 
     def _start(self):
-        """Those that wait for an earlier proposal or for the reference need no core, and those that are left alone get none of their own."""
+        """Those that wait for an earlier proposal or for the reference need no core; those that are left alone get none of their own."""
         at_work = lambda: sum(c.deadline < math.inf and not run.leaves_alone(c) for run, c in self.active.values())
         while self.waiting and at_work() < self.cores:
             run, key = self.waiting.pop()

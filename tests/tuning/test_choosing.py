@@ -10,7 +10,7 @@ from tuning.choosing import choose_by_model
 
 
 class FakeRun:
-    """A tuning that measures whatever it is asked for, but for `failing`, in its number of milliseconds, and those `pending` when waited for."""
+    """A tuning that measures what it is asked for, but for `failing`, in its number of milliseconds; those `pending` when waited for."""
 
     others, failed = ["1", "2"], False
 
