@@ -100,8 +100,8 @@ def serial(schedule):
 def fitted(schedule, extents):
     """The same for outputs as small as `extents`, a number a dimension, where it splits them into larger parts.
 
-    A guard leaves out what is over where a split does not divide the output. In a dimension with vectors a guard would be slow, so the split
-    goes there.
+    A guard leaves out what is over where a split does not divide the output. In a dimension with vectors a guard would be slow, so the
+    split goes there.
     """
     for label in schedule.outputs:
         func = schedule.funcs[label]

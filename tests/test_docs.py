@@ -95,7 +95,8 @@ def test_tuning_results_are_what_the_chart_reads(monkeypatch):
     tuning = load_script(ROOT / "benchmarks" / "tuning.py")
     report = {
         "program": "blur", "stages": 2, "adams2019_ms": 0.6, "hand_written_ms": None, "best_ms": 0.3, "speedup": 2.0,
-        "origin": "adams2019", "measured": 8, "search": [0.7, 0.25], "adams2019_search_ms": 0.5, "rivals": {"random": {"best_ms": 0.4}, "li2018": {"best_ms": None}},
+        "origin": "adams2019", "measured": 8, "search": [0.7, 0.25], "adams2019_search_ms": 0.5,
+        "rivals": {"random": {"best_ms": 0.4}, "li2018": {"best_ms": None}},
     }  # fmt: skip
     # Rivals are compared with the faster of Adams2019's two measurements, 0.5; one that measured nothing is left out.
     summary = tuning.summary(report)

@@ -69,8 +69,8 @@ def made_to_fit(run, key):
 def fit_ones(run, keys, n, keep_extents, report):
     """The fastest `n` of `keys` that nothing speaks against; `report` is called with a line about each of the others.
 
-    keep_extents : whether they have to take all outputs that the author's schedule takes. Where one does not, the same with its output split
-    otherwise may.
+    keep_extents : whether they have to take all outputs that the author's schedule takes. Where one does not, the same with its output
+    split otherwise may.
     """
     fit, limit = [], HOPELESS * min(map(run.runtime_ms, run.baselines()))
     for key in [key for key in sorted(keys, key=run.runtime_ms) if run.runtime_ms(key) <= limit][:MOST_CHECKED]:
