@@ -25,6 +25,7 @@ import common
 from count_again import SECONDS, SPAWN, archives_in, read_records, spec_of
 
 from config import Config, load_config, run_script, usable_cores
+from dumps.collections import Collections
 from halide_tools.mutations import KINDS
 from measuring.candidate import from_fork, hash_of, proposal_of
 from measuring.processes import prepare_worker
@@ -79,12 +80,11 @@ def paid_if_drawn_by(weights, outcomes):
 
 def main():
     config = load_config(PaidConfig)
-    held_out = tuple(name.strip() for name in config.holdout.split(",") if name.strip())
-    found = {}
+    collections, found = Collections(config.holdout_names), {}
     with ProcessPool(config.num_threads or usable_cores(), context=SPAWN, initializer=prepare_worker) as pool:
         futures = []
         for path in archives_in(config.archives):
-            if path.name.startswith(held_out):
+            if collections.is_held_out(path.name.removesuffix(".tar.xz")):
                 continue
             note, records = read_records(path)
             for name, record in records.items():

@@ -29,7 +29,7 @@ class CompileQueue:
                 self.waiting.append((run, "reference"))
             self.waiting += [(run, key) for key in own]
         self.waiting.reverse()
-        self.n_all, self.reported = len(self.waiting), time.monotonic()
+        self.n_all, self.reported = len(self.waiting) + len(self.active), time.monotonic()
 
     def run(self):
         """[(ProgramRun, Candidate)] whose output is right, ready to be measured, in the order of their keys.

@@ -69,6 +69,15 @@ def test_a_slow_search_rests_while_others_are_measured_and_is_measured_in_the_en
     assert seen[-1] == ([ADAMS2019], [])
 
 
+def test_adams2019s_own_choice_is_measured_even_where_an_equal_one_was_before(run):
+    run.is_slow = False
+    run.measure([ADAMS2019])
+    first = run.outcomes.pop(ADAMS2019)
+    run.outcomes["7"] = first
+    run.measure([ADAMS2019])
+    assert run.outcomes[ADAMS2019]["outcome"] == "measured" and run.outcomes[ADAMS2019]["hash"] == first["hash"]
+
+
 def test_a_slow_search_has_a_deadline_of_its_own_and_ends_with_the_run(run):
     run.set_deadline(0.0)
     assert run.deadline_of(ADAMS2019) == run.deadline_of("5") == 0.0
