@@ -43,16 +43,18 @@ STAGE_COUNTS = N_HISTOGRAMS * len(TYPE_COLUMNS)  # algorithm features of a stage
 CALLS = ["sin_cos", "library", "exp", "log", "pow", "sqrt", "int_division"]
 # Counts of what a stage does in a run of the program, from the lowered code (halide_tools/lowered_features.py). First as the text says:
 # `statements` are those in the code, however often they run. Then what a processor makes of it: "native" are operations on whole vector
-# registers, so that narrow types need fewer; loads and stores "executed" are those that are left once registers keep what they can. Lines
-# come from, or go to, the cache that holds what a loop touches. Cycles are estimates: `body_cycles` on the busiest unit, and
+# registers, so that narrow types need fewer; loads and stores "executed" are those that are left once registers keep what they can.
+# `branched_lanes` are loaded or stored one by one, if a predicate lets them through. Lines come from, or go to, the cache that holds what
+# a loop touches. Cycles are estimates: `body_cycles` on the busiest unit, and
 # `chain_cycles` more where an update waits for another.
 LOWERED_EVENTS = [
     "iterations", "statements", "points_stored", "points_scattered", "bytes_loaded", "bytes_stored",
     "allocations", "bytes_allocated", "stack_allocations", "stack_bytes",
     "native_operations", "native_multiplications", "native_divisions", "native_casts", "native_shuffles", "native_functions",
     "library_calls", "scalar_instructions", "index_instructions", "loads_executed", "stores_executed", "points_gathered_executed",
-    "points_scattered_executed", "body_cycles", "chain_cycles", "updates_in_memory", "spilled_vectors", "lines_from_l2", "lines_from_l3",
-    "lines_from_memory", "lines_to_l2", "lines_to_l3", "lines_to_memory", "parallel_cycles", "wall_cycles", "tasks", "parallel_loops",
+    "points_scattered_executed", "branched_lanes", "masked_stores", "body_cycles", "chain_cycles", "updates_in_memory", "spilled_vectors",
+    "lines_from_l2", "lines_from_l3", "lines_from_memory", "lines_to_l2", "lines_to_l3", "lines_to_memory", "parallel_cycles",
+    "wall_cycles", "tasks", "parallel_loops",
 ]  # fmt: skip
 # Of each stage, too, though it is the same for all: what "native" means on the machine that the schedule was lowered for.
 LOWERED = [*LOWERED_EVENTS, "native_vector_bytes"]

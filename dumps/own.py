@@ -20,6 +20,7 @@ FORMAT, VERSION = "halide_schedule", 1  # values of the keys `format` and `versi
 SIZES = SCHEDULE_FEATURES.index("points_computed_minimum")  # the one schedule feature that is the same for all schedules of a program
 MAX_HASH = 2**63
 MAX_STAGES = MAX_DUMP_BYTES // STAGE_BYTES
+ADDED_LATER = {"branched_lanes", "masked_stores"}  # kinds of which most schedules have none; dumps written before lack them
 
 
 @dataclass(frozen=True)
@@ -134,13 +135,14 @@ def read(tree):
 def counts_of_stages(dump):
     """(calls (T, 7), counts in the lowered code (T, K) or None) of an OwnDump. Raises Unusable.
 
-    Counts that lack a kind of features.LOWERED_EVENTS were made by a version that did not count it: then there are none.
+    Counts that lack a kind of features.LOWERED_EVENTS were made by a version that did not count it: then there are none, but for kinds of
+    ADDED_LATER, which are 0.
     """
     n_stages, counts = len(dump.program.sizes), dump.counts
     try:
         calls = call_counts({kind: dump.program.calls[kind] for kind in CALLS if kind in dump.program.calls})
         lowered = None
-        if counts is not None and counts.keys() >= set(LOWERED_EVENTS):
+        if counts is not None and counts.keys() | ADDED_LATER >= set(LOWERED_EVENTS):
             lowered = stage_counts({kind: counts[kind] for kind in LOWERED if kind in counts}, LOWERED)
     except MALFORMED as error:
         raise Unusable("bad_feature", f"{type(error).__name__}: {error}"[:200]) from None

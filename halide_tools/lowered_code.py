@@ -13,13 +13,16 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
 from halide_tools.buffers import Region, estimated_arguments, meet
-from halide_tools.lowered_expressions import INDEX, Load, NotUnderstood, Parser, Type, Value
+from halide_tools.lowered_expressions import INDEX, UNKNOWN, Load, NotUnderstood, Parser, Type, Value
 from halide_tools.programs import functions
 
 ELSEWHERE = re.compile("load_typed_struct_member|_halide_buffer_get|make_struct")  # a task's copies, and what is known of buffers
 # What a bounds query writes into a buffer: minimum, extent, stride and flags of each dimension.
 DEMAND = re.compile(r"_halide_buffer_init\(\(struct halide_buffer_t \*\)(\S+)\.buffer, .*?make_struct\(")
 STAGE = re.compile(r"(.+?)\.s(\d+)\.")  # how the names of a stage's loops begin
+# A variable beside a constant, as that of a loop in whose first iteration a sliding window is filled.
+COMPARED = re.compile(r"(?<![\w.$])\d+ (?:<=?|==) ([\w.$]+)|([\w.$]+) (?:<=?|==) \d+(?![\w.$])")
+LEAST_MASKED_BITS = 32  # of an element, for AVX2 to have stores under a mask
 # Run, of all loops together: two of each, so 2^n in n loops inside each other; the largest application takes 34,000.
 MAX_ITERATIONS = 300_000
 
@@ -145,6 +148,7 @@ class Translation:
         self.arguments = names.split(", ")
         self.vector_bits, self.lines, self.statements, self.blocks, self.loops = vector_bits, [], [], [], []
         self.names, self.buffers, self.addresses = {}, dict(buffer_types(lowered)), {}
+        self.compared = {name for pair in COMPARED.findall(lowered) for name in pair}
         self.predicate = None  # of the next store
         for line in map(str.strip, lowered.splitlines()):
             if line.startswith("}"):
@@ -169,7 +173,8 @@ class Translation:
         if found := re.match(r"for \((\S+), (.*)\) \{", line):
             (start, extent), _ = arguments(found[2], 0)
             number = self.loop(found[1], False)
-            self.emit(f"for _ in loop(({number}, {found[1]!r}), lambda: {self.scalar(start)}, lambda: {self.scalar(extent)}):")
+            head = f"({number}, {found[1]!r}), lambda: {self.scalar(start)}, lambda: {self.scalar(extent)}"
+            self.emit(f"for _ in loop({head}, {found[1] in self.compared}):")
             return stage_of(found[1])
         if found := re.match(r"(?:\} else )?if \((.*)\) \{", line):
             is_first = not line.startswith("}")
@@ -181,7 +186,7 @@ class Translation:
 
     def translate(self, line):
         if line.startswith("predicate ("):
-            self.predicate = self.parser(line.removeprefix("predicate ")).expression().active
+            self.predicate = self.parser(line.removeprefix("predicate ")).expression().active or UNKNOWN
         elif found := re.match(r"let \S+ = halide_do_par_for\(.*?::([\w$.]+), ", line):
             start, extent, *_ = arguments(line, found.end())[0]
             self.emit(f"run_task({found[1]!r}, lambda: {self.scalar(start)}, lambda: {self.scalar(extent)})")
@@ -204,7 +209,7 @@ class Translation:
         self.assign_named(parser)
         if value.type != INDEX or value.loads:
             python = None if value.loads or value.python is None else f"variables[{name!r}]"
-            self.names[name] = Value(value.type, python, value.dims, value.is_affine, value.is_product)
+            self.names[name] = Value(value.type, python, value.dims, value.is_affine, value.is_product, active=value.active)
         self.emit(f"assign({name!r}, lambda: {value.python})")
         if parser.counts or parser.found:
             self.note(parser, value)
@@ -233,9 +238,15 @@ class Translation:
         self.emit(f"run({len(self.statements) - 1})")
 
     def access(self, load, is_store, cycles):
+        lanes, active = load.lanes, load.active
+        if active not in (None, UNKNOWN) and "variables" not in active:
+            # The compiler knows which lanes take part, and needs no mask but to store a part of a register.
+            n = eval(active, dict(FUNCTIONS))
+            if not is_store or load.bits < LEAST_MASKED_BITS or n * load.bits % self.vector_bits == 0:
+                lanes, active = n, None
         dims = None if load.dims is None else [(self.address(stride), n) for stride, n in load.dims]
-        numbers = self.address(load.address), dims, self.address(load.active)
-        return Access(load.buffer, is_store, load.lanes, load.bits, load.is_gather, *numbers, cycles)
+        numbers = self.address(load.address), dims, self.address(active)
+        return Access(load.buffer, is_store, lanes, load.bits, load.is_gather, *numbers, cycles)
 
     def address(self, python):
         """The number of an expression in the table of those to evaluate, which holds each once."""
@@ -290,7 +301,8 @@ class TooLong(Exception):
 class Run:
     """Runs a Translation, and keeps how often its statements ran and what their addresses were.
 
-    A loop runs its middle iteration, which stands for all but the last, and the last. entered, iterated : {number of a loop: how often}.
+    A loop runs its middle iteration, which stands for all but the last, and the last; and the first, where its variable is compared with
+    a constant: a sliding window computes more in it. entered, iterated : {number of a loop: how often}.
     """
 
     def __init__(self, scalars, regions, translation, cores):
@@ -334,7 +346,7 @@ class Run:
         known = self.value(function)
         return known is None or bool(known)
 
-    def loop(self, loop, start, extent):
+    def loop(self, loop, start, extent, is_compared=False):
         """Iterate over a loop, (number in the code, name of its variable)."""
         (number, variable), first, n, outer = loop, self.value(start) or 0, self.value(extent), self.weight
         if n is None:
@@ -344,13 +356,18 @@ class Run:
         self.indices.append(0)
         self.entered[number] += outer
         self.iterated[number] += outer * max(n, 0)
-        for i, (index, weight) in enumerate([((n - 1) // 2, n - 1), (n - 1, 1)] if n > 1 else [(0, 1)] if n == 1 else []):
+        iterations = [((n - 1) // 2, n - 1), (n - 1, 1)] if n > 1 else [(0, 1)] if n == 1 else []
+        if is_compared and n > 2:
+            iterations = [((n - 1) // 2, n - 2), (n - 1, 1), (0, 1)]
+        for i, (index, weight) in enumerate(iterations):
             self.n_iterations += 1
             if self.n_iterations > MAX_ITERATIONS:
                 raise TooLong
             self.variables[variable] = self.indices[depth] = first + index
             self.weight = outer * weight
-            self.mask = (self.mask & (bit - 1)) | (bit if i else 0)
+            self.mask = (self.mask & (bit - 1)) | (bit if i == 1 else 0)
+            if i == 2:
+                self.loops[depth] = (number, 1)  # of what runs in the first iteration alone
             yield
         self.weight = outer
         self.loops.pop()

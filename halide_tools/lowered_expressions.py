@@ -51,7 +51,7 @@ class Load:
     """A load of `lanes` elements of `bits` bits: at element `address` (Python source, None where it depends on what is in a buffer) and on.
 
     dims : [(stride, lanes)] in elements, innermost first; None where lanes lie anywhere. is_gather : loaded point by point.
-    active : Python source for the number of lanes that a predicate lets through; None without one.
+    active : Python source for the number of lanes that a predicate lets through, UNKNOWN where that can't be told; None without one.
     """
 
     buffer: str
@@ -91,6 +91,9 @@ class Value:
             cycles[load] = max(cycles.get(load, 0), latency)
         dims = None if self.dims is None or any(len(stride) > MAX_PYTHON for stride, _ in self.dims) else self.dims
         return dataclasses.replace(self, dims=dims, loads=[[load, latency] for load, latency in cycles.items()])
+
+
+UNKNOWN = "None"  # Python source of a value that can't be told
 
 
 class NotUnderstood(Exception):
@@ -222,7 +225,7 @@ class Parser:
         active = None
         if self.tokens[self.at][0] == "if":  # of lanes that may lie outside
             self.at += 1
-            active = self.expression().active
+            active = self.expression().active or UNKNOWN
         element = self.buffers.get(buffer) or INDEX
         lanes = index.type.lanes
         self.found.append(Load(buffer, index.python, index.dims, index.is_scattered, lanes, element.bits, active))

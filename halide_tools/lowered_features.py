@@ -15,7 +15,7 @@ import numpy as np
 
 from features import LOWERED
 from halide_tools.buffers import lowered_text
-from halide_tools.lowered_code import Run, TooLong, Translation, known_values, owners_of, stage_of, stages_of
+from halide_tools.lowered_code import LEAST_MASKED_BITS, Run, TooLong, Translation, known_values, owners_of, stage_of, stages_of
 from halide_tools.lowered_expressions import INDEX, NotUnderstood
 from halide_tools.programs import HOST
 
@@ -29,8 +29,12 @@ PROMOTED_BYTES = 2048  # an allocation of constant size that is no larger lives 
 MOST_SHUFFLED = 4  # elements from lane to lane, up to which whole vectors are loaded and the lanes picked out of them
 # What a unit does in a cycle, of native vectors and of lanes that are loaded by themselves, and instructions in all: close to Zen 3 and 4
 # and Skylake (uops.info). What a cycle takes is fitted later.
-PER_CYCLE = {"operations": 1.5, "loads": 1.5, "stores": 0.75, "gathered": 0.8, "instructions": 5.0}
+PER_CYCLE = {"operations": 1.5, "loads": 1.5, "stores": 0.75, "gathered": 0.8, "instructions": 5.0, "branches": 0.8}
 CYCLES = {"divide": 8.0, "library": 20.0}  # that an operation keeps its unit busy, where it is not one
+# Bits of the narrowest elements that are loaded and stored whole under a mask, by bytes of a vector register, LEAST_MASKED_BITS otherwise.
+# All others are so lane by lane with a branch each, and so are gathers and scatters under a mask.
+MASKED_BITS = {64: 8}
+MASKED_STORE = {64: 1.0}  # stores that one under a mask is worth, 12 otherwise: AVX2's is microcode on Zen 3
 LEAST_CYCLES = 0.25  # of an iteration
 
 VECTOR_KINDS = {
@@ -102,6 +106,7 @@ class Costs:
         read = [{access.buffer for access in s.accesses if not access.is_store} for s in self.statements]
         for statement, owner in zip(self.statements, owners_of([s.around for s in self.statements], read, stages)):
             statement.stage = owner
+        self.owners = {s.around[0]: s.stage for s in reversed(self.statements) if s.around and s.stage}
         self.statements = [s for s in self.statements if s.stage]  # what is in none is about the code's arguments
 
     def count(self):
@@ -115,16 +120,21 @@ class Costs:
         for statement in self.statements:
             self.count_as_written(statement)
         for number, n in self.run.iterated.items():
-            if stage := stage_of(self.loops[number][0]):
+            if stage := self.owner_of(stage_of(self.loops[number][0])):
                 self.totals[stage]["iterations"] += n
         for number, n in self.run.tasks_run.items():
-            if stage := stage_of(self.loops[number][0]):
+            if stage := self.owner_of(stage_of(self.loops[number][0])):
                 self.totals[stage] += Counter(parallel_loops=self.run.entered[number], tasks=n)
         for name, allocation in self.run.allocations.items():
-            stage = (name, 0) if (name, 0) in self.stages else (name.rpartition(".")[0], 0)  # `f.1` is a part of a Tuple's Func
+            is_part = (name, 0) not in self.stages and (name, 0) not in self.owners  # `f.1` is a part of a Tuple's Func
             kinds = ("stack_allocations", "stack_bytes") if allocation.on_stack else ("allocations", "bytes_allocated")
-            self.totals[stage] += Counter(dict(zip(kinds, (allocation.runs, allocation.total_bytes))))
+            if stage := self.owner_of((name.rpartition(".")[0] if is_part else name, 0)):
+                self.totals[stage] += Counter(dict(zip(kinds, (allocation.runs, allocation.total_bytes))))
         return self.totals
+
+    def owner_of(self, stage):
+        """Which stage is charged with what is in this one: itself, or who reads the input that it computes."""
+        return stage if stage in self.stages else self.owners.get(stage)
 
     def count_as_written(self, statement):
         """What a statement loads and stores if registers keep nothing."""
@@ -145,7 +155,10 @@ class Costs:
             for access in statement.accesses:
                 accesses[access.buffer].append((statement, access))
                 if access.is_store:
-                    self.changed_in |= {(access.buffer, number) for _, number in self.moving(statement, access)}
+                    # A compiler keeps no part of what is stored lane by lane, or under a mask, in a register.
+                    stays = access.active is None and spacing_of(access) == 1
+                    loops = self.moving(statement, access) if stays else enumerate(number for number, _ in statement.loops)
+                    self.changed_in |= {(access.buffer, number) for _, number in loops}
         self.in_registers = {
             buffer
             for buffer, allocation in self.run.allocations.items()
@@ -153,6 +166,7 @@ class Costs:
             and allocation.n_bytes <= PROMOTED_BYTES
             and all(
                 access.first is not None
+                and access.active is None
                 and not access.is_gather
                 and {n for _, n in self.moving(statement, access)} <= set(allocation.loops)
                 for statement, access in accesses[buffer]
@@ -227,10 +241,14 @@ class Costs:
         n_shared = self.shared(statement, access)
         if n_shared > 1:
             body.live[access.buffer, access.first] = natives
-        spacing = math.inf if access.is_gather else spacing_of(access)
-        is_shuffled = 1 < spacing <= MOST_SHUFFLED and not access.is_store and access.active is None
-        if spacing > 1 and not is_shuffled:
-            lanes = (access.lanes if access.active is None else access.points / runs) / n_shared
+        spacing, is_masked = math.inf if access.is_gather else spacing_of(access), access.active is not None
+        is_shuffled = 1 < spacing <= MOST_SHUFFLED and not access.is_store and not is_masked
+        has_branches = is_masked and (spacing > 1 or access.bits < MASKED_BITS.get(self.native_bytes, LEAST_MASKED_BITS))
+        if has_branches:
+            total["branched_lanes"] += runs / n_shared * access.lanes
+            spent["branches"] += access.lanes / n_shared
+        if has_branches or (spacing > 1 and not is_shuffled):
+            lanes = (access.points / runs if is_masked else access.lanes) / n_shared
             total["points_scattered_executed" if access.is_store else "points_gathered_executed"] += runs * lanes
             spent["gathered"] += lanes
             spent["instructions"] += lanes
@@ -240,7 +258,11 @@ class Costs:
             total["native_shuffles"] += runs / n_shared * natives
             spent["operations"] += natives / n_shared
         total["stores_executed" if access.is_store else "loads_executed"] += runs / n_shared * natives
-        spent["stores" if access.is_store else "loads"] += natives / n_shared
+        busy = 1.0
+        if is_masked and access.is_store:
+            total["masked_stores"] += runs / n_shared * natives
+            busy = MASKED_STORE.get(self.native_bytes, 12.0)
+        spent["stores" if access.is_store else "loads"] += busy * natives / n_shared
         spent["instructions"] += natives / n_shared
 
     def waits(self, statements, body):
@@ -260,7 +282,8 @@ class Costs:
         """Lines that each stage brings in from beyond each cache, and stores to beyond it.
 
         Data stays in a cache through the outermost loop of which one iteration touches no more than it holds. Each time the loop around
-        that is entered, what all of its iterations touch comes in once. What a stage before has brought in within the iteration is there.
+        that is entered, what all of its iterations touch comes in once; where no loop is like that, all comes in at every iteration. What a
+        stage before has brought in within the iteration is there. What is stored to goes back, whoever has brought it in.
         """
         groups, touched = self.group_accesses(), defaultdict(lambda: defaultdict(dict))
         for group in groups:
@@ -272,16 +295,17 @@ class Costs:
         for capacity, beyond in CACHES.values():
             if working_sets.get((), 0) <= capacity:
                 continue  # a run of the program finds there what the run before has left
-            brought = defaultdict(float)
+            brought, written = defaultdict(float), defaultdict(float)
             for group in groups:
                 depths = range(len(group.path) + 1)
-                depth = next((d for d in depths if working_sets[group.path[:d]] <= capacity), len(group.path))
+                depth = next((d for d in depths if working_sets[group.path[:d]] <= capacity), len(group.path) + 1)
                 outer = max(depth - 1, 0)
                 lines = min(group.footprint(outer).lines, self.size_of(group.buffer) / LINE_BYTES + 1)
-                there = brought[group.path[:depth], group.buffer]
-                brought[group.path[:depth], group.buffer] = max(there, lines)
+                place, known = (group.path[:depth], group.buffer), written if group.is_store else brought
                 kind = f"lines_to_{beyond}" if group.is_store else f"lines_from_{beyond}"
-                self.totals[group.stage][kind] += max(0.0, lines - there) * group.entered(outer)
+                self.totals[group.stage][kind] += max(0.0, lines - known[place]) * group.entered(outer)
+                known[place] = max(known[place], lines)
+                brought[place] = max(brought[place], known[place])
 
     def working_set(self, buffers):
         """Bytes that a cache has to have for all that is touched to stay in it, {buffer: {shape: (held_bytes, set_bytes)}}."""
@@ -337,7 +361,7 @@ class Body:
 def busy_cycles(spent):
     """Cycles on the busiest unit."""
     loading = spent["loads"] / PER_CYCLE["loads"] + spent["gathered"] / PER_CYCLE["gathered"]
-    others = (spent[unit] / PER_CYCLE[unit] for unit in ("operations", "stores", "instructions"))
+    others = (spent[unit] / PER_CYCLE[unit] for unit in ("operations", "stores", "instructions", "branches"))
     return max(loading, *others, LEAST_CYCLES)
 
 

@@ -10,12 +10,13 @@ from features import LOWERED
 from halide_tools import lowered_features
 from halide_tools.programs import HOST
 
+AVX2 = "x86-64-linux-avx-avx2-f16c-fma-sse41"  # 32 bytes a native vector
 TARGET = "x86-64-linux-avx-avx2-f16c-fma-sse41-avx512-avx512_skylake"  # 64 bytes a native vector, wherever this runs
 
 
-def count(output, *stages, cores=2):
+def count(output, *stages, cores=2, target=TARGET):
     """{stage: {kind: number}} of a scheduled pipeline; `stages` name the rows, output first."""
-    counts = lowered_features.count_lowered(hl.Pipeline(output), dataclasses.replace(HOST, target=TARGET, n_threads=cores))
+    counts = lowered_features.count_lowered(hl.Pipeline(output), dataclasses.replace(HOST, target=target, n_threads=cores))
     assert len(counts) == len(stages)
     return {name: dict(zip(LOWERED, row.tolist())) for name, row in zip(stages, counts)}
 
@@ -242,3 +243,95 @@ def test_counts_are_written_in_four_digits():
     counts[:, LOWERED.index("loads_executed")] = [1234567, 0]
     counts[1, LOWERED.index("iterations")] = 9999
     assert lowered_features.as_dict(counts) == {"iterations": [0, 9999], "loads_executed": [1235000, 0]}
+
+
+def sums_of_columns(name, type, n, lanes, by_columns=False):
+    """Sums over 64 rows of `n` columns, `lanes` of them at a time under a mask; the image has the rows, or the columns, side by side."""
+    x, xi = hl.vars("x xi")
+    numbers, sums, output = image(f"{name}_numbers", 64 if by_columns else n, n if by_columns else 64, type=type), hl.Func(name), hl.Func()
+    r = hl.RDom([(0, 64)], "r")
+    sums[x] = hl.cast(type, 0)
+    sums[x] += numbers[r, x] if by_columns else numbers[x, r]
+    output[x] = sums[x]
+    output.set_estimates([(0, n)])
+    sums.compute_root().update().split(x, x, xi, lanes, hl.TailStrategy.GuardWithIf).reorder(xi, r, x).vectorize(xi)
+    return output
+
+
+@pytest.mark.parametrize("type, bits", [(hl.UInt(8), 8), (hl.Int(16), 16), (hl.Float(32), 32)], ids=["u8", "i16", "f32"])
+def test_narrow_lanes_under_a_mask_branch_where_the_processor_has_no_masks_for_them(type, bits):
+    # 100 columns, 64 at a time: the second vector has 36. Each row loads two and stores one: no sum under a mask stays in a register.
+    on_avx2 = count(sums_of_columns(f"masked_{bits}", type, 100, 64), "output", "update", "pure", target=AVX2)["update"]
+    on_avx512 = count(sums_of_columns(f"masked_too_{bits}", type, 100, 64), "output", "update", "pure")["update"]
+    assert on_avx512["branched_lanes"] == 0 and on_avx512["masked_stores"] == 64 * bits / 8
+    if bits < 32:
+        assert on_avx2["branched_lanes"] == 64 * 3 * 64 and on_avx2["masked_stores"] == 0
+        assert on_avx2["points_gathered_executed"] == 64 * 2 * 36 and on_avx2["points_scattered_executed"] == 64 * 36
+        assert on_avx2["body_cycles"] > 64 * 3 * 64
+    else:
+        assert on_avx2["branched_lanes"] == 0 and on_avx2["masked_stores"] == 64 * 64 * 4 / 32
+
+
+def test_a_gather_under_a_mask_branches_on_every_processor():
+    update = count(sums_of_columns("gathered", hl.Float(32), 100, 64, by_columns=True), "output", "update", "pure")["update"]
+    assert update["branched_lanes"] == 64 * 64
+
+
+def test_a_mask_that_the_compiler_knows_costs_nothing():
+    x, xi, r = *hl.vars("x xi"), hl.RDom([(0, 64)], "r")
+    numbers, sums, output = image("known_numbers", 240, 64), hl.Func("known_sums"), hl.Func("known")
+    sums[x] = 0.0
+    sums[x] += numbers[x, r]
+    output[x] = sums[x]
+    output.set_estimates([(0, 240)]).split(x, x, xi, 24).vectorize(xi, 8)
+    sums.compute_at(output, x).update().split(x, x, xi, 32, hl.TailStrategy.GuardWithIf).reorder(xi, x, r).vectorize(xi)
+    update = count(output, "output", "update", "pure", target=AVX2)["update"]
+    assert update["branched_lanes"] == update["masked_stores"] == 0 and update["stores_executed"] <= 3  # 24 lanes, in registers
+    assert update["points_stored"] == 240 * 64
+
+
+def test_what_is_stored_lane_by_lane_is_kept_in_no_register():
+    x, u, r = *hl.vars("x u"), hl.RDom([(0, 256)], "r")
+    numbers, parts, output = image("part_numbers", 16 * 256), hl.Func("parts"), hl.Func("whole")
+    parts[x, u] = 0.0
+    parts[x, u] += numbers[r * 16 + u] * hl.f32(x)
+    output[x] = parts[x, 0] + parts[x, 15]
+    output.set_estimates([(0, 4096)])
+    parts.compute_root().update().reorder(u, r, x).vectorize(u, 16)
+    update = count(output, "output", "update", "pure")["update"]
+    assert update["points_scattered_executed"] == update["points_scattered"] == 4096 * 256 * 16
+    # The rows of 16 KiB begin in the same set of the first-level cache, which holds eight of them: every point comes from beyond.
+    assert update["lines_from_l2"] >= 4096 * 256 * 16 and update["lines_to_l2"] >= 4096 * 256 * 16
+
+
+def test_the_first_iteration_of_a_sliding_window_is_counted():
+    x, y = hl.vars("x y")
+    numbers, rows, output = image("sliding_numbers", 64, 1000), hl.Func("sliding_rows"), hl.Func("sliding")
+    rows[x, y] = numbers[x, y] * 2.0
+    output[x, y] = rows[x, y] + rows[x, 999]  # so all rows are there from the first iteration on
+    output.set_estimates([(0, 64), (0, 1000)])
+    rows.compute_at(output, y).store_root()
+    assert count(output, "output", "rows")["rows"]["points_stored"] == 64 * 1000
+
+
+def test_what_an_input_allocates_is_charged_to_who_reads_it():
+    x, y = hl.vars("x y")
+    numbers, output = image("copied_numbers", 64, 512), hl.Func("copied_output")
+    output[x, y] = numbers[x, y] + 1.0
+    output.set_estimates([(0, 64), (0, 512)])
+    numbers.in_().compute_at(output, y)
+    counts = count(output, "output")["output"]
+    assert counts["allocations"] + counts["stack_allocations"] == 512 and counts["bytes_allocated"] + counts["stack_bytes"] == 512 * 64 * 4
+    assert counts["iterations"] == 512 * (1 + 2 * 64)
+
+
+def test_lines_changed_in_place_go_back_as_those_do_that_are_only_stored():
+    x, y = hl.vars("x y")
+    numbers, changed, output = image("changed_numbers", 2**20), hl.Func("changed"), hl.Func("changed_output")
+    changed[x] = numbers[x]
+    changed[x] *= 2.0
+    output[x] = changed[x]
+    output.set_estimates([(0, 2**20)])
+    changed.compute_root().vectorize(x, 16).update().vectorize(x, 16)
+    update = count(output, "output", "update", "pure")["update"]
+    assert update["lines_from_l2"] == update["lines_to_l2"] == 2**20 * 4 / 64
