@@ -4,7 +4,7 @@
     python benchmarks/count_again.py --archives data/raw/ --output counted --num_threads 2
 
 Each schedule is made again from its directives, or from the text that its autoscheduler printed, for the machine that collection.json
-names, and lowered. From text it has to be as it was: what the code says of its statements is compared. Where that differs, it is proposed
+names, and lowered. From text it has to be as it was: the hash of the code, or what it says of its statements. Where both differ, it is proposed
 again as program.json tells, and the hash of its featurization, or of its lowered code, has to be the one on record. Where that fails,
 too, or Halide refuses, the schedule has no counts. Writes OUTPUT/NAME.tar.xz: the archive with its `.lowered.json`, and the counts in
 each `.schedule.json`, replaced, all else as it was. An archive that is there already is left alone, and nothing is ever written over
@@ -134,7 +134,8 @@ def _from_text(spec, record):
             found = _counted(Scheduled(pipeline, b"", "", ""), spec)
         except (*HALIDE_ERRORS, ValueError, LookupError):
             return None
-        if isinstance(found, dict) and all(found.get(kind) == record["counts"].get(kind) for kind in AS_WRITTEN):
+        counts = record["counts"]
+        if isinstance(found, dict) and (found[HASH] == counts.get(HASH) or all(found.get(k) == counts.get(k) for k in AS_WRITTEN)):
             return found
     return None
 
