@@ -4,7 +4,7 @@
     python benchmarks/count_again.py --archives data/raw/ --output counted --num_threads 2
 
 Each schedule is made again from its directives, or from the text that its autoscheduler printed, for the machine that collection.json
-names, and lowered. From text it has to be as it was: the hash of the code, or what it says of its statements. Where both differ, it is proposed
+names, and lowered. From text it has to be as it was: the hash of the code, or what it says of its statements. Else it is proposed
 again as program.json tells, and the hash of its featurization, or of its lowered code, has to be the one on record. Where that fails,
 too, or Halide refuses, the schedule has no counts. Writes OUTPUT/NAME.tar.xz: the archive with its `.lowered.json`, and the counts in
 each `.schedule.json`, replaced, all else as it was. An archive that is there already is left alone, and nothing is ever written over
