@@ -355,13 +355,14 @@ def as_script(path):
     paths, arguments = sys.path[:], sys.argv[:]
     for name in hidden:
         del sys.modules[name]
+    others = set(sys.modules)
     sys.modules.update(_user_modules.get(folder, {}))
     sys.path[:] = [str(folder), *(p for p in paths if p and os.path.realpath(p) != str(ROOT))]
     sys.argv[:] = [str(path)]
     try:
         yield
     finally:
-        theirs = {name: module for name, module in list(sys.modules.items()) if is_hidden(name, module)}
+        theirs = {name: sys.modules[name] for name in sys.modules.keys() - others if is_hidden(name, sys.modules[name])}
         for name in theirs:
             del sys.modules[name]
         _user_modules[folder] = theirs
