@@ -3,7 +3,7 @@
 Adams2019 works its features out for one representative tile. Bounds inference then asks for boxes that may be larger, for whole vectors,
 for what is recomputed where tiles overlap; loops are unrolled and split where boundaries allow simpler bodies. All that stands in the
 lowered code. A Translation is a Python program that does what the code does to its loops and addresses. A Run of it runs two iterations of
-each loop and weighs them by how often they would run. Each load's and store's address is evaluated in these iterations, which gives its
+each loop, or three, and weighs them by how often they would run. Each load's and store's address is evaluated in these iterations, which gives its
 stride along each loop around it. lowered_features.py tells what follows from that.
 """
 
@@ -23,7 +23,7 @@ STAGE = re.compile(r"(.+?)\.s(\d+)\.")  # how the names of a stage's loops begin
 # A variable beside a constant, as that of a loop in whose first iteration a sliding window is filled.
 COMPARED = re.compile(r"(?<![\w.$])\d+ (?:<=?|==) ([\w.$]+)|([\w.$]+) (?:<=?|==) \d+(?![\w.$])")
 LEAST_MASKED_BITS = 32  # of an element, for AVX2 to have stores under a mask
-# Run, of all loops together: two of each, so 2^n in n loops inside each other; the largest application takes 34,000.
+# Run, of all loops together: two or three of each, so at least 2^n in n loops inside each other; the largest application takes 34,000.
 MAX_ITERATIONS = 300_000
 
 
