@@ -3,7 +3,7 @@
 Adams2019 works its features out for one representative tile. Bounds inference then asks for boxes that may be larger, for whole vectors,
 for what is recomputed where tiles overlap; loops are unrolled and split where boundaries allow simpler bodies. All that stands in the
 lowered code. A Translation is a Python program that does what the code does to its loops and addresses. A Run of it runs two iterations of
-each loop, or three, and weighs them by how often they would run. Each load's and store's address is evaluated in these iterations, which gives its
+each loop, or three, and weighs them by how often they would run. Each load's and store's address is evaluated in these, which gives its
 stride along each loop around it. lowered_features.py tells what follows from that.
 """
 
