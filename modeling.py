@@ -114,26 +114,15 @@ class CostModel(nn.Module):
         far = ((features - self.feature_mean) / self.feature_std).abs() > CLIP
         return far | (never_varied & ((features - self.feature_mean).abs() > 1e-3))
 
-    def _events(self, features):
-        """Numbers of events, (B, T, K), and which stages have counts, have Halide's schedule features, and are parallel, bool (B, T)."""
-        events = torch.exp(features[:, :, self.cost_columns].clamp(0, 80)) - 1  # ONNX knows no expm1, and these are counts
-        has_counts, has_schedule, *parallel = (features[:, :, column] > 0 for column in (*self.flag_columns, *self.parallel_columns))
-        parallel = has_counts & parallel[1] | ~has_counts & parallel[0]  # ONNX Runtime has no Where of booleans
-        return events, has_counts, has_schedule, parallel
-
     def linear_log_costs(self, features):
         """Log milliseconds of each stage by the linear model, (B, T)."""
-        events, has_counts, has_schedule, parallel = self._events(features)
+        events = torch.exp(features[:, :, self.cost_columns].clamp(0, 80)) - 1  # (B, T, K); ONNX knows no expm1, and these are counts
+        has_counts, has_schedule, *parallel = (features[:, :, column] > 0 for column in (*self.flag_columns, *self.parallel_columns))
+        parallel = has_counts & parallel[1] | ~has_counts & parallel[0]  # ONNX Runtime has no Where of booleans
         without_counts, both, counts_alone = (
             torch.where(parallel, events @ weights[1], events @ weights[0]) + floor for weights, floor in zip(self.event_ms, self.floor_ms)
         )
         return torch.log(torch.where(has_counts, torch.where(has_schedule, both, counts_alone), without_counts))
-
-    def event_costs(self, features):
-        """Milliseconds of each kind of event of each stage by the linear model, (B, T, K)."""
-        events, has_counts, has_schedule, parallel = self._events(features)
-        inputs = torch.where(has_counts, torch.where(has_schedule, 1, 2), 0)
-        return events * self.event_ms[inputs, parallel.long()]
 
     def stage_costs(self, features, lengths):
         """Log milliseconds of each stage by each member, (M, B, T); -inf where a sequence is padded.

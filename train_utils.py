@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from scipy.optimize import nnls
 from threadpoolctl import threadpool_limits
 from torch import distributed
 from torch.nn import functional
@@ -48,7 +47,6 @@ REGRESSION_DELTA, CENTRED_DELTA = 1.0, 0.5  # where the Huber losses turn linear
 RANKING_TEMPERATURE = 0.2  # difference in predicted log-runtime that the ranking loss takes for a clear order
 RANKING_MARGIN = math.log(1.05)  # pairs closer than this are not ranked
 SCORING_BATCH = 128  # schedules scored at a time; the activations of more do not fit a core's caches
-EVENT_RIDGE = 0.6  # relative error of a runtime, about 0.3, over how far machines' costs of an event lie apart, about 0.5
 # The settings of generate_dataset.py that say which schedules are in which split.
 DATA_KEYS = ("raw_path", "split_by", "val_fraction", "test_fraction", "folds", "fold", "holdout", "max_runtime_ms")
 
@@ -430,7 +428,7 @@ def shown_features(drop_features):
 
 
 def load_weights(model, config, train, shown, device):
-    """Start from the checkpoint `init_from`, its predictions fitted to this machine's runtimes; returns that checkpoint's meta."""
+    """Start from the checkpoint `init_from`, its predictions scaled to this machine's runtimes; returns that checkpoint's meta."""
     tensors, old = read_checkpoint(config.init_from)
     settings = config.model_dump()
     for key in MODEL_KEYS:
@@ -440,30 +438,5 @@ def load_weights(model, config, train, shown, device):
         raise UserError(f"drop_features: {config.init_from} was trained with {old['config']['drop_features']!r}; drop these features, too")
     model.load_state_dict(model_tensors(tensors))
     model.mask_features(shown)
-    for fit in (scale_all, scale_events, scale_all):
-        fit(model, train, device)
-    return old
-
-
-def scale_all(model, train, device):
-    """Scale what a model predicts by one factor, so that on `train` it is right in the mean."""
     model.scale(float(np.exp(np.mean(train.log_runtime - predict(model, train, device)))))
-
-
-@torch.no_grad()
-def scale_events(model, train, device):
-    """Scale the linear costs of a model of another machine, each kind of event by its own factor, to the runtimes of `train`.
-
-    What the members correct stays as it is, so a runtime is a sum over kinds of events. Least squares of its relative error, without
-    negative factors; a ridge draws those that few rows tell of to 1.
-    """
-    parts = []
-    for rows in ranges_in_order(train.lengths, SCORING_BATCH, BATCH_STAGES):
-        batch = train.batch(np.arange(rows.start, rows.stop)).to(device)
-        log_costs = model.stage_costs(batch.features, batch.lengths).mean(0)  # (B, T)
-        correction = torch.exp(log_costs - model.linear_log_costs(batch.features))  # 0 where padded
-        parts.append(torch.einsum("bt,btk->bk", correction, model.event_costs(batch.features)).cpu())
-    relative = torch.cat(parts).double().numpy() / np.exp(train.log_runtime.astype(np.float64))[:, None]  # (N, K)
-    k = relative.shape[1]
-    factors = nnls(np.concatenate([relative, EVENT_RIDGE * np.eye(k)]), np.r_[np.ones(len(relative)), np.full(k, EVENT_RIDGE)])[0]
-    model.event_ms *= torch.tensor(factors, dtype=torch.float32, device=device)
+    return old

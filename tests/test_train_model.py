@@ -1,6 +1,5 @@
 """train_model.py as a user runs it, in a temporary folder, on small dumps."""
 
-import copy
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ import data_utils
 import train_utils
 from batches import Sequences
 from config import UserError, load_config
-from features import COST_COLUMNS, FEATURES
+from features import FEATURES
 
 
 def test_a_killed_run_resumes_exactly(trained, tmp_path):
@@ -90,23 +89,6 @@ def test_a_checkpoint_is_fine_tuned_on_another_machine(trained, tmp_path):
     expect_user_error(run("train_model.py", *arguments, "--init_from=none.safetensors", check=False), "none.safetensors")
     other = f"--init_from={folder / 'run' / 'best.safetensors'}"
     expect_user_error(run("train_model.py", *arguments, other, "--hidden_size=9", check=False), "hidden_size")
-
-
-def test_one_kind_of_event_that_takes_longer_elsewhere_is_scaled_without_training(trained):
-    folder, _ = trained
-    rows = Sequences(folder / "data", data_utils.read_meta(folder / "data"), "train")
-    here, _ = train_utils.load_model(folder / "run" / "best.safetensors", "cpu")
-    here.event_ms.fill_(1e-5)
-    there = copy.deepcopy(here)
-    there.event_ms[:, :, COST_COLUMNS.index(FEATURES.index("log_cost_bytes_read_by_tasks"))] *= 3
-    rows.log_runtime = train_utils.predict(there, rows, "cpu").astype(np.float32)
-    errors = []
-    for fits in ([train_utils.scale_all], [train_utils.scale_events, train_utils.scale_all]):
-        for fit in fits:
-            fit(here, rows, "cpu")
-        errors.append(np.mean((train_utils.predict(here, rows, "cpu") - rows.log_runtime) ** 2))
-    assert errors[0] > 0.01 and errors[1] < errors[0] / 2
-    assert not here.event_ms.lt(0).any()
 
 
 def train(folder, *more, check=True):
