@@ -496,7 +496,7 @@ def test_a_change_is_told_as_its_schedule_is_measured(tuned, tmp_path):
         [(proposal, found)] = read_measured(run_, key)
         assert proposal == run_.proposals[key] and found.origin == "mutated"
         assert found.instance == told[key].instance
-        assert np.allclose(found.lowered, told[key].lowered, rtol=1e-3)
+        assert np.allclose(found.lowered, told[key].lowered, rtol=1e-3, atol=0.5)  # dumps keep whole numbers of four digits
 
 
 @pytest.mark.parametrize("ms", [1e-4, 0.1704, 5e4])
