@@ -44,8 +44,8 @@ CALLS = ["sin_cos", "library", "exp", "log", "pow", "sqrt", "int_division"]
 # Counts of what a stage does in a run of the program, from the lowered code (halide_tools/lowered_features.py). First as the text says:
 # `statements` are those in the code, however often they run. Then what a processor makes of it: "native" are operations on whole vector
 # registers, so that narrow types need fewer; loads and stores "executed" are those that are left once registers keep what they can.
-# `branched_lanes` are loaded or stored one by one, if a predicate lets them through. Lines come from, or go to, the cache that holds what
-# a loop touches. Cycles are estimates: `body_cycles` on the busiest unit, and
+# `branched_lanes` are loaded or stored one by one, each if a predicate lets it through; `masked_stores` store whole vectors under a mask.
+# Lines come from, or go to, the cache that holds what a loop touches. Cycles are estimates: `body_cycles` on the busiest unit, and
 # `chain_cycles` more where an update waits for another.
 LOWERED_EVENTS = [
     "iterations", "statements", "points_stored", "points_scattered", "bytes_loaded", "bytes_stored",

@@ -34,7 +34,7 @@ CYCLES = {"divide": 8.0, "library": 20.0}  # that an operation keeps its unit bu
 # Bits of the narrowest elements that are loaded and stored whole under a mask, by bytes of a vector register, LEAST_MASKED_BITS otherwise.
 # All others are so lane by lane with a branch each, and so are gathers and scatters under a mask.
 MASKED_BITS = {64: 8}
-MASKED_STORE = {64: 1.0}  # stores that one under a mask is worth, 12 otherwise: AVX2's is microcode on Zen 3
+MASKED_STORE = {64: 1.0}  # stores that one under a mask is worth, 12 otherwise: close to what `conv_int8` takes on Zen 3
 LEAST_CYCLES = 0.25  # of an iteration
 
 VECTOR_KINDS = {

@@ -3,8 +3,6 @@
 Halide compiles its runtime library (threads, allocation, errors) once a process, which takes as long as a small schedule.
 """
 
-import gc
-
 import halide as hl
 
 import halide_tools.execution  # noqa: F401  (what the children need, imported once)
@@ -14,4 +12,3 @@ _x, _f = hl.Var("x"), hl.Func("warm_up")
 _f[_x] = _x
 hl.Pipeline(_f).compile_to_callable([], hl.get_host_target())
 skip_short_numbers()  # so that what a schedule lowers to does not depend on what its process did before
-gc.freeze()  # what is imported stays: collections in the children need not go through it
