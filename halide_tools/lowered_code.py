@@ -20,8 +20,9 @@ ELSEWHERE = re.compile("load_typed_struct_member|_halide_buffer_get|make_struct"
 # What a bounds query writes into a buffer: minimum, extent, stride and flags of each dimension.
 DEMAND = re.compile(r"_halide_buffer_init\(\(struct halide_buffer_t \*\)(\S+)\.buffer, .*?make_struct\(")
 STAGE = re.compile(r"(.+?)\.s(\d+)\.")  # how the names of a stage's loops begin
-# A variable beside a constant, as that of a loop in whose first iteration a sliding window is filled.
-COMPARED = re.compile(r"(?<![\w.$])\d+ (?:<=?|==) ([\w.$]+)|([\w.$]+) (?:<=?|==) \d+(?![\w.$])")
+COMPARISON = re.compile(r" (?:<=?|==) ")
+OPERAND_BEFORE, OPERAND_AFTER = re.compile(r"[\w.$]*$"), re.compile(r"[\w.$]*")
+LONGEST_NAME = 200  # characters before a comparison in which its operand is looked for
 LEAST_MASKED_BITS = 32  # of an element, for AVX2 to have stores under a mask
 # Run, of all loops together: two or three of each, so at least 2^n in n loops inside each other; `lens_blur` takes 44,000.
 MAX_ITERATIONS = 300_000
@@ -148,7 +149,7 @@ class Translation:
         self.arguments = names.split(", ")
         self.vector_bits, self.lines, self.statements, self.blocks, self.loops = vector_bits, [], [], [], []
         self.names, self.buffers, self.addresses = {}, dict(buffer_types(lowered)), {}
-        self.compared = {name for pair in COMPARED.findall(lowered) for name in pair}
+        self.compared = set(compared_names(lowered))
         self.predicate = None  # of the next store
         for line in map(str.strip, lowered.splitlines()):
             if line.startswith("}"):
@@ -210,7 +211,7 @@ class Translation:
         if value.type != INDEX or value.loads:
             python = None if value.loads or value.python is None else f"variables[{name!r}]"
             self.names[name] = Value(value.type, python, value.dims, value.is_affine, value.is_product, active=value.active)
-        self.emit(f"assign({name!r}, lambda: {value.python})")
+        self.emit(f"variables[{name!r}] = None" if value.python is None else f"assign({name!r}, lambda: {value.python})")
         if parser.counts or parser.found:
             self.note(parser, value)
 
@@ -218,7 +219,7 @@ class Translation:
         """`text` is what follows `buffer[`."""
         parser = self.parser(text)
         index = parser.index()
-        if parser.tokens[parser.at][0] != "=":
+        if parser.tokens[parser.at] != "=":
             return
         parser.at += 1
         value = parser.expression()
@@ -288,6 +289,18 @@ def buffer_types(lowered):
     for name, number in re.findall(r"assert\(([\w.$]+)\.type == \(uint32\)(\d+)", lowered):
         code, bits = int(number) & 255, int(number) >> 8 & 255
         yield name, Type("iuf"[code] if code < 3 else "f", bits, 1)
+
+
+def compared_names(lowered):
+    """The names that stand beside a constant, as that of a loop in whose first iteration a sliding window is filled."""
+    for found in COMPARISON.finditer(lowered):
+        start, end = found.span()
+        before = OPERAND_BEFORE.search(lowered[max(start - LONGEST_NAME, 0) : start])[0]
+        after = OPERAND_AFTER.match(lowered, end)[0]
+        if before.isdigit():
+            yield after
+        if after.isdigit():
+            yield before
 
 
 # Of a Run, that a translation calls.

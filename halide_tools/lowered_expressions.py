@@ -10,9 +10,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-TOKEN = re.compile(
-    r'\s*(?:(\d+\.\d+(?:e[+-]?\d+)?[fh]?|\d+)|("(?:[^"\\]|\\.)*")|([^\W\d][\w.$]*(?:::[\w.$]+)*)|(&&|\|\||[=!<>]=|<<|>>|\S))'
-)
+# A name, number, string or operator.
+TOKEN = re.compile(r'[^\W\d][\w.$]*(?:::[\w.$]+)*|\d+(?:\.\d+(?:e[+-]?\d+)?[fh]?)?|"(?:[^"\\]|\\.)*"|&&|\|\||[=!<>]=|<<|>>|\S')
+NAME = re.compile(r"[^\W\d]")  # how a name begins
 TYPE = re.compile(r"(u?int|b?float)(\d+)(?:x(\d+))?")
 BROADCAST = re.compile(r"x(\d+)")
 PRECEDENCE = {
@@ -46,7 +46,7 @@ class Type(NamedTuple):
 INDEX = Type("i", 32, 1)
 
 
-@dataclass
+@dataclass(slots=True)
 class Load:
     """A load of `lanes` elements of `bits` bits: at element `address` (Python source, None where it depends on what is in a buffer) and on.
 
@@ -63,7 +63,7 @@ class Load:
     active: str | None = None
 
 
-@dataclass
+@dataclass(slots=True)
 class Value:
     """A (part of an) expression: `python` as in Load.address, `loads` [[index of a load, cycles from there to here]]."""
 
@@ -117,14 +117,13 @@ class Parser:
     """
 
     def __init__(self, text, names, buffers, vector_bits):
-        self.tokens = [(number or string or name or other, bool(number), bool(name)) for number, string, name, other in TOKEN.findall(text)]
-        self.tokens.append(("", False, False))
+        self.tokens = [*TOKEN.findall(text), ""]
         self.at, self.names, self.buffers, self.vector_bits = 0, names, buffers, vector_bits
         self.counts, self.found, self.named = Counter(), [], []
 
     def take(self, wanted):
-        if self.tokens[self.at][0] != wanted:
-            raise NotUnderstood(f"{wanted!r} expected, {self.tokens[self.at][0]!r} found")
+        if self.tokens[self.at] != wanted:
+            raise NotUnderstood(f"{wanted!r} expected, {self.tokens[self.at]!r} found")
         self.at += 1
 
     def count(self, kind, type, n=1):
@@ -138,14 +137,14 @@ class Parser:
 
     def expression(self, least=0):
         left = self.unary()
-        while (precedence := PRECEDENCE.get(self.tokens[self.at][0], 0)) > least:
-            operator = self.tokens[self.at][0]
+        while (precedence := PRECEDENCE.get(self.tokens[self.at], 0)) > least:
+            operator = self.tokens[self.at]
             self.at += 1
             left = self.binary(operator, left, self.expression(precedence))
         return left
 
     def unary(self):
-        token = self.tokens[self.at][0]
+        token = self.tokens[self.at]
         if token == "!":
             self.at += 1
             value = self.unary()
@@ -157,26 +156,26 @@ class Parser:
         return self.primary()
 
     def primary(self):
-        token, is_number, is_name = self.tokens[self.at]
+        token = self.tokens[self.at]
         self.at += 1
-        if is_number:
+        if token[:1].isdigit():
             if "." in token:
                 code = Type("f", 32 if token.endswith("f") else 16 if token.endswith("h") else 64, 1)
                 return Value(code, f"real({token.rstrip('fh')})")
             return Value(INDEX, token)
         if token == "(":
-            type = parse_type(self.tokens[self.at][0])
-            if type and self.tokens[self.at + 1][0] == ")":
+            type = parse_type(self.tokens[self.at])
+            if type and self.tokens[self.at + 1] == ")":
                 self.at += 2
                 return self.annotated(type)
             value = self.expression()
             self.take(")")
             return value
-        if not is_name:
+        if not NAME.match(token):
             raise NotUnderstood(f"unexpected {token!r}")
         if token == "let":
             return self.let()
-        following = self.tokens[self.at][0]
+        following = self.tokens[self.at]
         if following == "(":
             self.at += 1
             return self.call(token, None)
@@ -189,15 +188,15 @@ class Parser:
 
     def annotated(self, type):
         """What follows `(type)`: a constant or a call that is of that type."""
-        token, _, is_name = self.tokens[self.at]
-        if is_name and self.tokens[self.at + 1][0] == "(":
+        token = self.tokens[self.at]
+        if NAME.match(token) and self.tokens[self.at + 1] == "(":
             self.at += 2
             return self.call(token, type)
         value = self.unary()
         return Value(type, value.python, value.dims, value.is_affine, False, value.loads)
 
     def let(self):
-        name = self.tokens[self.at][0]
+        name = self.tokens[self.at]
         self.at += 1
         self.take("=")
         value = self.expression()
@@ -213,9 +212,9 @@ class Parser:
 
     def arguments(self):
         values = []
-        while self.tokens[self.at][0] != ")":
+        while self.tokens[self.at] != ")":
             values.append(self.expression())
-            if self.tokens[self.at][0] == ",":
+            if self.tokens[self.at] == ",":
                 self.at += 1
         self.at += 1
         return values
@@ -223,7 +222,7 @@ class Parser:
     def load(self, buffer):
         index = self.index()
         active = None
-        if self.tokens[self.at][0] == "if":  # of lanes that may lie outside
+        if self.tokens[self.at] == "if":  # of lanes that may lie outside
             self.at += 1
             active = self.expression().active or UNKNOWN
         element = self.buffers.get(buffer) or INDEX
@@ -235,7 +234,7 @@ class Parser:
     def index(self):
         """What stands between brackets, with its alignment."""
         index = self.expression()
-        if self.tokens[self.at][0] == "aligned":
+        if self.tokens[self.at] == "aligned":
             self.at += 2
             self.arguments()
         self.take("]")
