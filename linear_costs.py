@@ -13,15 +13,15 @@ FLOOR_MS = 1e-5  # least cost of a stage
 MIN_EXPLAINED = 0.5  # of the variance of log-runtime, for the linear cost model to be of use
 REWEIGHTINGS = 6  # of the least squares behind the linear cost model
 SERIAL_PENALTY = 0.01  # ridge penalty on the extra cost of an event in serial stages
+LEAST_SHARE = 0.01  # of the runtimes that each kind of event takes at least, in the mean: what has no cost could not be corrected
 
 
 @dataclass
 class LinearCosts:
     """A stage's milliseconds as a weighted sum of its events, and no less than `floor_ms`.
 
-    event_ms : (3, 2, K) float32: for schedules without lowered-code counts, with all inputs, and without Halide's schedule features; in
-    serial and in parallel stages
-    floor_ms : (3,) float32, of the same
+    event_ms : (2, 2, K) float32: of schedules without and with lowered-code counts, in serial and in parallel stages
+    floor_ms : (2,) float32, of the same
     stage_ms : the mean of a stage, whatever it is
     """
 
@@ -61,12 +61,11 @@ def fit_linear_costs(sequences, shown):
     of_counts = np.tile(np.isin(COST_COLUMNS, LOWERED_COLUMNS), 2)
     kinds = [
         (by_halide * ~of_counts, sequences.inputs != "counts_alone"),
-        (by_code, sequences.inputs == "all"),
         (by_code * of_counts, sequences.inputs != "without_counts"),
     ]
     fits = [fit(events[rows], log_runtime[rows], half[rows]) for events, rows in kinds]
     event_ms, floor_ms = (torch.tensor(np.stack(values), dtype=torch.float32) for values in zip(*fits))
-    return LinearCosts(event_ms.reshape(3, 2, -1), floor_ms, stage_ms)
+    return LinearCosts(event_ms.reshape(2, 2, -1), floor_ms, stage_ms)
 
 
 def _fit(events, log_runtime):
@@ -80,14 +79,15 @@ def _fit(events, log_runtime):
     terms = np.concatenate([serial, serial + parallel], 1)
     k = serial.shape[1]
     runtime = np.exp(log_runtime)
+    a_ms = (terms[:, k:] / runtime[:, None]).mean(0)  # (K,) events a millisecond
+    least = np.r_[np.zeros(k), np.divide(LEAST_SHARE, a_ms, out=np.zeros(k), where=a_ms > 0)]
     weight = 1 / runtime
     penalty = math.sqrt(SERIAL_PENALTY) * np.eye(k, 2 * k)
-    target = np.r_[runtime, np.zeros(k)]
     for _ in range(REWEIGHTINGS):
         weighted = terms * weight[:, None]
         scale = np.tile(np.linalg.norm(weighted[:, k:], axis=0) + 1e-9, 2)
-        target[: len(runtime)] = runtime * weight
-        found = nnls(np.concatenate([weighted / scale, penalty]), target)[0] / scale
+        rest = np.r_[runtime * weight - weighted @ least, np.zeros(k)]
+        found = least + nnls(np.concatenate([weighted / scale, penalty]), rest)[0] / scale
         predicted = terms @ found + FLOOR_MS
         weight = 1 / np.sqrt(predicted * runtime)
     more_ms, event_ms = np.split(found, 2)

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.ensemble import HistGradientBoostingRegressor
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import batches
@@ -14,15 +15,15 @@ from config import UserError, load_config
 from evaluation import baselines
 from features import COST_COLUMNS, FEATURES, FLAG_COLUMNS, LOWERED_COLUMNS, PARALLEL_COLUMNS, SCHEDULE_COLUMNS
 from linear_costs import LinearCosts, _fit, fit_linear_costs
-from modeling import CostModel
+from modeling import DEPTH, FEATURE_SHARE, LEARNING_RATE, LEAVES, ROUNDS, BoostedTrees, CostModel
 
 F = len(FEATURES)
 
 
 def make_model(lstm_layers=1):
     torch.manual_seed(0)
-    columns = (COST_COLUMNS, PARALLEL_COLUMNS, FLAG_COLUMNS)
-    return CostModel(F, *columns, members=2, embed_size=16, hidden_size=8, lstm_layers=lstm_layers, dropout=0.0)
+    columns = (COST_COLUMNS, PARALLEL_COLUMNS, FLAG_COLUMNS[0])
+    return CostModel(F, *columns, members=2, trees=1, embed_size=16, hidden_size=8, lstm_layers=lstm_layers, dropout=0.0)
 
 
 @pytest.fixture
@@ -54,6 +55,53 @@ def test_stage_costs_add_up(model):
     assert costs.shape == (2, 8, 6) and (torch.isinf(costs).sum((1, 2)) == (6 - batch.lengths).sum()).all()
     total = costs.exp().sum(2)
     assert torch.allclose(model(batch.features, batch.lengths), total.log(), rtol=1e-4)
+
+
+def test_each_kind_of_event_is_corrected_by_itself(model):
+    """With a factor of three for one kind of event, a stage costs two times its milliseconds more than by the linear model."""
+    batch, kind = random_batch(), 5
+    model.set_statistics(torch.zeros(F), torch.ones(F), LinearCosts(torch.rand(2, 2, len(COST_COLUMNS)), torch.ones(2), 1.0))
+    linear_ms = model.event_log_costs(batch.features).exp()
+    last = model.members[0].head[-1]
+    torch.nn.init.zeros_(last.weight)
+    torch.nn.init.zeros_(last.bias)
+    last.bias.data[1 + kind] = np.log(3)
+    ms = model.stage_costs(batch.features, batch.lengths)[0].exp()
+    expected = (linear_ms.sum(2) + 2 * linear_ms[:, :, kind]) * torch.isfinite(ms.log())
+    assert torch.allclose(ms, expected, rtol=1e-4)
+
+
+def test_trees_are_those_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(400, 6)).astype(np.float32)
+    target = np.where(features[:, 0] > 0.3, features[:, 1], 2.0) + features[:, 2] ** 2 + 5
+    found = BoostedTrees()
+    found.fit(features, target, seed=0)
+    fitted = HistGradientBoostingRegressor(
+        learning_rate=LEARNING_RATE, max_iter=ROUNDS, max_leaf_nodes=LEAVES, max_depth=DEPTH, max_features=FEATURE_SHARE,
+        early_stopping=False, random_state=0,
+    ).fit(features, target)  # fmt: skip
+    others = np.concatenate([features, rng.normal(size=(400, 6)).astype(np.float32)])
+    assert np.allclose(found(torch.from_numpy(others)), fitted.predict(others), atol=1e-4)
+    found.fit(features[:3], target[:3], seed=0)  # too few to grow a tree
+    assert np.allclose(found(torch.from_numpy(others)), target[:3].mean(), atol=1e-4)
+
+
+def test_trees_are_members_that_correct_the_linear_model(model):
+    """They see pooled features, count among the members where a model predicts, and learn nothing where it is trained."""
+    batch = random_batch()
+    assert len(model(batch.features, batch.lengths)) == 2
+    model.eval()
+    pooled = model.pooled_features(batch.features, batch.lengths)
+    i = 3
+    stages = batch.features[i, : batch.lengths[i]]
+    linear = model.event_log_costs(stages[None])[0].logsumexp(1)
+    expected = torch.cat([linear.softmax(0) @ stages, stages.logsumexp(0), linear.logsumexp(0)[None]])
+    assert torch.allclose(pooled[i], expected, rtol=1e-4, atol=1e-5)
+    found = model(batch.features, batch.lengths)
+    assert found.shape == (3, 8) and torch.allclose(found[2], pooled[:, -1], atol=1e-4)  # not fitted yet
+    model.trees[0].value += 0.01
+    assert torch.allclose(model(batch.features, batch.lengths)[2], found[2] + 0.01 * ROUNDS, atol=1e-3)
 
 
 def test_bfloat16_is_near_float32_and_stays_inside_the_members(model):
@@ -136,8 +184,12 @@ def test_a_feature_that_never_varied_changes_nothing(model):
     batch = random_batch()
     std = torch.ones(F)
     std[7] = torch.inf
-    model.set_statistics(torch.zeros(F), std, LinearCosts(torch.ones(3, 2, len(COST_COLUMNS)), torch.full((3,), 1e-5), 1.0))
+    model.eval()  # trees and all
+    pooled = np.random.default_rng(0).normal(size=(100, 2 * F + 1))
+    model.trees[0].fit(pooled, pooled[:, 7], seed=0)
+    model.set_statistics(torch.zeros(F), std, LinearCosts(torch.ones(2, 2, len(COST_COLUMNS)), torch.full((2,), 1e-5), 1.0))
     before = model(batch.features, batch.lengths)
+    assert model.trees[0].feature.eq(7).any()
     batch.features[:, :, 7] = 1e6
     assert torch.equal(model(batch.features, batch.lengths), before)
     assert model.is_unfamiliar(batch.features)[:, :, 7].all()
@@ -162,8 +214,18 @@ def test_the_linear_model_is_used_only_where_it_explains_the_runtimes(tmp_path):
     assert unrelated.event_ms.abs().sum() == 0 and np.allclose(unrelated.floor_ms, unrelated.stage_ms)
 
 
+def test_every_kind_of_event_has_a_cost_that_can_be_corrected():
+    """Least squares gives kinds that explain nothing no cost. They get a small one, where they occur at all."""
+    rng = np.random.default_rng(0)
+    events = rng.uniform(10, 1000, (200, 3))
+    events[:, 2] = 0
+    ms = _fit(np.hstack([np.zeros((200, 3)), events]), np.log(events[:, 0] * 1e-3)).reshape(2, 3)[1]
+    assert np.allclose(ms[0], 1e-3, rtol=0.1) and ms[2] == 0
+    assert 0.003 < (ms[1] * events[:, 1] / (events[:, 0] * 1e-3)).mean() < 0.03
+
+
 def test_each_kind_of_dump_has_a_linear_model_of_its_own(tmp_path, model):
-    """Schedules with lowered-code counts have other linear weights than those without, and than those that have nothing else."""
+    """Schedules with lowered-code counts have linear weights for these alone, those without have others."""
     rng = np.random.default_rng(0)
     said, counted = COST_COLUMNS[0], LOWERED_COLUMNS[0]
     arrays = [np.zeros((1, F), np.float32) for _ in range(80)]
@@ -183,7 +245,7 @@ def test_each_kind_of_dump_has_a_linear_model_of_its_own(tmp_path, model):
     for masked, columns in ((without_counts, LOWERED_COLUMNS), (counts_alone, SCHEDULE_COLUMNS)):
         assert torch.equal(masked.features[40:], batch.features[40:]) and not masked.features[:40, :, columns].any()
     exact, estimated, alone = (
-        model.linear_log_costs(b.features)[:40, 0] - b.log_runtime[:40] for b in (batch, without_counts, counts_alone)
+        model.event_log_costs(b.features).logsumexp(2)[:40, 0] - b.log_runtime[:40] for b in (batch, without_counts, counts_alone)
     )
     assert exact.abs().max() < 0.01 and alone.abs().max() < 0.01 and 0.1 < estimated.abs().mean() < 0.5
 
@@ -226,9 +288,9 @@ def test_inputs_are_masked_for_whole_programs(sequences):
 
 
 def test_a_checkpoint_gives_the_same_predictions_back(tmp_path, model):
-    settings = {"members": 2, "embed_size": 16, "hidden_size": 8, "lstm_layers": 1, "dropout": 0.0}
+    settings = {"members": 2, "trees": 1, "embed_size": 16, "hidden_size": 8, "lstm_layers": 1, "dropout": 0.0}
     meta = {"format": train_utils.CHECKPOINT_FORMAT, "features": FEATURES, "config": settings}
-    model.set_statistics(torch.randn(F), torch.rand(F) + 0.5, LinearCosts(torch.rand(3, 2, len(COST_COLUMNS)), torch.full((3,), 1e-5), 2.0))
+    model.set_statistics(torch.randn(F), torch.rand(F) + 0.5, LinearCosts(torch.rand(2, 2, len(COST_COLUMNS)), torch.full((2,), 1e-5), 2.0))
     path = tmp_path / "model.safetensors"
     train_utils.write_checkpoint(path, {f"model.{k}": v for k, v in model.state_dict().items()}, meta)
     again, _ = train_utils.load_model(path, "cpu")
@@ -275,6 +337,9 @@ def test_a_checkpoint_that_is_not_there_or_damaged_is_refused(tmp_path, model):
         train_utils.load_model(path, "cpu")
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(UserError, match="not a checkpoint"):
+        train_utils.read_checkpoint(path)
+    train_utils.write_checkpoint(path, {"x": torch.zeros(1)}, meta | {"format": "cost_model_LSTM 7"})
+    with pytest.raises(UserError, match="another version .*train again"):
         train_utils.read_checkpoint(path)
 
 
