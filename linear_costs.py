@@ -13,7 +13,7 @@ FLOOR_MS = 1e-5  # least cost of a stage
 MIN_EXPLAINED = 0.5  # of the variance of log-runtime, for the linear cost model to be of use
 REWEIGHTINGS = 6  # of the least squares behind the linear cost model
 SERIAL_PENALTY = 0.01  # ridge penalty on the extra cost of an event in serial stages
-LEAST_SHARE = 0.01  # of the runtimes that each kind of event takes at least, in the mean: what has no cost could not be corrected
+LEAST_SHARE = 0.01  # of the runtimes that each kind of event takes by `least_ms`, in the mean: a cost of 0 could not be corrected
 
 
 @dataclass
@@ -21,11 +21,13 @@ class LinearCosts:
     """A stage's milliseconds as a weighted sum of its events, and no less than `floor_ms`.
 
     event_ms : (2, 2, K) float32: of schedules without and with lowered-code counts, in serial and in parallel stages
+    least_ms : (2, K) float32, of the same schedules: what an event costs at least where its cost is to be corrected
     floor_ms : (2,) float32, of the same
     stage_ms : the mean of a stage, whatever it is
     """
 
     event_ms: torch.Tensor
+    least_ms: torch.Tensor
     floor_ms: torch.Tensor
     stage_ms: float
 
@@ -48,15 +50,15 @@ def fit_linear_costs(sequences, shown):
     half = sequences.program % 2 == 0
 
     def fit(events, log_runtime, half):
-        """(milliseconds of each event, floor)."""
+        """(milliseconds of each event, the least of each, floor)."""
         errors = [
             np.log(events[~part] @ _fit(events[part], log_runtime[part]) + FLOOR_MS) - log_runtime[~part]
             for part in (half, ~half)
             if 0 < part.sum() < len(part)
         ]
         if not errors or np.mean(np.concatenate(errors) ** 2) > (1 - MIN_EXPLAINED) * log_runtime.var():
-            return np.zeros(events.shape[1]), stage_ms
-        return _fit(events, log_runtime), FLOOR_MS
+            return np.zeros(events.shape[1]), np.zeros(events.shape[1] // 2), stage_ms
+        return _fit(events, log_runtime), _least(events, log_runtime), FLOOR_MS
 
     of_counts = np.tile(np.isin(COST_COLUMNS, LOWERED_COLUMNS), 2)
     kinds = [
@@ -64,8 +66,15 @@ def fit_linear_costs(sequences, shown):
         (by_code * of_counts, sequences.inputs != "without_counts"),
     ]
     fits = [fit(events[rows], log_runtime[rows], half[rows]) for events, rows in kinds]
-    event_ms, floor_ms = (torch.tensor(np.stack(values), dtype=torch.float32) for values in zip(*fits))
-    return LinearCosts(event_ms.reshape(2, 2, -1), floor_ms, stage_ms)
+    event_ms, least_ms, floor_ms = (torch.tensor(np.stack(values), dtype=torch.float32) for values in zip(*fits))
+    return LinearCosts(event_ms.reshape(2, 2, -1), least_ms, floor_ms, stage_ms)
+
+
+def _least(events, log_runtime):
+    """Milliseconds with which each kind of event takes LEAST_SHARE of the runtimes in the mean, (K,); 0 for those that never occur."""
+    serial, parallel = np.split(events, 2, axis=1)
+    a_ms = ((serial + parallel) / np.exp(log_runtime)[:, None]).mean(0)
+    return np.divide(LEAST_SHARE, a_ms, out=np.zeros(len(a_ms)), where=a_ms > 0)
 
 
 def _fit(events, log_runtime):
@@ -79,15 +88,14 @@ def _fit(events, log_runtime):
     terms = np.concatenate([serial, serial + parallel], 1)
     k = serial.shape[1]
     runtime = np.exp(log_runtime)
-    a_ms = (terms[:, k:] / runtime[:, None]).mean(0)  # (K,) events a millisecond
-    least = np.r_[np.zeros(k), np.divide(LEAST_SHARE, a_ms, out=np.zeros(k), where=a_ms > 0)]
     weight = 1 / runtime
     penalty = math.sqrt(SERIAL_PENALTY) * np.eye(k, 2 * k)
+    target = np.r_[runtime, np.zeros(k)]
     for _ in range(REWEIGHTINGS):
         weighted = terms * weight[:, None]
         scale = np.tile(np.linalg.norm(weighted[:, k:], axis=0) + 1e-9, 2)
-        rest = np.r_[runtime * weight - weighted @ least, np.zeros(k)]
-        found = least + nnls(np.concatenate([weighted / scale, penalty]), rest)[0] / scale
+        target[: len(runtime)] = runtime * weight
+        found = nnls(np.concatenate([weighted / scale, penalty]), target)[0] / scale
         predicted = terms @ found + FLOOR_MS
         weight = 1 / np.sqrt(predicted * runtime)
     more_ms, event_ms = np.split(found, 2)

@@ -152,6 +152,7 @@ class CostModel(nn.Module):
         self.register_buffer("feature_mean", torch.zeros(n_features))
         self.register_buffer("feature_std", torch.ones(n_features))
         self.register_buffer("event_ms", torch.ones(2, 2, len(cost_columns)))
+        self.register_buffer("least_ms", torch.ones(2, len(cost_columns)))
         self.register_buffer("floor_ms", torch.ones(2))
         self.register_buffer("stage_ms", torch.ones(()))
         self.cost_columns, self.parallel_columns, self.counts_column = cost_columns, parallel_columns, counts_column
@@ -168,17 +169,19 @@ class CostModel(nn.Module):
         self.feature_mean.copy_(mean)
         self.feature_std.copy_(std)
         self.event_ms.copy_(linear.event_ms)
+        self.least_ms.copy_(linear.least_ms)
         self.floor_ms.copy_(linear.floor_ms)
         self.stage_ms.fill_(linear.stage_ms)
 
     def mask_features(self, shown):
         """Mask all features but those that are `shown`, bool (F,): they are 0 once normalised, and never unfamiliar."""
         self.feature_std[~shown] = NO_STD
-        self.event_ms[:, :, ~shown[self.cost_columns]] = 0.0
+        for ms in (self.event_ms, self.least_ms):
+            ms[..., ~shown[self.cost_columns]] = 0.0
 
     def scale(self, factor):
         """Multiply all predicted runtimes by `factor`, for a machine that is so much slower."""
-        for ms in (self.event_ms, self.floor_ms, self.stage_ms):
+        for ms in (self.event_ms, self.least_ms, self.floor_ms, self.stage_ms):
             ms *= factor
 
     def normalise(self, features):
@@ -191,27 +194,25 @@ class CostModel(nn.Module):
         far = ((features - self.feature_mean) / self.feature_std).abs() > CLIP
         return far | (never_varied & ((features - self.feature_mean).abs() > 1e-3))
 
-    def event_log_costs(self, features):
-        """Log milliseconds of each stage by the linear model, (B, T, K + 1): those of each kind of event, and the least of a stage."""
+    def linear_log_costs(self, features, lengths):
+        """Log milliseconds of stages by the linear model: (those of each kind of event, and the least of a stage, (B, T, K + 1), where no
+        event that occurs is without cost; their sum as the linear model has it, (B, T), -inf where a sequence is padded)."""
+        padded = torch.arange(features.shape[1], device=lengths.device) >= lengths[:, None]
         events = torch.exp(features[:, :, self.cost_columns].clamp(0, 80)) - 1  # (B, T, K); ONNX knows no expm1, and these are counts
         has_counts, *parallel = (features[:, :, column] > 0 for column in (self.counts_column, *self.parallel_columns))
         parallel = has_counts & parallel[1] | ~has_counts & parallel[0]  # ONNX Runtime has no Where of booleans
         has_counts = has_counts.long()
-        weights = self.event_ms.flatten(0, 1)[2 * has_counts + parallel.long()]  # (B, T, K)
-        return torch.log(torch.cat([events * weights + NOTHING_MS, self.floor_ms[has_counts][:, :, None]], 2))
-
-    def linear_log_costs(self, features, lengths):
-        """event_log_costs, their logsumexp, (B, T), -inf where a sequence is padded, and where that is, bool (B, T)."""
-        padded = torch.arange(features.shape[1], device=lengths.device) >= lengths[:, None]
-        by_event = self.event_log_costs(features)
-        return by_event, by_event.logsumexp(2).masked_fill(padded, -torch.inf), padded
+        weights, floor = self.event_ms.flatten(0, 1)[2 * has_counts + parallel.long()], self.floor_ms[has_counts]  # (B, T, K), (B, T)
+        total = torch.log((events * weights).sum(2) + floor).masked_fill(padded, -torch.inf)
+        by_event = events * torch.maximum(weights, self.least_ms[has_counts])
+        return torch.log(torch.cat([by_event + NOTHING_MS, floor[:, :, None]], 2)), total
 
     def pooled_features(self, features, lengths):
         """What the trees see of schedules, (B, 2 F + 1): each feature's mean over the stages, weighted by their shares in the time by the
         linear model; its log-sum-exp; and the log-runtime by the linear model, to which they predict a correction. Features that are
         masked or never varied are 0."""
-        _, linear, padded = self.linear_log_costs(features, lengths)
-        share, padded = linear.softmax(1)[:, :, None], padded[:, :, None]
+        _, linear = self.linear_log_costs(features, lengths)
+        share, padded = linear.softmax(1)[:, :, None], torch.isinf(linear)[:, :, None]
         features = features.masked_fill(self.feature_std >= NO_STD, 0)
         mean = (share * features.masked_fill(padded, 0)).sum(1)
         return torch.cat([mean, features.masked_fill(padded, -torch.inf).logsumexp(1), linear.logsumexp(1, keepdim=True)], 1)
@@ -222,7 +223,7 @@ class CostModel(nn.Module):
         features : float (B, T, F), raw; lengths : int64 (B,), each from 1 to T
         """
         assert features.ndim == 3 and features.shape[2] == len(self.feature_mean) and lengths.shape == features.shape[:1]
-        by_event, linear, padded = self.linear_log_costs(features, lengths)
+        by_event, linear = self.linear_log_costs(features, lengths)
         # The members also see each stage's share of the time by the linear model, and the program's total.
         total = torch.logsumexp(linear, 1, keepdim=True)  # (B, 1)
         share = (linear - total).clamp(min=-12) / 4 + 1
@@ -234,7 +235,7 @@ class CostModel(nn.Module):
                 of_stage, of_events = member(inputs, lengths).split([1, by_event.shape[2]], 2)
             # Members with the same start make similar errors: one in four starts from a stage's mean time instead of the linear model.
             start = average if i % 4 == 3 else (by_event + of_events.float()).logsumexp(2)
-            costs.append((start + of_stage.squeeze(2).float()).masked_fill(padded, -torch.inf))
+            costs.append((start + of_stage.squeeze(2).float()).masked_fill(torch.isinf(linear), -torch.inf))
         costs = torch.stack(costs)
         if self.training or not self.trees:
             return costs

@@ -146,16 +146,16 @@ class Prediction(NamedTuple):
     outside: float
 
 
-def predict(model, sequences, device, inputs="all", with_trees=True):
+def predict(model, sequences, device, inputs="all", part=slice(None)):
     """Predicted log-runtime of every row of `sequences`, (N,) float64; the rest as of predict_with_spread."""
-    return predict_with_spread(model, sequences, device, inputs, with_trees)[0]
+    return predict_with_spread(model, sequences, device, inputs, part)[0]
 
 
 @torch.no_grad()
-def predict_with_spread(model, sequences, device, inputs="all", with_trees=True):
+def predict_with_spread(model, sequences, device, inputs="all", part=slice(None)):
     """Predicted log-runtime of every row of `sequences`, and the standard deviation of the members', (N,) float64 each.
 
-    inputs : what is shown of rows that have all (features.INPUTS). with_trees : whether boosted trees count among the members.
+    inputs : what is shown of rows that have all (features.INPUTS). part : of the members, the trees last, those that are averaged.
     """
     model.eval()
     parts = []
@@ -164,8 +164,7 @@ def predict_with_spread(model, sequences, device, inputs="all", with_trees=True)
         masks = (has_all & (inputs == masked) for masked in ("without_counts", "counts_alone"))
         batch = sequences.batch(np.arange(rows.start, rows.stop)).masked(*masks)
         members = model(batch.features.to(device), batch.lengths.to(device))  # (M, B), the trees last
-        members = members if with_trees else members[: len(model.members)]
-        parts.append(torch.stack([members.mean(0), members.std(0, correction=0)]).cpu())
+        parts.append(torch.stack([members[part].mean(0), members[part].std(0, correction=0)]).cpu())
     return torch.cat(parts, 1).double().numpy() if parts else np.zeros((2, 0))
 
 

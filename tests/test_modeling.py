@@ -14,7 +14,7 @@ from batches import Batch, Sequences
 from config import UserError, load_config
 from evaluation import baselines
 from features import COST_COLUMNS, FEATURES, FLAG_COLUMNS, LOWERED_COLUMNS, PARALLEL_COLUMNS, SCHEDULE_COLUMNS
-from linear_costs import LinearCosts, _fit, fit_linear_costs
+from linear_costs import LinearCosts, _fit, _least, fit_linear_costs
 from modeling import DEPTH, FEATURE_SHARE, LEARNING_RATE, LEAVES, ROUNDS, BoostedTrees, CostModel
 
 F = len(FEATURES)
@@ -24,6 +24,11 @@ def make_model(lstm_layers=1):
     torch.manual_seed(0)
     columns = (COST_COLUMNS, PARALLEL_COLUMNS, FLAG_COLUMNS[0])
     return CostModel(F, *columns, members=2, trees=1, embed_size=16, hidden_size=8, lstm_layers=lstm_layers, dropout=0.0)
+
+
+def linear_costs(fill):
+    n = len(COST_COLUMNS)
+    return LinearCosts(fill(2, 2, n), fill(2, n), fill(2), 2.0)
 
 
 @pytest.fixture
@@ -60,8 +65,12 @@ def test_stage_costs_add_up(model):
 def test_each_kind_of_event_is_corrected_by_itself(model):
     """With a factor of three for one kind of event, a stage costs two times its milliseconds more than by the linear model."""
     batch, kind = random_batch(), 5
-    model.set_statistics(torch.zeros(F), torch.ones(F), LinearCosts(torch.rand(2, 2, len(COST_COLUMNS)), torch.ones(2), 1.0))
-    linear_ms = model.event_log_costs(batch.features).exp()
+    model.set_statistics(
+        torch.zeros(F),
+        torch.ones(F),
+        linear_costs(torch.rand),
+    )
+    linear_ms = model.linear_log_costs(batch.features, batch.lengths)[0].exp()
     last = model.members[0].head[-1]
     torch.nn.init.zeros_(last.weight)
     torch.nn.init.zeros_(last.bias)
@@ -95,7 +104,7 @@ def test_trees_are_members_that_correct_the_linear_model(model):
     pooled = model.pooled_features(batch.features, batch.lengths)
     i = 3
     stages = batch.features[i, : batch.lengths[i]]
-    linear = model.event_log_costs(stages[None])[0].logsumexp(1)
+    linear = model.linear_log_costs(stages[None], batch.lengths[i : i + 1])[1][0]
     expected = torch.cat([linear.softmax(0) @ stages, stages.logsumexp(0), linear.logsumexp(0)[None]])
     assert torch.allclose(pooled[i], expected, rtol=1e-4, atol=1e-5)
     found = model(batch.features, batch.lengths)
@@ -187,7 +196,11 @@ def test_a_feature_that_never_varied_changes_nothing(model):
     model.eval()  # trees and all
     pooled = np.random.default_rng(0).normal(size=(100, 2 * F + 1))
     model.trees[0].fit(pooled, pooled[:, 7], seed=0)
-    model.set_statistics(torch.zeros(F), std, LinearCosts(torch.ones(2, 2, len(COST_COLUMNS)), torch.full((2,), 1e-5), 1.0))
+    model.set_statistics(
+        torch.zeros(F),
+        std,
+        linear_costs(torch.ones),
+    )
     before = model(batch.features, batch.lengths)
     assert model.trees[0].feature.eq(7).any()
     batch.features[:, :, 7] = 1e6
@@ -215,13 +228,15 @@ def test_the_linear_model_is_used_only_where_it_explains_the_runtimes(tmp_path):
 
 
 def test_every_kind_of_event_has_a_cost_that_can_be_corrected():
-    """Least squares gives kinds that explain nothing no cost. They get a small one, where they occur at all."""
+    """Least squares gives kinds that explain nothing no cost. For corrections they get a small one, where they occur at all."""
     rng = np.random.default_rng(0)
     events = rng.uniform(10, 1000, (200, 3))
     events[:, 2] = 0
-    ms = _fit(np.hstack([np.zeros((200, 3)), events]), np.log(events[:, 0] * 1e-3)).reshape(2, 3)[1]
-    assert np.allclose(ms[0], 1e-3, rtol=0.1) and ms[2] == 0
-    assert 0.003 < (ms[1] * events[:, 1] / (events[:, 0] * 1e-3)).mean() < 0.03
+    runtime_ms = events[:, 0] * 1e-3
+    events, log_runtime = np.hstack([np.zeros((200, 3)), events]), np.log(runtime_ms)
+    event_ms, least_ms = _fit(events, log_runtime).reshape(2, 3)[1], _least(events, log_runtime)
+    assert np.allclose(event_ms, [1e-3, 0, 0], atol=1e-5) and least_ms[2] == 0
+    assert np.allclose((least_ms[:2] * events[:, 3:5] / runtime_ms[:, None]).mean(0), 0.01)
 
 
 def test_each_kind_of_dump_has_a_linear_model_of_its_own(tmp_path, model):
@@ -245,7 +260,7 @@ def test_each_kind_of_dump_has_a_linear_model_of_its_own(tmp_path, model):
     for masked, columns in ((without_counts, LOWERED_COLUMNS), (counts_alone, SCHEDULE_COLUMNS)):
         assert torch.equal(masked.features[40:], batch.features[40:]) and not masked.features[:40, :, columns].any()
     exact, estimated, alone = (
-        model.event_log_costs(b.features).logsumexp(2)[:40, 0] - b.log_runtime[:40] for b in (batch, without_counts, counts_alone)
+        model.linear_log_costs(b.features, b.lengths)[1][:40, 0] - b.log_runtime[:40] for b in (batch, without_counts, counts_alone)
     )
     assert exact.abs().max() < 0.01 and alone.abs().max() < 0.01 and 0.1 < estimated.abs().mean() < 0.5
 
@@ -290,7 +305,11 @@ def test_inputs_are_masked_for_whole_programs(sequences):
 def test_a_checkpoint_gives_the_same_predictions_back(tmp_path, model):
     settings = {"members": 2, "trees": 1, "embed_size": 16, "hidden_size": 8, "lstm_layers": 1, "dropout": 0.0}
     meta = {"format": train_utils.CHECKPOINT_FORMAT, "features": FEATURES, "config": settings}
-    model.set_statistics(torch.randn(F), torch.rand(F) + 0.5, LinearCosts(torch.rand(2, 2, len(COST_COLUMNS)), torch.full((2,), 1e-5), 2.0))
+    model.set_statistics(
+        torch.randn(F),
+        torch.rand(F) + 0.5,
+        linear_costs(torch.rand),
+    )
     path = tmp_path / "model.safetensors"
     train_utils.write_checkpoint(path, {f"model.{k}": v for k, v in model.state_dict().items()}, meta)
     again, _ = train_utils.load_model(path, "cpu")
