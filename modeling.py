@@ -20,6 +20,7 @@ NOTHING_MS = 1e-9  # of events that do not occur, so that they have a logarithm
 # Of boosted trees
 ROUNDS, LEAVES, DEPTH = 300, 31, 10
 LEARNING_RATE = 0.08
+POOLED_STEPS = 1024  # to the unit, to which pooled features are rounded: no tree may tell schedules apart by errors of arithmetic
 FEATURE_SHARE = 0.3  # of the features, drawn for each split
 ROWS_A_THREAD = 20000  # with fewer rows, threads wait for each other longer than they compute
 
@@ -117,7 +118,7 @@ class BoostedTrees(nn.Module):
         """The prediction for `features` (B, D), (B,)."""
         first = torch.arange(ROUNDS, device=features.device) * self.feature.shape[1]  # (R,) the number of each tree's root
         feature, left, right = (nodes.flatten().long() for nodes in (self.feature, self.left, self.right))
-        threshold, node = self.threshold.flatten(), first.expand(len(features), -1)  # (B, R)
+        threshold, node = self.threshold.flatten(), first + torch.zeros_like(features[:, :1], dtype=torch.long)  # (B, R)
         for _ in range(DEPTH):
             goes_left = features.gather(1, feature[node]) <= threshold[node]
             node = first + torch.where(goes_left, left[node], right[node])
@@ -215,7 +216,8 @@ class CostModel(nn.Module):
         share, padded = linear.softmax(1)[:, :, None], torch.isinf(linear)[:, :, None]
         features = features.masked_fill(self.feature_std >= NO_STD, 0)
         mean = (share * features.masked_fill(padded, 0)).sum(1)
-        return torch.cat([mean, features.masked_fill(padded, -torch.inf).logsumexp(1), linear.logsumexp(1, keepdim=True)], 1)
+        pooled = torch.cat([mean, features.masked_fill(padded, -torch.inf).logsumexp(1), linear.logsumexp(1, keepdim=True)], 1)
+        return torch.round(pooled * POOLED_STEPS) / POOLED_STEPS
 
     def stage_costs(self, features, lengths):
         """Log milliseconds of each stage by each member, (M, B, T), the trees last; -inf where a sequence is padded.
