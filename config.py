@@ -67,7 +67,6 @@ class Config(BaseSettings):
     init_from: str
 
     members: int = Field(ge=1)
-    trees: int = Field(ge=0)
     embed_size: int = Field(ge=1)
     hidden_size: int = Field(ge=1)
     lstm_layers: int = Field(ge=1)

@@ -54,10 +54,6 @@ def predict_all(config, model, device, train, val, others):
     if any("all" in rows.inputs for rows in others):
         for inputs, name in (("without_counts", "lstm_without_lowered_counts"), ("counts_alone", "lstm_lowered_counts_alone")):
             predicted[name] = [train_utils.predict(model, rows, device, inputs) for rows in others]
-    if model.trees:
-        n = len(model.members)
-        for part, name in ((slice(n), "lstm_without_trees"), (slice(n, None), "trees_without_lstm")):
-            predicted[name] = [train_utils.predict(model, rows, device, part=part) for rows in others]
     predicted["constant"] = baselines.constant(train, val, others)
     if config.split_by == "schedule":
         predicted["program_mean"] = baselines.program_mean(train, val, others)

@@ -3,7 +3,6 @@
 Axes: N rows of a split, B batch, T stages (padded), F features. batches.py makes the batches.
 """
 
-import copy
 import json
 import math
 import os
@@ -31,7 +30,7 @@ from modeling import CostModel
 
 SHIPPED_MODEL = Path(__file__).resolve().parent / "models" / "default.safetensors"
 CHECKPOINT_FORMAT = "cost_model_LSTM 8"
-MODEL_KEYS = ("members", "trees", "embed_size", "hidden_size", "lstm_layers", "dropout")
+MODEL_KEYS = ("members", "embed_size", "hidden_size", "lstm_layers", "dropout")
 # What a flag may not contradict where a checkpoint is read.
 FIXED_KEYS = (*MODEL_KEYS, "drop_features", "init_from")
 # How files that people take for checkpoints begin, and what to say of them.
@@ -146,16 +145,16 @@ class Prediction(NamedTuple):
     outside: float
 
 
-def predict(model, sequences, device, inputs="all", part=slice(None)):
-    """Predicted log-runtime of every row of `sequences`, (N,) float64; the rest as of predict_with_spread."""
-    return predict_with_spread(model, sequences, device, inputs, part)[0]
+def predict(model, sequences, device, inputs="all"):
+    """Predicted log-runtime of every row of `sequences`, (N,) float64; `inputs` as of predict_with_spread."""
+    return predict_with_spread(model, sequences, device, inputs)[0]
 
 
 @torch.no_grad()
-def predict_with_spread(model, sequences, device, inputs="all", part=slice(None)):
+def predict_with_spread(model, sequences, device, inputs="all"):
     """Predicted log-runtime of every row of `sequences`, and the standard deviation of the members', (N,) float64 each.
 
-    inputs : what is shown of rows that have all (features.INPUTS). part : of the members, the trees last, those that are averaged.
+    inputs : what is shown of rows that have all (features.INPUTS).
     """
     model.eval()
     parts = []
@@ -163,8 +162,8 @@ def predict_with_spread(model, sequences, device, inputs="all", part=slice(None)
         has_all = sequences.inputs[rows] == "all"
         masks = (has_all & (inputs == masked) for masked in ("without_counts", "counts_alone"))
         batch = sequences.batch(np.arange(rows.start, rows.stop)).masked(*masks)
-        members = model(batch.features.to(device), batch.lengths.to(device))  # (M, B), the trees last
-        parts.append(torch.stack([members[part].mean(0), members[part].std(0, correction=0)]).cpu())
+        members = model(batch.features.to(device), batch.lengths.to(device))  # (M, B)
+        parts.append(torch.stack([members.mean(0), members.std(0, correction=0)]).cpu())
     return torch.cat(parts, 1).double().numpy() if parts else np.zeros((2, 0))
 
 
@@ -390,10 +389,8 @@ def new_run(config, train, val, device):
     model.to(device)
     programs = {"train": program_ids(train), "val": program_ids(val)}
     if config.init_from:
-        before = load_weights(model, config, train, val, shown, device).get("programs", {"train": None})
+        before = load_weights(model, config, train, shown, device).get("programs", {"train": None})
         programs["init_from"] = None if None in before.values() else sorted({program for ids in before.values() for program in ids})
-    else:
-        fit_trees(model, train, device, config)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=config.weight_decay)
     meta = {
         "format": CHECKPOINT_FORMAT, "config": settings, "features": FEATURES, "epoch": 0, "cycles": [config.epochs],
@@ -435,36 +432,8 @@ def shown_features(drop_features):
     return shown
 
 
-def pooled_features(model, sequences, device, masks=None):
-    """What the model's trees see of every row, (N, 2 F + 1), on the CPU. masks : as of Batch.masked, (N,) each."""
-    parts = []
-    for rows in ranges_in_order(sequences.lengths.tolist(), SCORING_BATCH, BATCH_STAGES):
-        batch = sequences.batch(np.arange(rows.start, rows.stop))
-        batch = (batch.masked(*(mask[rows] for mask in masks)) if masks else batch).to(device)
-        parts.append(model.pooled_features(batch.features, batch.lengths).cpu())
-    return torch.cat(parts)
-
-
-def fit_trees(model, train, device, config):
-    """Fit the model's trees to the training rows, whose inputs are masked at random as in an epoch."""
-    for number, trees in enumerate(model.trees):
-        masks = train.sample_masks(config.lowered_dropout, config.schedule_dropout, np.random.default_rng([config.seed, number]))
-        pooled = pooled_features(model, train, device, masks)
-        trees.fit(pooled.numpy(), train.log_runtime - pooled[:, -1].numpy(), config.seed + number)
-
-
-def tree_error(model, sequences, device):
-    """Mean squared error of the model's trees in log-runtime."""
-    pooled = pooled_features(model, sequences, device).to(device)
-    predicted = pooled[:, -1] + sum(trees(pooled) for trees in model.trees) / len(model.trees)
-    return float(np.mean((predicted.cpu().numpy() - sequences.log_runtime) ** 2))
-
-
-def load_weights(model, config, train, val, shown, device):
-    """Start from the checkpoint `init_from`, its predictions scaled to this machine's runtimes; returns that checkpoint's meta.
-
-    Its trees are kept if they predict the validation rows better than those fitted to the training rows: few programs make poor trees.
-    """
+def load_weights(model, config, train, shown, device):
+    """Start from the checkpoint `init_from`, its predictions scaled to this machine's runtimes; returns that checkpoint's meta."""
     tensors, old = read_checkpoint(config.init_from)
     settings = config.model_dump()
     for key in MODEL_KEYS:
@@ -475,9 +444,4 @@ def load_weights(model, config, train, val, shown, device):
     model.load_state_dict(model_tensors(tensors))
     model.mask_features(shown)
     model.scale(float(np.exp(np.mean(train.log_runtime - predict(model, train, device)))))
-    if model.trees:
-        kept, error = copy.deepcopy(model.trees), tree_error(model, val, device)
-        fit_trees(model, train, device, config)
-        if tree_error(model, val, device) > error:
-            model.trees = kept
     return old

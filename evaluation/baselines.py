@@ -16,10 +16,10 @@ import data_utils
 from config import usable_cores
 from evaluation import adams2019
 from halide_tools.autoschedulers import baseline_weights
-from modeling import ROWS_A_THREAD
 
 TREE_SETTINGS = [{"max_leaf_nodes": 8, "min_samples_leaf": 10}, {"max_leaf_nodes": 31, "min_samples_leaf": 20}]
 TREE_RATE, TREE_ITERATIONS = 0.08, 300
+ROWS_A_THREAD = 20000  # of the trees; with fewer rows, threads wait for each other longer than they compute
 RETRAIN_RATES, RETRAIN_EPOCHS = (1e-4, 3e-4, 1e-3), 100
 
 

@@ -76,7 +76,9 @@ def count(spec, proposal):
     try:
         pipeline = spec.build()
         if isinstance(proposal, mutations.Edited):
-            _, found = count_from_data(Schedule.from_json(proposal.text), pipeline, spec)
+            of_program = apply_from_data(Schedule.from_json(proposal.text), pipeline)
+            counts = lowered_features.count_lowered(pipeline, spec)
+            found = None if counts is None else of_program(counts)
         else:
             proposal.apply(pipeline, spec)
             found = lowered_features.count_lowered(pipeline, spec)

@@ -40,8 +40,6 @@ def test_generate_train_evaluate(trained):
         "lstm",
         "lstm_without_lowered_counts",
         "lstm_lowered_counts_alone",
-        "lstm_without_trees",
-        "trees_without_lstm",
         "constant",
         "hist_gradient_boosting",
         "adams2019",

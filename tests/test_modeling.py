@@ -4,7 +4,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from sklearn.ensemble import HistGradientBoostingRegressor
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import batches
@@ -15,7 +14,7 @@ from config import UserError, load_config
 from evaluation import baselines
 from features import COST_COLUMNS, FEATURES, FLAG_COLUMNS, LOWERED_COLUMNS, PARALLEL_COLUMNS, SCHEDULE_COLUMNS
 from linear_costs import LinearCosts, _fit, _least, fit_linear_costs
-from modeling import DEPTH, FEATURE_SHARE, LEARNING_RATE, LEAVES, POOLED_STEPS, ROUNDS, BoostedTrees, CostModel
+from modeling import CostModel
 
 F = len(FEATURES)
 
@@ -23,7 +22,7 @@ F = len(FEATURES)
 def make_model(lstm_layers=1):
     torch.manual_seed(0)
     columns = (COST_COLUMNS, PARALLEL_COLUMNS, FLAG_COLUMNS[0])
-    return CostModel(F, *columns, members=2, trees=1, embed_size=16, hidden_size=8, lstm_layers=lstm_layers, dropout=0.0)
+    return CostModel(F, *columns, members=2, embed_size=16, hidden_size=8, lstm_layers=lstm_layers, dropout=0.0)
 
 
 def linear_costs(fill):
@@ -78,39 +77,6 @@ def test_each_kind_of_event_is_corrected_by_itself(model):
     ms = model.stage_costs(batch.features, batch.lengths)[0].exp()
     expected = (linear_ms.sum(2) + 2 * linear_ms[:, :, kind]) * torch.isfinite(ms.log())
     assert torch.allclose(ms, expected, rtol=1e-4)
-
-
-def test_trees_are_those_of_scikit_learn():
-    rng = np.random.default_rng(0)
-    features = rng.normal(size=(400, 6)).astype(np.float32)
-    target = np.where(features[:, 0] > 0.3, features[:, 1], 2.0) + features[:, 2] ** 2 + 5
-    found = BoostedTrees()
-    found.fit(features, target, seed=0)
-    fitted = HistGradientBoostingRegressor(
-        learning_rate=LEARNING_RATE, max_iter=ROUNDS, max_leaf_nodes=LEAVES, max_depth=DEPTH, max_features=FEATURE_SHARE,
-        early_stopping=False, random_state=0,
-    ).fit(features, target)  # fmt: skip
-    others = np.concatenate([features, rng.normal(size=(400, 6)).astype(np.float32)])
-    assert np.allclose(found(torch.from_numpy(others)), fitted.predict(others), atol=1e-4)
-    found.fit(features[:3], target[:3], seed=0)  # too few to grow a tree
-    assert np.allclose(found(torch.from_numpy(others)), target[:3].mean(), atol=1e-4)
-
-
-def test_trees_are_members_that_correct_the_linear_model(model):
-    """They see pooled features, count among the members where a model predicts, and learn nothing where it is trained."""
-    batch = random_batch()
-    assert len(model(batch.features, batch.lengths)) == 2
-    model.eval()
-    pooled = model.pooled_features(batch.features, batch.lengths)
-    i = 3
-    stages = batch.features[i, : batch.lengths[i]]
-    linear = model.linear_log_costs(stages[None], batch.lengths[i : i + 1])[1][0]
-    expected = torch.cat([linear.softmax(0) @ stages, stages.logsumexp(0), linear.logsumexp(0)[None]])
-    assert torch.allclose(pooled[i], expected, rtol=1e-4, atol=0.6 / POOLED_STEPS)
-    found = model(batch.features, batch.lengths)
-    assert found.shape == (3, 8) and torch.allclose(found[2], pooled[:, -1], atol=1e-4)  # not fitted yet
-    model.trees[0].value += 0.01
-    assert torch.allclose(model(batch.features, batch.lengths)[2], found[2] + 0.01 * ROUNDS, atol=1e-3)
 
 
 def test_bfloat16_is_near_float32_and_stays_inside_the_members(model):
@@ -193,16 +159,12 @@ def test_a_feature_that_never_varied_changes_nothing(model):
     batch = random_batch()
     std = torch.ones(F)
     std[7] = torch.inf
-    model.eval()  # trees and all
-    pooled = np.random.default_rng(0).normal(size=(100, 2 * F + 1))
-    model.trees[0].fit(pooled, pooled[:, 7], seed=0)
     model.set_statistics(
         torch.zeros(F),
         std,
         linear_costs(torch.ones),
     )
     before = model(batch.features, batch.lengths)
-    assert model.trees[0].feature.eq(7).any()
     batch.features[:, :, 7] = 1e6
     assert torch.equal(model(batch.features, batch.lengths), before)
     assert model.is_unfamiliar(batch.features)[:, :, 7].all()
@@ -303,7 +265,7 @@ def test_inputs_are_masked_for_whole_programs(sequences):
 
 
 def test_a_checkpoint_gives_the_same_predictions_back(tmp_path, model):
-    settings = {"members": 2, "trees": 1, "embed_size": 16, "hidden_size": 8, "lstm_layers": 1, "dropout": 0.0}
+    settings = {"members": 2, "embed_size": 16, "hidden_size": 8, "lstm_layers": 1, "dropout": 0.0}
     meta = {"format": train_utils.CHECKPOINT_FORMAT, "features": FEATURES, "config": settings}
     model.set_statistics(
         torch.randn(F),
