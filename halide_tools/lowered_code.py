@@ -22,6 +22,7 @@ DEMAND = re.compile(r"_halide_buffer_init\(\(struct halide_buffer_t \*\)(\S+)\.b
 STAGE = re.compile(r"(.+?)\.s(\d+)\.")  # how the names of a stage's loops begin
 COMPARISON = re.compile(r" (?:<=?|==) ")
 OPERAND_BEFORE, OPERAND_AFTER = re.compile(r"[\w.$]*$"), re.compile(r"[\w.$]*")
+OFFSET = re.compile(r"\((.*)\+(\d+|\(-\d+\))\)")  # a sum that a constant is the last part of, as Parser writes it
 LONGEST_NAME = 200  # characters before a comparison in which its operand is looked for
 LEAST_MASKED_BITS = 32  # of an element, for AVX2 to have stores under a mask
 # Run, of all loops together: two or three of each, so at least 2^n in n loops inside each other; `lens_blur` takes 44,000.
@@ -79,7 +80,7 @@ def arguments(text, start):
 class Access:
     """A load or store in the code, and what became known of it when it ran.
 
-    dims, active : as of Load; they and `address` are numbers of expressions in the table. cycles : from a load to what is stored.
+    dims, active : as of Load; they and `address` are what Translation.address returns. cycles : from a load to what is stored.
     first : the element where it ran first, None where that depends on what is in a buffer. shape : dims, evaluated.
     steps : {depth of a loop around it: elements from one iteration to the next}. points : that a predicate lets through in all.
     """
@@ -89,9 +90,9 @@ class Access:
     lanes: int
     bits: int
     is_gather: bool
-    address: int | None
+    address: tuple | None
     dims: list | None
-    active: int | None
+    active: tuple | None
     cycles: float | None = None
     first: float | None = None
     shape: list | None = None
@@ -250,8 +251,11 @@ class Translation:
         return Access(load.buffer, is_store, lanes, load.bits, load.is_gather, *numbers, cycles)
 
     def address(self, python):
-        """The number of an expression in the table of those to evaluate, which holds each once."""
-        return None if python is None else self.addresses.setdefault(python, len(self.addresses))
+        """(Number in the table of expressions to evaluate, constant to be added) of one: unrolled code differs in constants alone."""
+        if python is None:
+            return None
+        base, constant = OFFSET.fullmatch(python).groups() if OFFSET.fullmatch(python) else (python, "0")
+        return self.addresses.setdefault(base, len(self.addresses)), int(constant.strip("()"))
 
     def parser(self, text):
         return Parser(text, self.names, self.buffers, self.vector_bits)
@@ -411,7 +415,11 @@ class Run:
         allocation.total_bytes += self.weight * n_bytes
 
     def evaluate(self, address):
-        return None if address is None else self.value(self.table[address])
+        if address is None:
+            return None
+        number, constant = address
+        value = self.value(self.table[number])
+        return None if value is None else value + constant
 
     def run(self, i):
         statement = self.statements[i]
