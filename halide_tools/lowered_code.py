@@ -254,7 +254,8 @@ class Translation:
         """(Number in the table of expressions to evaluate, constant to be added) of one: unrolled code differs in constants alone."""
         if python is None:
             return None
-        base, constant = OFFSET.fullmatch(python).groups() if OFFSET.fullmatch(python) else (python, "0")
+        found = OFFSET.fullmatch(python)
+        base, constant = found.groups() if found else (python, "0")
         return self.addresses.setdefault(base, len(self.addresses)), int(constant.strip("()"))
 
     def parser(self, text):

@@ -64,11 +64,7 @@ def test_stage_costs_add_up(model):
 def test_each_kind_of_event_is_corrected_by_itself(model):
     """With a factor of three for one kind of event, a stage costs two times its milliseconds more than by the linear model."""
     batch, kind = random_batch(), 5
-    model.set_statistics(
-        torch.zeros(F),
-        torch.ones(F),
-        linear_costs(torch.rand),
-    )
+    model.set_statistics(torch.zeros(F), torch.ones(F), linear_costs(torch.rand))
     linear_ms = model.linear_log_costs(batch.features, batch.lengths)[0].exp()
     last = model.members[0].head[-1]
     torch.nn.init.zeros_(last.weight)
@@ -159,11 +155,7 @@ def test_a_feature_that_never_varied_changes_nothing(model):
     batch = random_batch()
     std = torch.ones(F)
     std[7] = torch.inf
-    model.set_statistics(
-        torch.zeros(F),
-        std,
-        linear_costs(torch.ones),
-    )
+    model.set_statistics(torch.zeros(F), std, linear_costs(torch.ones))
     before = model(batch.features, batch.lengths)
     batch.features[:, :, 7] = 1e6
     assert torch.equal(model(batch.features, batch.lengths), before)
@@ -267,11 +259,7 @@ def test_inputs_are_masked_for_whole_programs(sequences):
 def test_a_checkpoint_gives_the_same_predictions_back(tmp_path, model):
     settings = {"members": 2, "embed_size": 16, "hidden_size": 8, "lstm_layers": 1, "dropout": 0.0}
     meta = {"format": train_utils.CHECKPOINT_FORMAT, "features": FEATURES, "config": settings}
-    model.set_statistics(
-        torch.randn(F),
-        torch.rand(F) + 0.5,
-        linear_costs(torch.rand),
-    )
+    model.set_statistics(torch.randn(F), torch.rand(F) + 0.5, linear_costs(torch.rand))
     path = tmp_path / "model.safetensors"
     train_utils.write_checkpoint(path, {f"model.{k}": v for k, v in model.state_dict().items()}, meta)
     again, _ = train_utils.load_model(path, "cpu")
