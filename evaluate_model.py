@@ -48,9 +48,10 @@ class EvaluateConfig(Config):
 
 
 def predict_all(config, model, device, train, val, others):
-    """({model name: [predicted log-runtime of each of `others`]}, the LSTM first; [the LSTM's spread there]; {rival left out: why})."""
-    own, spread = zip(*(train_utils.predict_with_spread(model, rows, device) for rows in others))
-    predicted = {"lstm": list(own)}
+    """({model name: [predicted log-runtime of each of `others`]}, the LSTM first; [the LSTM's RowPredictions there]; {rival left out:
+    why})."""
+    own = [train_utils.predict_rows(model, rows, device) for rows in others]
+    predicted = {"lstm": [found.log_runtime for found in own]}
     if any("all" in rows.inputs for rows in others):
         for inputs, name in (("without_counts", "lstm_without_lowered_counts"), ("counts_alone", "lstm_lowered_counts_alone")):
             predicted[name] = [train_utils.predict(model, rows, device, inputs) for rows in others]
@@ -67,7 +68,7 @@ def predict_all(config, model, device, train, val, others):
         left_out["adams2019_retrained"] = why
     else:
         predicted["adams2019_retrained"] = baselines.adams2019_retrained(train, val, others)
-    return predicted, list(spread), left_out
+    return predicted, own, left_out
 
 
 def describe_checkpoint(path, trained, config, splits):
@@ -118,19 +119,21 @@ def calibrate_anew(config, path, trained, here, model, val, device):
     if not here:
         train_utils.agree_with_checkpoint(config, trained, path, "interval")
         return trained
-    predicted = {inputs: train_utils.predict_with_spread(model, val, device, inputs) for inputs in INPUTS}
+    predicted = {inputs: train_utils.predict_rows(model, val, device, inputs) for inputs in INPUTS}
     return trained | {"interval": config.interval} | intervals.calibrations(predicted, val, config.interval)
 
 
-def build_report(config, meta, trained, checkpoint, splits, predicted, half_widths, left_out):
-    """report.json as a dict; `half_widths` of the LSTM's intervals, {split: (N,)}."""
+def build_report(config, meta, trained, checkpoint, splits, predicted, half_widths, shares, left_out):
+    """report.json as a dict; `half_widths` of the LSTM's intervals, {split: (N,)}, and its event shares, {split: (N, K + 1)}."""
     rows = data_utils.read_rows(config.data_path)
     tables = {split: rows[rows.split == split].reset_index(drop=True) for split in ("test", "holdout")}
     test, holdout = splits["test"], splits["holdout"]
     log_runtime = test.log_runtime.astype(np.float64)
     report = {
         "checkpoint": checkpoint, "split_by": meta["split"]["split_by"], "counts": meta["counts"],
-        **part_report(test, tables["test"], {name: p for name, (p, _) in predicted.items()}, trained, config, half_widths["test"]),
+        **part_report(
+            test, tables["test"], {name: p for name, (p, _) in predicted.items()}, trained, config, half_widths["test"], shares["test"]
+        ),
         "left_out": left_out | {
             name: f"{np.isnan(p).sum()} of the test rows have no features by Halide, which it needs; see the tables by origin"
             for name, (p, _) in predicted.items() if np.isnan(p).any()
@@ -150,7 +153,8 @@ def build_report(config, meta, trained, checkpoint, splits, predicted, half_widt
         at = np.flatnonzero(tables["holdout"].collection == collection)
         part = {name: p[at] for name, (_, p) in predicted.items()}
         table = tables["holdout"].iloc[at].reset_index(drop=True)
-        report["holdout"][collection] = part_report(holdout.subset(at), table, part, trained, config, half_widths["holdout"][at])
+        of_lstm = half_widths["holdout"][at], shares["holdout"][at]
+        report["holdout"][collection] = part_report(holdout.subset(at), table, part, trained, config, *of_lstm)
     whole_holdout = intervals.coverage(holdout, predicted["lstm"][1], half_widths["holdout"], trained["interval"])
     report["interval"]["coverage_holdout"] = whole_holdout["coverage"]
     report["notes"] = report_notes(report, trained, test, config.data_path)
@@ -216,9 +220,10 @@ def main():
     calibrated = calibrate_anew(config, path, trained, checkpoint["trained_here"], model, splits["val"], device)
     run = make_folder(config.run_path, "run_path")
     tested = ("test", "holdout")
-    predicted, spread, left_out = predict_all(config, model, device, splits["train"], splits["val"], [splits[name] for name in tested])
-    half_widths = {name: intervals.half_widths(calibrated, splits[name].inputs, own) for name, own in zip(tested, spread)}
-    report = build_report(config, meta, calibrated, checkpoint, splits, predicted, half_widths, left_out)
+    predicted, own, left_out = predict_all(config, model, device, splits["train"], splits["val"], [splits[name] for name in tested])
+    half_widths = {name: intervals.half_widths(calibrated, splits[name].inputs, found.spread) for name, found in zip(tested, own)}
+    shares = {name: found.event_shares for name, found in zip(tested, own)}
+    report = build_report(config, meta, calibrated, checkpoint, splits, predicted, half_widths, shares, left_out)
     write_report(run, report, splits, predicted, half_widths)
     if not config.checkpoint and calibrated is trained:
         note_coverage(path, coverage_of(report))

@@ -1,4 +1,5 @@
-"""The linear model that a stage's predicted cost starts from: milliseconds an event, fitted to the training runtimes."""
+"""The linear model that a stage's predicted cost starts from: milliseconds an event, fitted to the training runtimes; and the scales by
+which kinds of event are dearer on another machine."""
 
 import math
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ MIN_EXPLAINED = 0.5  # of the variance of log-runtime, for the linear cost model
 REWEIGHTINGS = 6  # of the least squares behind the linear cost model
 SERIAL_PENALTY = 0.01  # ridge penalty on the extra cost of an event in serial stages
 LEAST_SHARE = 0.01  # of the runtimes that each kind of event takes by `least_ms`, in the mean: a cost of 0 could not be corrected
+# Of another machine's scales, as a prior: the standard deviation of a kind's logarithm beside that of all kinds, the variance of
+# log-runtimes around them, and how many schedules of a program count as independent.
+SCALE_SPREAD, SCALED_VARIANCE, INDEPENDENT = 0.5, 0.1, 3
 
 
 @dataclass
@@ -100,3 +104,25 @@ def _fit(events, log_runtime):
         weight = 1 / np.sqrt(predicted * runtime)
     more_ms, event_ms = np.split(found, 2)
     return np.concatenate([event_ms + more_ms, event_ms]) * np.exp(np.mean(log_runtime - np.log(predicted)))
+
+
+def fit_event_scales(log_costs, log_runtime, program):
+    """By what factor each kind of event, and the floor, is dearer on another machine, (K + 1,) float32: the likeliest a posteriori.
+
+    log_costs : (M, N, K + 1), predicted log milliseconds of each kind in N schedules by M members; log_runtime, program : (N,), measured
+    """
+    _, place, count = np.unique(program, return_inverse=True, return_counts=True)
+    weight = torch.from_numpy(np.minimum(INDEPENDENT / count[place], 1)).float()
+    measured = torch.from_numpy(log_runtime).float()
+    of_all, of_kind = torch.zeros((), requires_grad=True), torch.zeros(log_costs.shape[2], requires_grad=True)
+    optimizer = torch.optim.LBFGS([of_all, of_kind], max_iter=200, line_search_fn="strong_wolfe")
+
+    def cost():
+        optimizer.zero_grad()
+        residual = (log_costs + of_kind).logsumexp(2).mean(0) + of_all - measured
+        loss = (weight * residual**2).sum() / SCALED_VARIANCE + (of_kind**2).sum() / SCALE_SPREAD**2
+        loss.backward()
+        return loss
+
+    optimizer.step(cost)
+    return (of_all + of_kind).detach().exp()

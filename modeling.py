@@ -112,6 +112,12 @@ class CostModel(nn.Module):
         for ms in (self.event_ms, self.least_ms, self.floor_ms, self.stage_ms):
             ms *= factor
 
+    def scale_events(self, factors):
+        """Multiply what each kind of event, and the floor, is predicted to take by its own of the `factors`, (K + 1,)."""
+        for ms in (self.event_ms, self.least_ms):
+            ms *= factors[:-1]
+        self.floor_ms *= factors[-1]
+
     def normalise(self, features):
         """Raw features in standard deviations from the training split's mean, cut off far out; same shape."""
         return ((features - self.feature_mean) / self.feature_std).clamp(-CLIP, CLIP)
@@ -135,8 +141,9 @@ class CostModel(nn.Module):
         by_event = events * torch.maximum(weights, self.least_ms[has_counts])
         return torch.log(torch.cat([by_event + NOTHING_MS, floor[:, :, None]], 2)), total
 
-    def stage_costs(self, features, lengths):
-        """Log milliseconds of each stage by each member, (M, B, T); -inf where a sequence is padded.
+    def member_costs(self, features, lengths):
+        """Each member's log milliseconds: [(of each kind of event in a stage, (B, T, K + 1), or of the mean stage, (B, T, 1), that some
+        members start from; what is added to them in a stage, (B, T), -inf where a sequence is padded)].
 
         features : float (B, T, F), raw; lengths : int64 (B,), each from 1 to T
         """
@@ -146,19 +153,39 @@ class CostModel(nn.Module):
         total = torch.logsumexp(linear, 1, keepdim=True)  # (B, 1)
         share = (linear - total).clamp(min=-12) / 4 + 1
         inputs = torch.cat([self.normalise(features), torch.stack([share, total.expand_as(share) / 2], 2)], 2)  # (B, T, F + 2)
-        average = self.stage_ms.log().expand_as(linear)
+        average = self.stage_ms.log().expand_as(linear)[:, :, None]
         costs = []
         for i, member in enumerate(self.members):
             with torch.autocast(features.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
                 of_stage, of_events = member(inputs, lengths).split([1, by_event.shape[2]], 2)
             # Members with the same start make similar errors: one in four starts from a stage's mean time instead of the linear model.
-            start = average if i % 4 == 3 else (by_event + of_events.float()).logsumexp(2)
-            costs.append((start + of_stage.squeeze(2).float()).masked_fill(torch.isinf(linear), -torch.inf))
-        return torch.stack(costs)
+            start = average if i % 4 == 3 else by_event + of_events.float()
+            costs.append((start, of_stage.squeeze(2).float().masked_fill(torch.isinf(linear), -torch.inf)))
+        return costs
+
+    def stage_costs(self, features, lengths):
+        """Log milliseconds of each stage by each member, (M, B, T); -inf where a sequence is padded. features, lengths : of member_costs"""
+        return sum_events(self.member_costs(features, lengths))
 
     def forward(self, features, lengths):
         """Each member's log-runtime (natural logarithm of milliseconds), (M, B); their mean is the prediction.
 
-        features, lengths : as of stage_costs
+        features, lengths : as of member_costs
         """
         return self.stage_costs(features, lengths).logsumexp(2)
+
+
+def sum_events(member_costs):
+    """Log milliseconds of each stage by each member, (M, B, T), of CostModel.member_costs."""
+    return torch.stack([events.logsumexp(2) + of_stage for events, of_stage in member_costs])
+
+
+def event_costs(member_costs):
+    """Log milliseconds of each kind of event in a schedule, the floor last, by the members that tell kinds, (M, B, K + 1)."""
+    told = [events + of_stage[:, :, None] for events, of_stage in member_costs if events.shape[2] > 1]
+    return torch.stack([costs.logsumexp(1) for costs in told])
+
+
+def event_shares(member_costs):
+    """What share of a schedule's time each kind of event takes, the floor last, (B, K + 1), in the mean of the members that tell kinds."""
+    return event_costs(member_costs).softmax(2).mean(0)

@@ -33,6 +33,7 @@ from dumps.companions import call_counts, is_built
 from dumps.files import Dump, Unusable, iter_dumps
 from dumps.parsing import hex_id, parse_dump
 from evaluation import intervals
+from evaluation.correction import correct
 from features import INPUTS, featurize, inputs_of
 
 UNFAMILIAR_SHARE = 0.01  # of a schedule's inputs outside the range seen in training; more is warned of
@@ -119,9 +120,10 @@ def corrections(measured, model, meta, device):
     half_widths = intervals.half_widths(meta, inputs_of_schedules(measured), [p.spread for p in predictions])
     found = {}
     for schedule, prediction, half_width in zip(measured, predictions, half_widths):
-        found.setdefault(schedule.instance, []).append((np.log(schedule.runtime_ms) - prediction.log_runtime, half_width))
+        row = np.log(schedule.runtime_ms) - prediction.log_runtime, half_width, prediction.event_shares
+        found.setdefault(schedule.instance, []).append(row)
     return {
-        (instance, inputs): intervals.correct(*np.array(of_program).T, meta["errors"][inputs]["offset_variance"], meta["interval"])
+        (instance, inputs): correct(*map(np.array, zip(*of_program)), meta["errors"][inputs]["covariance"], meta["interval"])
         for instance, of_program in found.items()
         for inputs in INPUTS
     }
@@ -129,15 +131,22 @@ def corrections(measured, model, meta, device):
 
 def rank(files, schedules, predictions, corrected, meta):
     """The table of all schedules, programs together, each program's fastest first; with columns `outside`, `stages` and `widened`."""
-    inputs = inputs_of_schedules(schedules)
-    own = [corrected.get((s.instance, one), intervals.Correction()) for s, one in zip(schedules, inputs.tolist())]
-    log_predicted = np.array([p.log_runtime for p in predictions]) + [c.offset for c in own]
-    half_width = intervals.half_widths(meta, inputs, [p.spread for p in predictions]) * [c.width_factor for c in own]
+    inputs, instances = inputs_of_schedules(schedules), np.array([s.instance for s in schedules])
+    log_predicted = np.array([p.log_runtime for p in predictions])
+    half_width = intervals.half_widths(meta, inputs, [p.spread for p in predictions])
+    widened = np.zeros(len(schedules), bool)
+    for (instance, one), correction in corrected.items():
+        at = np.flatnonzero((instances == instance) & (inputs == one))
+        if len(at):
+            offsets, factors = correction.of(np.array([predictions[i].event_shares for i in at]))
+            log_predicted[at] += offsets
+            half_width[at] *= factors
+            widened[at] = correction.widened
     lower, upper = log_predicted - half_width, log_predicted + half_width
     table = pd.DataFrame({
         "program": [hex_id(s.program) for s in schedules], "instance": [hex_id(s.instance) for s in schedules],
         "predicted_ms": np.exp(log_predicted), "lower_ms": np.exp(lower), "upper_ms": np.exp(upper), "file": files,
-        "outside": [p.outside for p in predictions], "stages": [p.shares for p in predictions], "widened": [c.widened for c in own],
+        "outside": [p.outside for p in predictions], "stages": [p.shares for p in predictions], "widened": widened,
     })  # fmt: skip
     table = table.sort_values(["program", "instance", "predicted_ms", "file"], kind="stable", ignore_index=True)
     table.insert(2, "rank", table.groupby("instance").cumcount() + 1)

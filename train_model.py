@@ -81,9 +81,9 @@ class Recorder:
         self.board = SummaryWriter(str(self.run), purge_step=done + 1)
 
     def record_epoch(self, model, optimizer, losses, predicted, began):
-        """Write the epoch's row and checkpoints, and print its line. predicted : predict_with_spread of the validation rows, (2, N)."""
+        """Write the epoch's row and checkpoints, and print its line. predicted : RowPredictions of the validation rows."""
         meta, epoch = self.meta, self.meta["epoch"]
-        scores = metrics.all_metrics(self.val.instance, self.val.log_runtime.astype(np.float64), predicted[0])
+        scores = metrics.all_metrics(self.val.instance, self.val.log_runtime.astype(np.float64), predicted.log_runtime)
         row = [epoch, *losses, scores["mse_log"], scores["median_ape"], scores["spearman"], time.perf_counter() - began]
         self.log.loc[len(self.log)] = row
         replace_file(self.log_path, self.log.to_csv(index=False).encode())
@@ -96,7 +96,7 @@ class Recorder:
         early = epoch <= meta["cycles"][0] * CHOOSE_FROM
         best = meta["best_val_mse_log"] is None or early or scores["mse_log"] < meta["best_val_mse_log"]
         if best:
-            masked = {inputs: train_utils.predict_with_spread(model, self.val, self.device, inputs) for inputs in INPUTS[1:]}
+            masked = {inputs: train_utils.predict_rows(model, self.val, self.device, inputs) for inputs in INPUTS[1:]}
             meta |= intervals.calibrations({"all": predicted} | masked, self.val, self.config.interval)
             meta |= {"best_val_mse_log": scores["mse_log"], "interval": self.config.interval}
             meta.pop("coverage", None)  # of an earlier checkpoint
@@ -173,8 +173,8 @@ def train_on(config, meta, model, optimizer, train, val, device, processes, reco
         losses = train_utils.train_epoch(network, optimizer, train, epoch, config, device, processes, meta["cycles"])
         error = 0.0
         if recorder:
-            predicted = train_utils.predict_with_spread(model, val, device)
-            error = float(np.mean((predicted[0] - val.log_runtime) ** 2))
+            predicted = train_utils.predict_rows(model, val, device)
+            error = float(np.mean((predicted.log_runtime - val.log_runtime) ** 2))
         error = processes.all_reduce_sum(torch.tensor(error, device=device)).item()  # one process validates, all end together
         if not (np.isfinite(losses[1]) and error <= DIVERGED * (1 + constant_error)):
             if recorder:

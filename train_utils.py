@@ -25,11 +25,11 @@ from tqdm import tqdm
 from batches import BATCH_STAGES, fingerprint, prefetch, program_ids, ranges_in_order
 from config import UserError, replace_file, usable_cores
 from features import COST_COLUMNS, FEATURES, FLAG_COLUMNS, PARALLEL_COLUMNS
-from linear_costs import fit_linear_costs
-from modeling import CostModel
+from linear_costs import fit_event_scales, fit_linear_costs
+from modeling import CostModel, event_costs, event_shares, sum_events
 
 SHIPPED_MODEL = Path(__file__).resolve().parent / "models" / "default.safetensors"
-CHECKPOINT_FORMAT = "cost_model_LSTM 8"
+CHECKPOINT_FORMAT = "cost_model_LSTM 9"
 MODEL_KEYS = ("members", "embed_size", "hidden_size", "lstm_layers", "dropout")
 # What a flag may not contradict where a checkpoint is read.
 FIXED_KEYS = (*MODEL_KEYS, "drop_features", "init_from")
@@ -135,36 +135,51 @@ def one_cycle(step, n_steps, config):
 # Prediction
 
 
+class RowPredictions(NamedTuple):
+    """Of N rows, float64. log_runtime : (N,), natural logarithm of ms; spread : (N,), standard deviation of the members' log-runtimes;
+    event_shares : (N, K + 1), of each kind of event in the runtime."""
+
+    log_runtime: np.ndarray
+    spread: np.ndarray
+    event_shares: np.ndarray
+
+
 class Prediction(NamedTuple):
-    """Of one schedule. log_runtime : natural logarithm of ms; spread : standard deviation of the members' log-runtimes; shares : (T,), of
-    each stage in the runtime; outside : share of the features that lie outside the range seen in training."""
+    """Of one schedule. log_runtime, spread : as of RowPredictions; shares : (T,), of each stage in the runtime; event_shares : (K + 1,),
+    of each kind of event; outside : share of the features that lie outside the range seen in training."""
 
     log_runtime: float
     spread: float
     shares: np.ndarray
+    event_shares: np.ndarray
     outside: float
 
 
 def predict(model, sequences, device, inputs="all"):
-    """Predicted log-runtime of every row of `sequences`, (N,) float64; `inputs` as of predict_with_spread."""
-    return predict_with_spread(model, sequences, device, inputs)[0]
+    """Predicted log-runtime of every row of `sequences`, (N,) float64; `inputs` as of predict_rows."""
+    return predict_rows(model, sequences, device, inputs).log_runtime
+
+
+def score_batches(sequences):
+    """All rows of `sequences` in turn, in batches to score."""
+    return (np.arange(r.start, r.stop) for r in ranges_in_order(sequences.lengths.tolist(), SCORING_BATCH, BATCH_STAGES))
 
 
 @torch.no_grad()
-def predict_with_spread(model, sequences, device, inputs="all"):
-    """Predicted log-runtime of every row of `sequences`, and the standard deviation of the members', (N,) float64 each.
-
-    inputs : what is shown of rows that have all (features.INPUTS).
-    """
+def predict_rows(model, sequences, device, inputs="all"):
+    """RowPredictions of every row of `sequences`. inputs : what is shown of rows that have all (features.INPUTS)."""
     model.eval()
     parts = []
-    for rows in ranges_in_order(sequences.lengths.tolist(), SCORING_BATCH, BATCH_STAGES):
+    for rows in score_batches(sequences):
         has_all = sequences.inputs[rows] == "all"
         masks = (has_all & (inputs == masked) for masked in ("without_counts", "counts_alone"))
-        batch = sequences.batch(np.arange(rows.start, rows.stop)).masked(*masks)
-        members = model(batch.features.to(device), batch.lengths.to(device))  # (M, B)
-        parts.append(torch.stack([members.mean(0), members.std(0, correction=0)]).cpu())
-    return torch.cat(parts, 1).double().numpy() if parts else np.zeros((2, 0))
+        batch = sequences.batch(rows).masked(*masks)
+        costs = model.member_costs(batch.features.to(device), batch.lengths.to(device))
+        members = sum_events(costs).logsumexp(2)  # (M, B)
+        parts.append([part.cpu().double() for part in (members.mean(0), members.std(0, correction=0), event_shares(costs))])
+    if not parts:
+        return RowPredictions(np.zeros(0), np.zeros(0), np.zeros((0, len(COST_COLUMNS) + 1)))
+    return RowPredictions(*(torch.cat(part).numpy() for part in zip(*parts)))
 
 
 @torch.no_grad()
@@ -175,14 +190,13 @@ def predict_sequences(model, sequences, device):
         part = [torch.from_numpy(sequence) for sequence in sequences[rows]]
         lengths = torch.tensor([len(s) for s in part], device=device)
         features = pad_sequence(part, batch_first=True).to(device)  # (B, T, F)
-        members = model.stage_costs(features, lengths)
+        costs = model.member_costs(features, lengths)
+        members = sum_events(costs)  # (M, B, T)
         predicted = members.logsumexp(2)  # (M, B)
-        share = members.softmax(2).mean(0)  # (B, T), of each schedule's time
+        share = members.softmax(2).mean(0).cpu()  # (B, T), of each schedule's time
         outside = model.is_unfamiliar(features).float().mean(2)  # (B, T)
-        both = predicted.mean(0).tolist(), predicted.std(0, correction=0).tolist()
-        results += [
-            Prediction(p, d, s[:n].cpu().numpy(), o[:n].mean().item()) for p, d, s, o, n in zip(*both, share, outside, lengths.tolist())
-        ]
+        each = predicted.mean(0).tolist(), predicted.std(0, correction=0).tolist(), share, event_shares(costs).cpu(), outside
+        results += [Prediction(p, d, s[:n].numpy(), e.numpy(), o[:n].mean().item()) for p, d, s, e, o, n in zip(*each, lengths.tolist())]
     return results
 
 
@@ -190,7 +204,7 @@ def predict_sequences(model, sequences, device):
 #
 # The plain data, `meta`, holds: format, config (the settings it was trained with), features (their names), epoch, cycles (the last epoch
 # of each cycle of the learning rate), data (fingerprint of the training and validation rows), programs {train, val, init_from: [ids]},
-# best_val_mse_log, interval (its level), errors {one of features.INPUTS: {width_per_spread, log_half_width, offset_variance, programs}} of
+# best_val_mse_log, interval (its level), errors {one of features.INPUTS: {width_per_spread, log_half_width, covariance, programs}} of
 # predictions from these inputs, and coverage {part: {level, coverage, coverage_by_program}} once evaluated.
 
 
@@ -433,7 +447,7 @@ def shown_features(drop_features):
 
 
 def load_weights(model, config, train, shown, device):
-    """Start from the checkpoint `init_from`, its predictions scaled to this machine's runtimes; returns that checkpoint's meta."""
+    """Start from the checkpoint `init_from`, scaled to this machine's runtimes as a whole, then each kind of event; returns its meta."""
     tensors, old = read_checkpoint(config.init_from)
     settings = config.model_dump()
     for key in MODEL_KEYS:
@@ -444,4 +458,13 @@ def load_weights(model, config, train, shown, device):
     model.load_state_dict(model_tensors(tensors))
     model.mask_features(shown)
     model.scale(float(np.exp(np.mean(train.log_runtime - predict(model, train, device)))))
+    model.scale_events(fit_event_scales(predict_event_costs(model, train, device), train.log_runtime, train.program).to(device))
     return old
+
+
+@torch.no_grad()
+def predict_event_costs(model, sequences, device):
+    """Predicted log milliseconds of each kind of event in every row of `sequences`, (M, N, K + 1): event_costs."""
+    model.eval()
+    batches = (sequences.batch(rows) for rows in score_batches(sequences))
+    return torch.cat([event_costs(model.member_costs(b.features.to(device), b.lengths.to(device))).cpu() for b in batches], 1)

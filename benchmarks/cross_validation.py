@@ -108,9 +108,11 @@ def main():
             by_fold = ", ".join(f"{v:.1%}" for v in shares)
             print(f"{part}: {kind} of the {found[0]['interval']['level']:.0%} interval: {np.mean(shares):.1%} (by fold: {by_fold})")
         for i, line in enumerate(found[0]["few_shot"]):
-            errors = [r["few_shot"][i]["median_ape"] for r in found if len(r["few_shot"]) > i]
+            found_lines = [r["few_shot"][i] for r in found if len(r["few_shot"]) > i]
+            errors, covered = ([line[key] for line in found_lines] for key in ("median_ape", "coverage"))
             print(
-                f"{part}: after {line['k']} measured schedules: median error of the others {np.mean(errors):.1f} ± {np.std(errors):.1f} %"
+                f"{part}: after {line['k']} measured schedules: median error of the others {np.mean(errors):.1f} ± {np.std(errors):.1f} %, "
+                f"{np.mean(covered):.1%} of them in their intervals"
             )
     (folder / "table.json").write_bytes(orjson.dumps(tables | groups, option=orjson.OPT_INDENT_2))
 

@@ -1,10 +1,12 @@
 """What more measurements are worth: the error on the same test programs, learnt from an eighth, a quarter, a half and all of the others.
 
-With --init_from also what a model of another machine is worth.
+With --init_from also what a model of another machine is worth. "{fold}" in its path is the fold's number: the folds of
+cross_validation.py hold the same programs for the test, so their models have not seen these on the other machine either.
 
     python benchmarks/learning_curve.py
     python benchmarks/learning_curve.py --first_folds 2 --plot benchmarks/results/learning_curve.png
     python benchmarks/learning_curve.py --raw_path dumps.tar.xz --name json_dumps
+    python benchmarks/learning_curve.py --raw_path data/other --init_from "runs/folds/shipped/fold_{fold}/best.safetensors" --name other
 
 For each share and fold (of 5, or --folds; all of them, or the --first_folds) it copies the dumps of the fold's test programs and of that
 share of all others into runs/learning_curve/NAME, runs the three scripts on them, and writes table.json and learning_curve.png there.
@@ -69,7 +71,8 @@ def run_on_share(config, share, folder, fold):
     """The report of a fold that learns from `share` of its programs."""
     raw = folder / f"raw_{fold}"
     copy_share(config.model_copy(update={"folds": n_folds(config), "fold": fold}), share, raw)
-    return run_fold(config.model_copy(update={"raw_path": str(raw)}), fold, folder / f"share_{share:g}")
+    own = {"raw_path": str(raw), "init_from": config.init_from.replace("{fold}", str(fold))}
+    return run_fold(config.model_copy(update=own), fold, folder / f"share_{share:g}")
 
 
 def plot(points, path):

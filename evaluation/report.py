@@ -9,6 +9,7 @@ import pandas as pd
 
 from dumps.parsing import hex_id
 from evaluation import intervals, metrics, pages
+from evaluation.correction import few_shot_errors
 from evaluation.metrics import TITLES
 
 matplotlib.use("Agg")
@@ -28,12 +29,12 @@ REPORT_FILES = [
 PROGRAM_COLUMNS = ["name", "schedules", "stages", "fastest_ms", "median_ape", "spearman", "top1_regret", "top5_regret"]
 
 
-def part_report(rows, table, predicted, meta, config, half_widths):
+def part_report(rows, table, predicted, meta, config, half_widths, shares):
     """What report.json says of one part of the data: {models, origins, collections, sizes, interval, few_shot, programs}.
 
     rows : Sequences, or a subset of them; table : their lines of schedules.csv; predicted : {model: log-runtimes (N,)}, with `lstm`, NaN
     where a model can't tell: it is left out where there is one;
-    half_widths : (N,), of the LSTM's intervals; meta : of its checkpoint
+    half_widths : (N,), of the LSTM's intervals; shares : (N, K + 1), its event shares; meta : of its checkpoint
     """
     log_runtime, lstm = rows.log_runtime.astype(np.float64), predicted["lstm"]
 
@@ -46,14 +47,16 @@ def part_report(rows, table, predicted, meta, config, half_widths):
         return {group: {"schedules": len(at), "models": scores(at)} for group, at in found.items()}
 
     inputs, counts = np.unique(rows.inputs, return_counts=True)
-    components = meta["errors"][inputs[counts.argmax()]]["offset_variance"]  # of what most rows come with
+    covariance = meta["errors"][inputs[counts.argmax()]]["covariance"]  # of what most rows come with
     return {
         "models": scores(slice(None)),
         "origins": scores_by(table.get("origin", pd.Series(DEFAULT_ORIGIN, table.index))),
         "collections": scores_by(table.collection),
         "sizes": scores_by(pd.Series([size_of(n) for n in rows.lengths.tolist()], table.index)),
         "interval": intervals.coverage(rows, lstm, half_widths, meta["interval"]),
-        "few_shot": intervals.few_shot_errors(rows.instance, log_runtime, lstm, components, config.seed),
+        "few_shot": few_shot_errors(
+            rows.instance, log_runtime - lstm, half_widths, shares, covariance, meta["interval"], config.seed
+        ),
         "programs": program_lines(rows, names_of(table), lstm),
     }  # fmt: skip
 
@@ -167,13 +170,14 @@ def programs_table(lines):
 def few_shot_blocks(lines):
     if not lines:
         return []
-    keys = ("k", "programs", "mse_log", "uncorrected_mse_log", "median_ape", "uncorrected_median_ape")
+    columns = {
+        "k": "k", "programs": "programs", "mse_log": "MSE log", "uncorrected_mse_log": "not corrected", "median_ape": "median APE %",
+        "uncorrected_median_ape": "not corrected", "coverage": "in the intervals",
+    }  # fmt: skip
     return [
         Heading(3, "After measuring k schedules of a new program"),
-        "Errors on its other schedules, corrected by those k and not.",
-        Table(
-            ("k", "programs", "MSE log", "not corrected", "median APE %", "not corrected"), [tuple(line[k] for k in keys) for line in lines]
-        ),
+        "Errors on its other schedules, corrected by those k and not; and the share of them within their corrected intervals.",
+        Table(tuple(columns.values()), [tuple(line[key] for key in columns) for line in lines]),
     ]
 
 

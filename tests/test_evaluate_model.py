@@ -173,9 +173,9 @@ def test_another_interval_is_calibrated_anew(trained, tmp_path):
     # Half of the validation rows lie within, where every program weighs the same.
     model, meta = train_utils.load_model(tmp_path / "run" / "best.safetensors", "cpu")
     val = Sequences(folder / "data", data_utils.read_meta(folder / "data"), "val")
-    predicted = {inputs: train_utils.predict_with_spread(model, val, "cpu", inputs) for inputs in INPUTS}
-    widths = intervals.half_widths(intervals.calibrations(predicted, val, 0.5), val.inputs, predicted["all"][1])
-    errors = np.abs(predicted["all"][0] - val.log_runtime)
+    predicted = {inputs: train_utils.predict_rows(model, val, "cpu", inputs) for inputs in INPUTS}
+    widths = intervals.half_widths(intervals.calibrations(predicted, val, 0.5), val.inputs, predicted["all"].spread)
+    errors = np.abs(predicted["all"].log_runtime - val.log_runtime)
     _, program, count = np.unique(val.program, return_inverse=True, return_counts=True)
     inside = np.bincount(program, errors <= widths + 1e-9) / count
     assert inside.sum() / (len(count) + 1) == pytest.approx(0.5, abs=1 / len(count))

@@ -13,8 +13,8 @@ from batches import Batch, Sequences
 from config import UserError, load_config
 from evaluation import baselines
 from features import COST_COLUMNS, FEATURES, FLAG_COLUMNS, LOWERED_COLUMNS, PARALLEL_COLUMNS, SCHEDULE_COLUMNS
-from linear_costs import LinearCosts, _fit, _least, fit_linear_costs
-from modeling import CostModel
+from linear_costs import LinearCosts, _fit, _least, fit_event_scales, fit_linear_costs
+from modeling import CostModel, event_shares, sum_events
 
 F = len(FEATURES)
 
@@ -73,6 +73,45 @@ def test_each_kind_of_event_is_corrected_by_itself(model):
     ms = model.stage_costs(batch.features, batch.lengths)[0].exp()
     expected = (linear_ms.sum(2) + 2 * linear_ms[:, :, kind]) * torch.isfinite(ms.log())
     assert torch.allclose(ms, expected, rtol=1e-4)
+
+
+def test_an_event_share_is_what_its_cost_adds_to_the_runtime(model):
+    batch, kind, more = random_batch(), 5, 0.01
+    model.set_statistics(torch.zeros(F), torch.ones(F), linear_costs(torch.rand))
+    costs = model.member_costs(batch.features, batch.lengths)
+    shares = event_shares(costs)
+    assert shares.shape == (8, len(COST_COLUMNS) + 1) and torch.allclose(shares.sum(1), torch.ones(8))
+    dearer = [(events.clone(), of_stage) for events, of_stage in costs]
+    for events, _ in dearer:
+        events[:, :, kind] += more
+    grown = (sum_events(dearer).logsumexp(2) - sum_events(costs).logsumexp(2)).mean(0)
+    assert torch.allclose(grown, more * shares[:, kind], rtol=0.02)
+    # A member that starts from a mean knows no kinds, so it has no say.
+    mean_start = torch.zeros(8, 6, 1), costs[0][1]
+    assert torch.equal(event_shares([*costs, mean_start]), shares)
+
+
+def test_the_scales_of_another_machine_are_found():
+    """Memory three times as slow there, arithmetic as fast, and one kind of event that takes no time at all."""
+    generator = np.random.default_rng(0)
+    log_costs = torch.from_numpy(generator.normal(0, 1.5, (2, 300, 3))).float() + torch.tensor([0, 0, -30.0])
+    log_runtime = (log_costs + torch.tensor([3.0, 1.0, 1.0]).log()).logsumexp(2).mean(0).numpy()
+    found = fit_event_scales(log_costs, log_runtime, np.arange(300) // 6)
+    assert found[:2].numpy() == pytest.approx([3, 1], rel=0.05) and 1 < found[2] < 3  # nothing is known of it but the scale of all
+    # From one schedule, only how much slower the machine is as a whole: kinds stay near each other.
+    one = fit_event_scales(log_costs[:, :1], log_runtime[:1] + 2, np.zeros(1))
+    assert (one.log() - one.log().mean()).abs().max() < 0.5
+
+
+def test_kinds_of_event_are_scaled_each_by_its_own(model):
+    batch, k = random_batch(), len(COST_COLUMNS)
+    model.set_statistics(torch.zeros(F), torch.ones(F), linear_costs(torch.rand))
+    before = model.linear_log_costs(batch.features, batch.lengths)[0]
+    factors = torch.linspace(1, 4, k + 1)
+    model.scale_events(factors)
+    after = model.linear_log_costs(batch.features, batch.lengths)[0]
+    occurs = before > -15
+    assert torch.allclose((after - before)[occurs], factors.log().expand_as(before)[occurs], atol=1e-3)
 
 
 def test_bfloat16_is_near_float32_and_stays_inside_the_members(model):
@@ -350,7 +389,7 @@ def test_a_long_program_does_not_make_large_batches(one_long_program, model):
     assert all(len(rows) * data.lengths[rows].max() <= 640 for rows in epoch)
     # Predictions are made in small parts, too, and are those of each row alone.
     sizes = []
-    model.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape[0] * inputs[0].shape[1]))
+    model.members[0].register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape[0] * inputs[0].shape[1]))
     predicted = train_utils.predict(model, data, "cpu")
     assert max(sizes) <= 640 and len(sizes) == 3
     alone = [model(torch.from_numpy(a)[None], torch.tensor([len(a)])).mean().item() for a in arrays]

@@ -34,7 +34,8 @@ def choose_by_model(pool, measured, still_open, n):
         candidates = counted
     rows = [row[key] for key in measured if key in row]
     residuals = [math.log(pool.run.runtime_ms(pool.keys[i])) - pool.log_predicted[i] for i in rows]
-    between, within = (max(pool.meta["errors"]["counts_alone"]["offset_variance"][part], 1e-3) for part in ("between", "within"))
+    variances = pool.meta["errors"]["counts_alone"]["covariance"]
+    between, within = (max(v, 1e-3) for v in (variances["offset"], variances["alike"] + variances["own"]))
     kernel = ConstantKernel(between, "fixed") + ConstantKernel(within, (within / 10, within * 10)) * RBF(1.0, (0.2, 5.0))
     optimizer = "fmin_l_bfgs_b" if len(rows) >= MIN_RESIDUALS else None
     chosen = []

@@ -1,4 +1,4 @@
-"""Calibration and coverage of intervals, and the correction by a few measured schedules of a program."""
+"""Calibration and coverage of intervals."""
 
 from types import SimpleNamespace
 
@@ -6,44 +6,7 @@ import numpy as np
 import pytest
 
 from evaluation import intervals
-
-
-def residuals_of(programs, schedules, between, within, seed=0):
-    rng = np.random.default_rng(seed)
-    offsets = rng.normal(0, between**0.5, programs)
-    residuals = np.repeat(offsets, schedules) + rng.normal(0, within**0.5, programs * schedules)
-    return residuals, np.repeat(np.arange(programs), schedules)
-
-
-def test_variance_components_are_recovered():
-    residuals, programs = residuals_of(2000, 6, between=0.5, within=0.1)
-    components = intervals.variance_components(residuals, programs)
-    assert components["between"] == pytest.approx(0.5, rel=0.1) and components["within"] == pytest.approx(0.1, rel=0.05)
-    # Groups of unequal size, and none that differ: no negative variance.
-    residuals, _ = residuals_of(300, 4, between=0, within=1)
-    components = intervals.variance_components(residuals[:900], np.arange(900) // 7)
-    assert 0 <= components["between"] < 0.1 and components["within"] == pytest.approx(1, rel=0.15)
-
-
-def test_the_offset_is_shrunk_by_hand():
-    components = {"between": 1.0, "within": 2.0}
-    assert intervals.offset(np.array([3.0]), components) == pytest.approx(1.0)
-    assert intervals.offset(np.array([3.0, 3.0]), components) == pytest.approx(1.5)
-    assert intervals.remaining_variance(1, components) == pytest.approx(2 / 3 + 2)
-
-
-def test_measuring_more_leaves_less_error():
-    residuals, programs = residuals_of(60, 12, between=0.5, within=0.1)
-    predicted = np.zeros(len(residuals))
-    lines = intervals.few_shot_errors(programs, residuals, predicted, {"between": 0.5, "within": 0.1}, seed=0)
-    assert [line["k"] for line in lines] == [1, 3, 8] and all(line["programs"] == 60 for line in lines)
-    errors = [line["mse_log"] for line in lines]
-    assert errors == sorted(errors, reverse=True) and errors[-1] == pytest.approx(0.11, rel=0.2)
-    assert all(line["uncorrected_mse_log"] == pytest.approx(np.mean(residuals**2), rel=0.1) for line in lines)
-    # Programs with no schedule left to judge by are left out.
-    assert [
-        line["k"] for line in intervals.few_shot_errors(np.arange(4) // 2, np.ones(4), np.zeros(4), {"between": 1, "within": 1}, 0)
-    ] == [1]
+from train_utils import RowPredictions
 
 
 def test_conformal_intervals_count_programs_not_rows():
@@ -80,8 +43,8 @@ def test_each_interval_is_calibrated_on_schedules_of_its_kind():
         "without_counts": np.where(has_all, 0.5, 1.0),
         "counts_alone": np.where(has_all, 0.3, 1),
     }
-    agreeing = np.zeros(200)
-    predicted = {inputs: (values, agreeing) for inputs, values in predicted.items()}
+    agreeing, one_kind = np.zeros(200), np.ones((200, 1))
+    predicted = {inputs: RowPredictions(values, agreeing, one_kind) for inputs, values in predicted.items()}
     found = intervals.calibrations(predicted, rows, 0.9)
     widths = {"all": 0.1, "without_counts": 1.0, "counts_alone": 0.3}
     assert {inputs: c["log_half_width"] for inputs, c in found["errors"].items()} == pytest.approx(widths)
@@ -100,7 +63,7 @@ def test_where_the_members_disagree_intervals_are_wider():
     spread = rng.uniform(0.02, 0.5, 2000)
     residuals = rng.normal(size=2000) * (intervals.SPREAD_FLOOR + spread)
     rows = make_rows(programs, np.full(2000, "all"), residuals)
-    found = intervals.calibrations({"all": (np.zeros(2000), spread)}, rows, 0.9)
+    found = intervals.calibrations({"all": RowPredictions(np.zeros(2000), spread, np.ones((2000, 1)))}, rows, 0.9)
     widths = intervals.half_widths(found, rows.inputs, spread)
     for part in (spread < 0.1, spread > 0.4):
         assert np.mean(np.abs(residuals[part]) <= widths[part]) == pytest.approx(0.9, abs=0.05)
@@ -127,21 +90,3 @@ def test_coverage_counts_rows_and_programs():
     nothing = intervals.coverage(rows.subset([]), [], [], 0.9)
     lines = intervals.coverage_warnings({"here": found, "there": found | {"coverage_by_program": 0.88}, "empty": nothing})
     assert len(lines) == 1 and "`here`" in lines[0] and "75%" in lines[0]
-
-
-def test_a_correction_is_no_narrower_than_its_measurements():
-    prior = {"between": 0.01, "within": 0.09}
-
-    def correct(residuals):
-        return intervals.correct(np.array(residuals), np.full(len(residuals), 0.5), prior, 0.9)
-
-    usual = correct([0.2, -0.1, 0.3])
-    assert not usual.widened and usual.width_factor < 1 and usual.offset == pytest.approx(0.4 / 3 * 0.25)
-    # Far from what the validation programs showed: their shrinkage no longer holds.
-    far = correct([5.0, 5.1, 4.9])
-    assert far.widened and far.offset == pytest.approx(5, abs=0.1) and far.width_factor >= 0.2
-    one = correct([5.0])
-    assert one.widened and one.offset == pytest.approx(0.5) and one.width_factor >= 9  # the schedule alone may be the odd one
-    scattered = np.array([4.0, -4.0, 3.0, -3.0, 0.0, 1.0, -1.0, 2.0, -2.0, 0.5])
-    wide = correct(scattered)
-    assert wide.widened and np.mean(np.abs(scattered - wide.offset) <= 0.5 * wide.width_factor) >= 0.9

@@ -84,7 +84,7 @@ def fake_pool(log_predicted, runtimes, x):
     fake_run = SimpleNamespace(runtime_ms=lambda key: measured[key])
     return SimpleNamespace(
         keys=keys, log_predicted=np.array(log_predicted), descriptors=lambda: np.array(x), run=fake_run,
-        meta={"errors": {"counts_alone": {"offset_variance": {"between": 0.2, "within": 0.3}}}},
+        meta={"errors": {"counts_alone": {"covariance": {"offset": 0.2, "alike": 0.1, "own": 0.2}}}},
         schedules=[SimpleNamespace(lowered=None) for _ in keys],
     )  # fmt: skip
 
