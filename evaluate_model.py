@@ -123,17 +123,15 @@ def calibrate_anew(config, path, trained, here, model, val, device):
     return trained | {"interval": config.interval} | intervals.calibrations(predicted, val, config.interval)
 
 
-def build_report(config, meta, trained, checkpoint, splits, predicted, half_widths, shares, left_out):
-    """report.json as a dict; `half_widths` of the LSTM's intervals, {split: (N,)}, and its event shares, {split: (N, K + 1)}."""
+def build_report(config, meta, trained, checkpoint, splits, predicted, own, left_out):
+    """report.json as a dict; `own` : the LSTM's RowPredictions, {split: of its rows}."""
     rows = data_utils.read_rows(config.data_path)
     tables = {split: rows[rows.split == split].reset_index(drop=True) for split in ("test", "holdout")}
     test, holdout = splits["test"], splits["holdout"]
     log_runtime = test.log_runtime.astype(np.float64)
     report = {
         "checkpoint": checkpoint, "split_by": meta["split"]["split_by"], "counts": meta["counts"],
-        **part_report(
-            test, tables["test"], {name: p for name, (p, _) in predicted.items()}, trained, config, half_widths["test"], shares["test"]
-        ),
+        **part_report(test, tables["test"], {name: p for name, (p, _) in predicted.items()}, own["test"], trained, config),
         "left_out": left_out | {
             name: f"{np.isnan(p).sum()} of the test rows have no features by Halide, which it needs; see the tables by origin"
             for name, (p, _) in predicted.items() if np.isnan(p).any()
@@ -153,9 +151,9 @@ def build_report(config, meta, trained, checkpoint, splits, predicted, half_widt
         at = np.flatnonzero(tables["holdout"].collection == collection)
         part = {name: p[at] for name, (_, p) in predicted.items()}
         table = tables["holdout"].iloc[at].reset_index(drop=True)
-        of_lstm = half_widths["holdout"][at], shares["holdout"][at]
-        report["holdout"][collection] = part_report(holdout.subset(at), table, part, trained, config, *of_lstm)
-    whole_holdout = intervals.coverage(holdout, predicted["lstm"][1], half_widths["holdout"], trained["interval"])
+        report["holdout"][collection] = part_report(holdout.subset(at), table, part, own["holdout"].subset(at), trained, config)
+    half_widths = intervals.half_widths(trained, holdout.inputs, own["holdout"].spread)
+    whole_holdout = intervals.coverage(holdout, own["holdout"].log_runtime, half_widths, trained["interval"])
     report["interval"]["coverage_holdout"] = whole_holdout["coverage"]
     report["notes"] = report_notes(report, trained, test, config.data_path)
     return report
@@ -221,9 +219,9 @@ def main():
     run = make_folder(config.run_path, "run_path")
     tested = ("test", "holdout")
     predicted, own, left_out = predict_all(config, model, device, splits["train"], splits["val"], [splits[name] for name in tested])
-    half_widths = {name: intervals.half_widths(calibrated, splits[name].inputs, found.spread) for name, found in zip(tested, own)}
-    shares = {name: found.event_shares for name, found in zip(tested, own)}
-    report = build_report(config, meta, calibrated, checkpoint, splits, predicted, half_widths, shares, left_out)
+    own = dict(zip(tested, own))
+    half_widths = {name: intervals.half_widths(calibrated, splits[name].inputs, found.spread) for name, found in own.items()}
+    report = build_report(config, meta, calibrated, checkpoint, splits, predicted, own, left_out)
     write_report(run, report, splits, predicted, half_widths)
     if not config.checkpoint and calibrated is trained:
         note_coverage(path, coverage_of(report))

@@ -128,6 +128,12 @@ class CostModel(nn.Module):
         far = ((features - self.feature_mean) / self.feature_std).abs() > CLIP
         return far | (never_varied & ((features - self.feature_mean).abs() > 1e-3))
 
+    def outside(self, features, lengths):
+        """Which share of a schedule's raw features is_unfamiliar, (B,). features, lengths : as of member_costs"""
+        stages = self.is_unfamiliar(features).float().mean(2)  # (B, T)
+        padded = torch.arange(features.shape[1], device=lengths.device) >= lengths[:, None]
+        return stages.masked_fill(padded, 0).sum(1) / lengths
+
     def linear_log_costs(self, features, lengths):
         """Log milliseconds of stages by the linear model: (those of each kind of event, and the least of a stage, (B, T, K + 1), where no
         event that occurs is without cost; their sum as the linear model has it, (B, T), -inf where a sequence is padded)."""

@@ -36,8 +36,6 @@ from evaluation import intervals
 from evaluation.correction import correct
 from features import INPUTS, featurize, inputs_of
 
-UNFAMILIAR_SHARE = 0.01  # of a schedule's inputs outside the range seen in training; more is warned of
-
 
 class RankConfig(Config):
     paths: CliPositionalArg[list[str]] = Field(
@@ -167,7 +165,7 @@ def print_table(table, level, stages, names):
 def warnings_of(table, schedules, meta, checkpoint):
     """Lines about predictions and intervals that should not be trusted."""
     lines = []
-    unfamiliar = table[table.outside > UNFAMILIAR_SHARE]
+    unfamiliar = table[table.outside > intervals.UNFAMILIAR_SHARE]
     if len(unfamiliar):
         lines.append(
             f"{len(unfamiliar)} of {len(table)} schedules have features far outside what {checkpoint.name} was trained on (up to "

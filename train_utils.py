@@ -137,11 +137,15 @@ def one_cycle(step, n_steps, config):
 
 class RowPredictions(NamedTuple):
     """Of N rows, float64. log_runtime : (N,), natural logarithm of ms; spread : (N,), standard deviation of the members' log-runtimes;
-    event_shares : (N, K + 1), of each kind of event in the runtime."""
+    event_shares : (N, K + 1), of each kind of event in the runtime; outside : (N,), as of Prediction."""
 
     log_runtime: np.ndarray
     spread: np.ndarray
     event_shares: np.ndarray
+    outside: np.ndarray
+
+    def subset(self, rows):
+        return RowPredictions(*(column[rows] for column in self))
 
 
 class Prediction(NamedTuple):
@@ -174,11 +178,13 @@ def predict_rows(model, sequences, device, inputs="all"):
         has_all = sequences.inputs[rows] == "all"
         masks = (has_all & (inputs == masked) for masked in ("without_counts", "counts_alone"))
         batch = sequences.batch(rows).masked(*masks)
-        costs = model.member_costs(batch.features.to(device), batch.lengths.to(device))
+        features, lengths = batch.features.to(device), batch.lengths.to(device)
+        costs = model.member_costs(features, lengths)
         members = sum_events(costs).logsumexp(2)  # (M, B)
-        parts.append([part.cpu().double() for part in (members.mean(0), members.std(0, correction=0), event_shares(costs))])
+        of_rows = members.mean(0), members.std(0, correction=0), event_shares(costs), model.outside(features, lengths)
+        parts.append([part.cpu().double() for part in of_rows])
     if not parts:
-        return RowPredictions(np.zeros(0), np.zeros(0), np.zeros((0, len(COST_COLUMNS) + 1)))
+        return RowPredictions(np.zeros(0), np.zeros(0), np.zeros((0, len(COST_COLUMNS) + 1)), np.zeros(0))
     return RowPredictions(*(torch.cat(part).numpy() for part in zip(*parts)))
 
 
@@ -194,9 +200,9 @@ def predict_sequences(model, sequences, device):
         members = sum_events(costs)  # (M, B, T)
         predicted = members.logsumexp(2)  # (M, B)
         share = members.softmax(2).mean(0).cpu()  # (B, T), of each schedule's time
-        outside = model.is_unfamiliar(features).float().mean(2)  # (B, T)
+        outside = model.outside(features, lengths).tolist()
         each = predicted.mean(0).tolist(), predicted.std(0, correction=0).tolist(), share, event_shares(costs).cpu(), outside
-        results += [Prediction(p, d, s[:n].numpy(), e.numpy(), o[:n].mean().item()) for p, d, s, e, o, n in zip(*each, lengths.tolist())]
+        results += [Prediction(p, d, s[:n].numpy(), e.numpy(), o) for p, d, s, e, o, n in zip(*each, lengths.tolist())]
     return results
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from evaluation.correction import fit_covariance
 
 SPREAD_FLOOR = 0.1  # in log-runtime, of what all members get wrong together
+UNFAMILIAR_SHARE = 0.01  # of a schedule's inputs outside the range seen in training; more is warned of
 COVERAGE_TOLERANCE = 0.05  # below its level, an interval that covers less does not hold
 # features.INPUTS for a person.
 SCHEDULES_WITH = {

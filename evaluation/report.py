@@ -29,14 +29,15 @@ REPORT_FILES = [
 PROGRAM_COLUMNS = ["name", "schedules", "stages", "fastest_ms", "median_ape", "spearman", "top1_regret", "top5_regret"]
 
 
-def part_report(rows, table, predicted, meta, config, half_widths, shares):
+def part_report(rows, table, predicted, own, meta, config):
     """What report.json says of one part of the data: {models, origins, collections, sizes, interval, few_shot, programs}.
 
     rows : Sequences, or a subset of them; table : their lines of schedules.csv; predicted : {model: log-runtimes (N,)}, with `lstm`, NaN
     where a model can't tell: it is left out where there is one;
-    half_widths : (N,), of the LSTM's intervals; shares : (N, K + 1), its event shares; meta : of its checkpoint
+    own : the LSTM's RowPredictions; meta : of its checkpoint
     """
-    log_runtime, lstm = rows.log_runtime.astype(np.float64), predicted["lstm"]
+    log_runtime, lstm = rows.log_runtime.astype(np.float64), own.log_runtime
+    half_widths = intervals.half_widths(meta, rows.inputs, own.spread)
 
     def scores(at):
         told = {name: p[at] for name, p in predicted.items() if not np.isnan(p[at]).any()}
@@ -53,9 +54,10 @@ def part_report(rows, table, predicted, meta, config, half_widths, shares):
         "origins": scores_by(table.get("origin", pd.Series(DEFAULT_ORIGIN, table.index))),
         "collections": scores_by(table.collection),
         "sizes": scores_by(pd.Series([size_of(n) for n in rows.lengths.tolist()], table.index)),
-        "interval": intervals.coverage(rows, lstm, half_widths, meta["interval"]),
+        "interval": intervals.coverage(rows, lstm, half_widths, meta["interval"])
+        | {"unfamiliar": float(np.mean(own.outside > intervals.UNFAMILIAR_SHARE))},
         "few_shot": few_shot_errors(
-            rows.instance, log_runtime - lstm, half_widths, shares, covariance, meta["interval"], config.seed
+            rows.instance, log_runtime - lstm, half_widths, own.event_shares, covariance, meta["interval"], config.seed
         ),
         "programs": program_lines(rows, names_of(table), lstm),
     }  # fmt: skip
@@ -217,7 +219,8 @@ def interval_line(found, rows):
     return (
         f"Intervals: {found['coverage']:.1%} of the {rows} lie within the {found['level']:.0%} interval, "
         f"{found['coverage_by_program']:.1%} where each program weighs the same "
-        f"(a factor of {np.exp(found['log_half_width']):.2f} either way)."
+        f"(a factor of {np.exp(found['log_half_width']):.2f} either way). {found['unfamiliar']:.1%} have features far "
+        "outside what was seen in training."
     )
 
 

@@ -44,7 +44,7 @@ def test_each_interval_is_calibrated_on_schedules_of_its_kind():
         "counts_alone": np.where(has_all, 0.3, 1),
     }
     agreeing, one_kind = np.zeros(200), np.ones((200, 1))
-    predicted = {inputs: RowPredictions(values, agreeing, one_kind) for inputs, values in predicted.items()}
+    predicted = {inputs: RowPredictions(values, agreeing, one_kind, agreeing) for inputs, values in predicted.items()}
     found = intervals.calibrations(predicted, rows, 0.9)
     widths = {"all": 0.1, "without_counts": 1.0, "counts_alone": 0.3}
     assert {inputs: c["log_half_width"] for inputs, c in found["errors"].items()} == pytest.approx(widths)
@@ -63,7 +63,7 @@ def test_where_the_members_disagree_intervals_are_wider():
     spread = rng.uniform(0.02, 0.5, 2000)
     residuals = rng.normal(size=2000) * (intervals.SPREAD_FLOOR + spread)
     rows = make_rows(programs, np.full(2000, "all"), residuals)
-    found = intervals.calibrations({"all": RowPredictions(np.zeros(2000), spread, np.ones((2000, 1)))}, rows, 0.9)
+    found = intervals.calibrations({"all": RowPredictions(np.zeros(2000), spread, np.ones((2000, 1)), np.zeros(2000))}, rows, 0.9)
     widths = intervals.half_widths(found, rows.inputs, spread)
     for part in (spread < 0.1, spread > 0.4):
         assert np.mean(np.abs(residuals[part]) <= widths[part]) == pytest.approx(0.9, abs=0.05)
