@@ -99,10 +99,11 @@ def main():
     for share in shares:
         reports = run_folds(config, partial(run_on_share, config, share, folder), range(config.first_folds or n_folds(config)))
         errors = {m: [r["models"][m]["mse_log"] for r in reports] for m in MODELS}
+        medians = {m: np.mean([r["models"][m]["median_ape"] for r in reports]) for m in MODELS}
         programs = np.mean([r["counts"]["splits"]["train"]["programs"] + r["counts"]["splits"]["val"]["programs"] for r in reports])
         points.append({"share": share, "programs": programs, **{m: [np.mean(e), np.std(e, ddof=1)] for m, e in errors.items()}})
-        cells = ", ".join(f"{m} {np.mean(e):.3f} ± {np.std(e, ddof=1):.3f}" for m, e in errors.items())
-        print(f"{share:g} of the programs, {programs:.0f} in the mean: mse_log {cells}", flush=True)
+        cells = ", ".join(f"{m} {np.mean(e):.3f} ± {np.std(e, ddof=1):.3f} ({medians[m]:.1f} %)" for m, e in errors.items())
+        print(f"{share:g} of the programs, {programs:.0f} in the mean: mse_log (median error) {cells}", flush=True)
     (folder / "table.json").write_bytes(orjson.dumps(points, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY))
     path = config.plot or folder / "learning_curve.png"
     plot(points, path)

@@ -39,8 +39,8 @@ def fit_covariance(residuals, instances, shares):
     residuals, instances : (N,); shares : (N, K + 1). Programs are independent; of a large one LARGEST schedules count.
     """
     order = np.argsort(instances, kind="stable")
-    starts = np.flatnonzero(np.diff(instances[order], prepend=instances[order[0]] - 1))
-    groups = [group[:LARGEST] for group in np.split(order, starts[1:])]
+    starts = 1 + np.flatnonzero(instances[order][1:] != instances[order][:-1])
+    groups = [group[:LARGEST] for group in np.split(order, starts)]
     n = max(map(len, groups))
     residual, present, distance = np.zeros((len(groups), n, 1)), np.zeros((len(groups), n), bool), np.zeros((len(groups), n, n))
     for i, group in enumerate(groups):
