@@ -39,7 +39,7 @@ class StageCosts(nn.Module):
         """(B, T, n_outputs) corrections from inputs (B, T, n_inputs) and lengths (B,); meaningless where padded."""
         embedded = self.embed(inputs)  # (B, T, E)
         hidden = self.read_stages(embedded, lengths)  # (B, T, 2H)
-        padded = torch.arange(inputs.shape[1], device=lengths.device) >= lengths[:, None]  # (B, T)
+        padded = is_padded(inputs, lengths)
         mean = embedded.masked_fill(padded[:, :, None], 0).sum(1, keepdim=True) / lengths[:, None, None]  # (B, 1, E)
         return self.head(torch.cat([hidden, embedded, mean.expand_as(embedded)], 2))
 
@@ -131,13 +131,13 @@ class CostModel(nn.Module):
     def outside(self, features, lengths):
         """Which share of a schedule's raw features is_unfamiliar, (B,). features, lengths : as of member_costs"""
         stages = self.is_unfamiliar(features).float().mean(2)  # (B, T)
-        padded = torch.arange(features.shape[1], device=lengths.device) >= lengths[:, None]
+        padded = is_padded(features, lengths)
         return stages.masked_fill(padded, 0).sum(1) / lengths
 
     def linear_log_costs(self, features, lengths):
         """Log milliseconds of stages by the linear model: (those of each kind of event, and the least of a stage, (B, T, K + 1), where no
         event that occurs is without cost; their sum as the linear model has it, (B, T), -inf where a sequence is padded)."""
-        padded = torch.arange(features.shape[1], device=lengths.device) >= lengths[:, None]
+        padded = is_padded(features, lengths)
         events = torch.exp(features[:, :, self.cost_columns].clamp(0, 80)) - 1  # (B, T, K); ONNX knows no expm1, and these are counts
         has_counts, *parallel = (features[:, :, column] > 0 for column in (self.counts_column, *self.parallel_columns))
         parallel = has_counts & parallel[1] | ~has_counts & parallel[0]  # ONNX Runtime has no Where of booleans
@@ -179,6 +179,11 @@ class CostModel(nn.Module):
         features, lengths : as of member_costs
         """
         return self.stage_costs(features, lengths).logsumexp(2)
+
+
+def is_padded(sequences, lengths):
+    """Where sequences (B, T, anything) of these lengths (B,) are padded, bool (B, T)."""
+    return torch.arange(sequences.shape[1], device=lengths.device) >= lengths[:, None]
 
 
 def sum_events(member_costs):

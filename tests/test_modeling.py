@@ -396,6 +396,32 @@ def test_a_long_program_does_not_make_large_batches(one_long_program, model):
     assert np.allclose(predicted, alone, atol=1e-4)
     listed = train_utils.predict_sequences(model, [arrays[34], *arrays[:34]], "cpu")
     assert np.allclose([p.log_runtime for p in listed], [alone[34], *alone[:34]], atol=1e-4)
+    rows = train_utils.predict_rows(model, data, "cpu")
+    for column in ("spread", "event_shares", "outside"):
+        found = np.array([getattr(p, column) for p in [*listed[1:], listed[0]]])
+        assert found.shape == getattr(rows, column).shape and np.allclose(found, getattr(rows, column), atol=1e-4)
+
+
+def test_fine_tuning_starts_from_each_kind_of_event_as_the_machine_has_it(one_long_program, model, tmp_path):
+    """The other machine is twice as slow; of the two kinds of event that take time, one takes four times that, the other a fourth."""
+    _, data = one_long_program
+    two_kinds, factors = torch.zeros(len(COST_COLUMNS)), torch.ones(len(COST_COLUMNS) + 1)
+    two_kinds[[-3, -5]], factors[[-4, -6]] = 1.0, torch.tensor([4.0, 0.25])
+    costs = LinearCosts(two_kinds.expand(2, 2, -1), torch.zeros(2, len(COST_COLUMNS)), torch.full((2,), 1e-5), 1.0)
+    model.set_statistics(torch.zeros(F), torch.full((F,), 10.0), costs)
+    settings = {"members": 2, "embed_size": 16, "hidden_size": 8, "lstm_layers": 1, "dropout": 0.0, "drop_features": ""}
+    meta = {"format": train_utils.CHECKPOINT_FORMAT, "config": settings, "features": FEATURES}
+    path = tmp_path / "base.safetensors"
+    train_utils.write_checkpoint(path, {f"model.{k}": v for k, v in model.state_dict().items()}, meta)
+    model.scale(2.0)
+    as_a_whole = train_utils.predict(model, data, "cpu")
+    model.scale_events(factors)
+    data.log_runtime = train_utils.predict(model, data, "cpu").astype(np.float32)
+    flags = [f"--{key}={value}" for key, value in (settings | {"init_from": path}).items()]
+    started = make_model()
+    train_utils.load_weights(started, load_config(argv=flags), data, torch.ones(F, dtype=torch.bool), "cpu")
+    error, residual = train_utils.predict(started, data, "cpu") - data.log_runtime, as_a_whole - data.log_runtime
+    assert np.abs(error.mean()) < 0.1 and error.std() < 0.5 * residual.std()
 
 
 def test_a_large_shard_is_taken_in_parts(one_long_program, monkeypatch):
